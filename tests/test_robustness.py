@@ -1,0 +1,331 @@
+"""Perturbations and attacks: dials, boxes, closed forms, several labels, and a model that is left as it was."""
+import math
+from contextlib import nullcontext
+
+import pytest, torch
+import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
+from torch import nn
+from torchvision.transforms.functional import gaussian_blur
+
+from tsynd import robustness as R
+from tsynd.classifier import predict, small_resnet
+from tsynd.data import InputError, load_data, strata, stratified_order
+from tsynd.robustness import attack_loss, blur, fgsm, intensity, noise, perturb, pgd, robustness_table, warp
+
+MULTI = 'multi-label, binary-class'
+
+
+def images(n=6, ch=1, size=12, seed=0, dtype=torch.float32):
+    return torch.rand(n, ch, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+def labels(n=6, C=2, seed=0): return torch.randint(C, (n,), generator=torch.Generator().manual_seed(seed))
+
+def several(n=6, C=3, seed=0): return labels(n*C, 2, seed).view(n, C).float()
+
+def linear(C=2, ch=1, size=12, seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Flatten(), nn.Linear(ch*size*size, C))
+
+def curved(C=2, ch=1, seed=0):
+    "A small smooth network with everything that has a state: dropout, BatchNorm"
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(ch, 8, 3), nn.BatchNorm2d(8), nn.Tanh(), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
+                             nn.Dropout(.5), nn.Linear(128, C))
+
+def loss(model, x, y, multilabel=False): return attack_loss(predict(model, x), y, multilabel)
+
+
+# Perturbations
+
+@pytest.mark.parametrize('kinds', [*[(k,) for k in R.KINDS], R.KINDS])
+@pytest.mark.parametrize('ch,size', [(1,28), (3,30), (1,64)])
+def test_first_images_do_not_depend_on_the_rest(kinds, ch, size):
+    x = images(9, ch, size)
+    full = perturb(x, seed=3, kinds=kinds)
+    assert full.shape == x.shape and full.min() >= 0 and full.max() <= 1
+    for k in (1,2,7): assert torch.equal(perturb(x[:k], seed=3, kinds=kinds), full[:k])
+    assert torch.equal(perturb(x, seed=3, kinds=kinds, bs=4), full)
+    assert not torch.equal(perturb(x, seed=4, kinds=kinds), full)
+
+@pytest.mark.parametrize('kinds', [*R.KINDS, R.KINDS])
+def test_strength_is_a_dial(kinds):
+    x = images(20, size=28)
+    x = blur(x, .05)
+    assert torch.equal(perturb(x, 0, kinds=kinds), x)
+    moved = [(perturb(x, s, kinds=kinds)-x).pow(2).mean().sqrt() for s in (1e-4,.2,.5,1,1.5,2)]
+    assert moved == sorted(moved) and moved[0] < 1e-3
+
+def test_each_image_has_its_own_parameters():
+    x = images(1, size=28).expand(5, -1, -1, -1)
+    for kind in R.KINDS:
+        p = perturb(x, kinds=kind)
+        assert all((p[i]-p[j]).abs().max() > 1e-3 for i in range(5) for j in range(i))
+
+def test_global_random_state_is_left_alone():
+    before = torch.get_rng_state()
+    perturb(images()); pgd(linear(), images(), labels(), .1, restarts=2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+def test_same_anatomy_at_every_size():
+    x = blur(images(8, size=32), .08)
+    large = F.interpolate(x, scale_factor=4, mode='bilinear')
+    kinds = ('geometric','blur','intensity')
+    small, shrunk = perturb(x, kinds=kinds), F.avg_pool2d(perturb(large, kinds=kinds), 4)
+    assert (small-shrunk).abs().mean() < .15*(small-x).abs().mean()
+
+def test_blur_agrees_with_torchvision():
+    x = images(2, 3, 40)
+    ours = blur(x, torch.tensor([1.5/40, 3/40]))
+    for i,sigma in enumerate((1.5,3.)):
+        theirs = gaussian_blur(x[i:i+1], 31, sigma)[...,16:-16,16:-16]      # away from the border, which each treats in its own way
+        assert torch.allclose(ours[i:i+1,:,16:-16,16:-16], theirs, atol=1e-4)
+
+def test_warp_turns_a_rectangle_without_shearing_it():
+    x = torch.zeros(1,1,24,48); x[...,12,18:30] = 1                         # a horizontal bar, 12 pixels long
+    upright = warp(x, rotation=90)[0,0]
+    assert upright[:,23:25].sum() > .95*x.sum() and abs((upright.sum(1) > .5).sum() - 12) <= 1
+
+def test_warp_shifts_and_magnifies_by_its_number():
+    x = images(2, size=20)
+    assert torch.allclose(warp(x, shift_y=3/20)[:,:,3:], x[:,:,:-3], atol=1e-4)
+    back = warp(warp(blur(x, .1), scale=.1), scale=-.1)[...,4:-4,4:-4]
+    assert (back - blur(x, .1)[...,4:-4,4:-4]).abs().max() < .02
+
+def test_noise_has_its_standard_deviation():
+    x = torch.full((2,1,100,100), .5)
+    for sd,n in zip((.02,.1), noise(x, torch.tensor([.02,.1]), R.streams([1,2]))): assert abs((n-.5).std()-sd) < .03*sd
+
+def test_ranges_bound_the_parameters():
+    x = images(4, size=28)
+    none = dict.fromkeys(R.RANGES, 0.)
+    assert torch.allclose(perturb(x, ranges=none), x, atol=1e-4)
+    assert torch.allclose(perturb(x, ranges=none | dict(brightness=.3)), perturb(x, 3, ranges=none | dict(brightness=.1)), atol=1e-5)
+    assert (perturb(x, ranges=none | dict(brightness=.1))-x).abs().max() < .1+1e-4
+
+@pytest.mark.parametrize('kwargs,message', [
+    (dict(strength=-1), 'strength is -1'), (dict(strength=math.nan), 'strength is nan'), (dict(kinds=('motion',)), "'motion' is unknown"),
+    (dict(kinds='blurr'), "'blurr' is unknown"), (dict(ranges=dict(angle=3)), "range 'angle' is unknown"),
+    (dict(ranges=dict(noise=-.1)), 'range noise is -0.1'), (dict(bs=0), 'batch size is 0'),
+    (dict(x=images()*2-1), 'undo a normalisation'), (dict(x=images()[0]), 'shape 1×12×12'), (dict(x=images()[:0]), 'at least one'),
+    (dict(x=(images()*255).byte()), 'torch.uint8'), (dict(x=images()/0), 'NaN or infinite')])
+def test_bad_input_to_perturb(kwargs, message):
+    with pytest.raises(InputError, match=message): perturb(**dict(x=images()) | kwargs)
+
+
+# What an attack climbs
+
+@pytest.mark.parametrize('C', [2,3,7])
+def test_log_odds_are_cross_entropy_in_disguise(C):
+    logits, y = 5*torch.randn(40, C, generator=torch.Generator().manual_seed(C)), labels(40, C)
+    assert torch.allclose(F.softplus(attack_loss(logits, y)), F.cross_entropy(logits, y, reduction='none'), atol=1e-5)
+    l64 = logits[:4].double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda l: attack_loss(l, y[:4]), l64)
+    ours, usual = (torch.autograd.grad(f(l64).sum(), l64)[0] for f in
+                   (lambda l: attack_loss(l, y[:4]), lambda l: F.cross_entropy(l, y[:4], reduction='none')))
+    assert torch.equal(ours.sign(), usual.sign())
+
+def test_several_labels_sum_their_cross_entropies():
+    logits, y = torch.randn(40, 5, generator=torch.Generator().manual_seed(0)), several(40, 5)
+    assert torch.allclose(attack_loss(logits, y, True), F.binary_cross_entropy_with_logits(logits, y, reduction='none').sum(1), atol=1e-5)
+    assert torch.autograd.gradcheck(lambda l: attack_loss(l, y[:4].double(), True), logits[:4].double().requires_grad_())
+
+@pytest.mark.parametrize('multilabel', [False, True])
+def test_image_gradient_against_finite_differences(multilabel):
+    model, x = curved(3).double().eval(), images(2, size=8, dtype=torch.float64)
+    y = several(2).double() if multilabel else labels(2, 3)
+    g = R._look(model, x, y, multilabel)[2]
+    for i in torch.randint(x[0].numel(), (10,), generator=torch.Generator().manual_seed(1)):
+        d = torch.zeros_like(x).flatten(1); d[:,i] = 1e-6
+        d = d.view_as(x)
+        slope = (attack_loss(model(x+d), y, multilabel) - attack_loss(model(x-d), y, multilabel))/2e-6
+        assert torch.allclose(g.flatten(1)[:,i], slope, rtol=1e-5, atol=1e-8)
+
+@pytest.mark.parametrize('factor', [1e-6, 1, 1e6])
+def test_scaled_logits_hide_nothing(factor):
+    "Cross-entropy of a scaled network rounds to 0 and has no gradient; the attack must not notice"
+    class Scaled(nn.Module):
+        def __init__(self): super().__init__(); self.net = linear(seed=3)
+        def forward(self, x): return factor*self.net(x)
+    x = images(20)
+    y = predict(linear(seed=3), x).argmax(1)
+    assert (predict(Scaled(), pgd(Scaled(), x, y, .2)).argmax(1) != y).all()
+
+
+# The box
+
+@settings(max_examples=25)
+@given(eps=st.floats(0, 1), seed=st.integers(0, 5), C=st.sampled_from([2,4]), multilabel=st.booleans())
+def test_attacks_stay_in_the_box_and_in_range(eps, seed, C, multilabel):
+    model, x, y = curved(C, seed=seed), images(seed=seed).round(decimals=1), several(6, C) if multilabel else labels(6, C)
+    for adv in (fgsm(model, x, y, eps, multilabel), pgd(model, x, y, eps, steps=3, restarts=2, multilabel=multilabel)):
+        assert (adv-x).abs().max() <= eps+1e-6 and adv.min() >= 0 and adv.max() <= 1 and adv.shape == x.shape
+
+@pytest.mark.parametrize('attack', [fgsm, pgd])
+def test_no_radius_no_change(attack):
+    x = images()
+    assert torch.equal(attack(curved(), x, labels(), 0), x) and torch.equal(attack(curved(3), x, several(), 0., multilabel=True), x)
+
+@pytest.mark.parametrize('eps', [1/255, .1, .7, 1])
+def test_closed_form_on_a_linear_model(eps):
+    model, x, y = linear(), images(30), labels(30)
+    w = model[1].weight.detach()
+    best = (x + eps*((w[1]-w[0])*(1-2*y[:,None])).sign().view_as(x)).clamp(0, 1)
+    assert torch.equal(fgsm(model, x, y, eps), best)
+    assert torch.allclose(loss(model, pgd(model, x, y, eps), y), loss(model, best, y), atol=1e-5)
+    other = torch.rand(200, *x.shape[1:], generator=torch.Generator().manual_seed(1))          # nothing in the box is worse
+    inside = (x[:1] + eps*(2*other-1).sign()).clamp(0, 1)
+    assert (loss(model, inside, y[:1].expand(200)) <= loss(model, best[:1], y[:1])+1e-5).all()
+
+def test_closed_form_for_several_labels():
+    "A linear model whose labels look at separate pixels: each pixel moves against its own label"
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 3, bias=False))
+    w = torch.zeros(3, 144); w[0,:48], w[1,48:96], w[2,96:] = 1, -1, .5
+    model[1].weight.data = w
+    x, y = images(10), several(10)
+    best = (x + .1*((1-2*y)@w).sign().view_as(x)).clamp(0, 1)
+    assert torch.equal(fgsm(model, x, y, .1, multilabel=True), best)
+    assert torch.allclose(loss(model, pgd(model, x, y, .1, multilabel=True), y, True), loss(model, best, y, True), atol=1e-5)
+
+@pytest.mark.parametrize('multilabel', [False, True])
+def test_more_never_helps_the_defender(multilabel):
+    model, x = curved(3), images(30)
+    y = several(30) if multilabel else labels(30, 3)
+    mean = lambda **kw: loss(model, pgd(model, x, y, **dict(eps=.05, multilabel=multilabel) | kw), y, multilabel).mean()
+    by_eps = [mean(eps=e) for e in (0,.01,.02,.05,.1,.2)]
+    assert by_eps == sorted(by_eps)
+    if multilabel: assert mean(restarts=3, steps=2) >= mean(steps=2)
+    else:
+        fooled = [predict(model, pgd(model, x, y, .02, steps=2, restarts=r)).argmax(1) != y for r in (1,4)]
+        assert (fooled[1] | ~fooled[0]).all()
+    assert mean(random_start=False) >= loss(model, fgsm(model, x, y, .05, multilabel), y, multilabel).mean() - 1e-3
+
+def test_a_wrong_prediction_is_worse_than_a_larger_loss():
+    "Three classes: the log-odds can be larger where the prediction is still right"
+    image = lambda v: torch.full((1,1,1,1), v)
+    wrong, right = (image(.1), torch.tensor([.1]), torch.tensor([True])), (image(.2), torch.tensor([.5]), torch.tensor([False]))
+    assert R._worse(wrong, right)[0] == .1 and R._worse(right, wrong)[0] == .1
+    assert torch.tensor([[1., .9, .9]]).argmax() == 0 and attack_loss(torch.tensor([[1., .9, .9]]), torch.tensor([0])) > 0
+
+def test_attack_of_an_image_does_not_depend_on_the_batch():
+    model, x, y = curved(), images(11), labels(11)
+    full = pgd(model, x, y, .05, restarts=2)
+    for part in (pgd(model, x[:4], y[:4], .05, restarts=2), pgd(model, x, y, .05, restarts=2, bs=4)[:4]):
+        assert (part-full[:4]).abs().max() < 1e-5
+    assert torch.equal(pgd(model, x, y, .05, restarts=2), full) and not torch.equal(pgd(model, x, y, .05, restarts=2, seed=1), full)
+
+def test_float64_stays_float64():
+    x = images(dtype=torch.float64)
+    assert pgd(curved().double(), x, labels(), .1, steps=2).dtype == perturb(x).dtype == torch.float64
+
+
+# The model is left as it was
+
+class Restless(nn.Module):
+    "Draws random numbers, counts its calls in a buffer, and raises at one of them"
+    def __init__(self, fail=None):
+        super().__init__()
+        self.net, self.fail = curved(), fail
+        self.register_buffer('calls', torch.zeros(()))
+    def forward(self, x):
+        self.calls += 1
+        if self.fail is not None and self.calls > self.fail: raise RuntimeError('lost the device')
+        return self.net(x) + 0*torch.rand(())
+
+def snapshot(model):
+    return ([m.training for m in model.modules()], [p.requires_grad for p in model.parameters()],
+            [torch.get_rng_state(), *[v.clone() for v in model.state_dict().values()],
+             *[torch.zeros(()) if p.grad is None else p.grad.clone() for p in model.parameters()]])
+
+def many_steps(*args): return pgd(*args, steps=3, restarts=2)
+
+@pytest.mark.parametrize('attack,fail', [(fgsm,None), (fgsm,0), (many_steps,None), (many_steps,0), (many_steps,3)])
+@pytest.mark.parametrize('context', [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_the_model_is_left_as_it_was(attack, fail, context):
+    model, x, y = Restless(fail=None), images(), labels()
+    F.cross_entropy(model(x), y).backward()
+    model.calls.zero_(); model.fail = fail
+    model.train(); model.net[1].eval()
+    model.net[0].weight.requires_grad_(False); model.net[6].bias.grad = None
+    before = snapshot(model)
+    with context(), nullcontext() if fail is None else pytest.raises(RuntimeError, match='lost the device'): attack(model, x, y, .1)
+    after = snapshot(model)
+    assert before[:2] == after[:2] and all(torch.equal(a, b) for a,b in zip(before[2], after[2]))
+    assert torch.equal(x, images()) and not x.requires_grad
+
+def test_dropout_is_off():
+    "With dropout on, two attacks with the same seed would differ"
+    model = curved().train()
+    assert torch.equal(*[pgd(model, images(), labels(), .1) for _ in range(2)])
+
+
+# What cannot be attacked
+
+@pytest.mark.parametrize('kwargs,message', [
+    (dict(eps=-.1), 'eps is -0.1'), (dict(eps=math.nan), 'eps is nan'), (dict(eps=4), 'eps is 4'), (dict(steps=0), 'steps is 0'),
+    (dict(steps=2.5), 'steps is 2.5'), (dict(restarts=0), 'restarts is 0'), (dict(bs=0), 'bs is 0'),
+    (dict(step_size=0), 'step_size is 0'), (dict(step_size=math.inf), 'step_size is inf'), (dict(x=images()*3), 'undo a normalisation'),
+    (dict(y=labels(5)), r'expected \(6,\) int64'), (dict(y=labels().float()), r'expected \(6,\) int64'),
+    (dict(y=labels()[:,None]), r'expected \(6,\) int64'), (dict(y=several()), 'set multilabel'),
+    (dict(multilabel=True), 'as multilabel is set'), (dict(multilabel=True, y=several()/2), 'zeros and ones'),
+    (dict(multilabel=True, y=several().long()), 'zeros and ones'),
+    (dict(multilabel=True, y=several()), r'logits have shape \(6, 2\), expected \(6, 3\)'),
+    (dict(y=labels()+5), 'the model knows 0 to 1'), (dict(y=labels()-1), 'y holds classes from -1'), (dict(model=linear(1)), 'at least 2'),
+    (dict(model=nn.Sequential(linear(), nn.Threshold(1e9, math.nan))), 'not finite for 6 of 6 images'),
+    (dict(model=nn.Sequential(linear(), nn.Threshold(1e9, math.inf))), 'not finite for 6 of 6 images')])
+def test_bad_input_to_pgd(kwargs, message):
+    with pytest.raises(InputError, match=message): pgd(**dict(model=linear(), x=images(), y=labels(), eps=.1) | kwargs)
+
+@pytest.mark.parametrize('attack', [fgsm, pgd])
+def test_a_model_without_a_gradient_is_refused(attack):
+    class Cut(nn.Module):
+        def __init__(self): super().__init__(); self.net = linear()
+        def forward(self, x): return self.net(x.detach())
+    with pytest.raises(InputError, match='no gradient with respect to the image'): attack(Cut(), images(), labels(), .1)
+    with pytest.raises(InputError, match='eps is -1'): attack(linear(), images(), labels(), -1)
+
+
+# The table
+
+@pytest.mark.parametrize('task,C', [('binary-class',2), ('multi-class',5), ('ordinal-regression',4), (MULTI,3)])
+@pytest.mark.parametrize('ch,size', [(1,28), (3,28), (3,64)])
+def test_table_for_every_task_and_shape(task, C, ch, size):
+    x = images(16, ch, size)
+    y = several(16, C) if task == MULTI else torch.arange(16)%C
+    table = robustness_table(small_resnet(ch, C), x, y, task, eps=(2/255,), steps=2)
+    assert list(table) == ['clean','perturbed','PGD 2/255']
+    for row in table.values(): assert row['n'] == 16 and 0 <= row['accuracy'] <= 1 and 0 <= row['balanced_accuracy'] <= 1
+    assert table['PGD 2/255']['accuracy'] <= table['clean']['accuracy'] or task == MULTI
+
+def test_table_on_a_stratified_subset():
+    x, y, calls = images(40), torch.tensor([0]*32 + [1]*8), []
+    kw = dict(eps=(0.,.1), attack_n=10, steps=3, restarts=2, strengths=(.5,1.), seed=3)
+    table = robustness_table(curved(), x, y, 'binary-class', progress=lambda done,total: calls.append((done,total)), **kw)
+    assert list(table) == ['clean','perturbed ×0.5','perturbed','PGD 0/255','PGD 25.5/255']
+    assert [r['n'] for r in table.values()] == [40,40,40,10,10]
+    assert calls[-1][0] == calls[-1][1] and all(a[0] < b[0] for a,b in zip(calls, calls[1:]))
+    i = stratified_order(y, 3)[:10]
+    assert y[i].sum() == 2 and strata(y[i]).unique().tolist() == [0,1]
+    assert abs(table['PGD 0/255']['accuracy'] - (predict(curved(), x[i]).argmax(1) == y[i]).float().mean()) < 1e-6
+    assert robustness_table(curved(), x, y, 'binary-class', **kw) == table
+
+def test_table_shows_the_time_left(capsys):
+    robustness_table(linear(), images(), labels(), 'binary-class', eps=(.1,), steps=1, progress=True)
+    assert 'robustness: 100%' in capsys.readouterr().err
+
+@pytest.mark.parametrize('kwargs,message', [
+    (dict(attack_n=.5), 'attack_n is 0.5'), (dict(attack_n=0), 'attack_n is 0'), (dict(eps=(.1,-1)), 'eps is -1'),
+    (dict(strengths=(-1.,)), 'strength is -1'), (dict(steps=0), 'steps is 0')])
+def test_bad_input_to_the_table_is_found_before_any_work(kwargs, message):
+    model = Restless(fail=0)                                                 # raises something else as soon as it is called
+    with pytest.raises(InputError, match=message): robustness_table(model, images(), labels(), 'binary-class', **kwargs)
+
+def test_real_images(medmnist_root):
+    data = load_data('breastmnist', medmnist_root)
+    x, y = data.test.batch(range(40))
+    assert (perturb(x)-x).abs().mean() < .15
+    model = linear(size=28)
+    table = robustness_table(model, x, y, data.task, eps=(1/255,8/255))
+    assert table['PGD 8/255']['accuracy'] <= table['PGD 1/255']['accuracy'] <= table['clean']['accuracy']
