@@ -6,7 +6,7 @@
 __all__ = ['Autoencoder', 'ReconstructionTarget', 'FiniteLoss', 'TrainingBar', 'autoencoder_learner', 'train_autoencoder',
            'encode_all', 'quality', 'save_model', 'read_model', 'load_autoencoder']
 
-# %% ../nbs/01_autoencoder.ipynb #cd8af174
+# %% ../nbs/01_autoencoder.ipynb #f92e85f6
 import json, math
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from fastai.callback.core import Callback
 from fastai.callback.schedule import Learner     # fastai patches `fit_one_cycle` onto Learner there
 from fastai.data.core import DataLoaders
 from fastcore.basics import patch
+from fastcore.foundation import L
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -106,7 +107,7 @@ class TrainingBar(Callback):
     def after_fit(self): self.bar.close()
     def after_cancel_fit(self): self.bar.close()
 
-# %% ../nbs/01_autoencoder.ipynb #dfccd155
+# %% ../nbs/01_autoencoder.ipynb #6228c892
 def autoencoder_learner(data:ImageData,
                         ae:Autoencoder, # to be trained
                         steps:int=600,  # weight updates in all
@@ -118,7 +119,7 @@ def autoencoder_learner(data:ImageData,
     "A fastai `Learner` that teaches `ae` to reconstruct the training images; fit it for ten epochs"
     mk = lambda s, **kw: ImageDL(s, bs=bs, seed=seed, device=device, **kw)
     dls = DataLoaders(mk(data.train, shuffle=True, n=max(1, steps//10)*bs), mk(data.val), device=torch.device(device or 'cpu'))
-    return Learner(dls, ae, loss_func=F.mse_loss, cbs=[ReconstructionTarget(), FiniteLoss(), *cbs])
+    return Learner(dls, ae, loss_func=F.mse_loss, cbs=[ReconstructionTarget(), FiniteLoss(), *L(cbs)])
 
 # %% ../nbs/01_autoencoder.ipynb #ccb9fe59
 def train_autoencoder(data:ImageData,

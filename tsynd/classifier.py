@@ -7,7 +7,7 @@ __all__ = ['DROPOUT', 'Classifier', 'small_resnet', 'resnet18', 'make_classifier
            'classifier_learner', 'predict', 'probabilities', 'metrics', 'train_classifier', 'dropout_layers',
            'check_dropout', 'MCDropout', 'mc_logits']
 
-# %% ../nbs/02_classifier.ipynb #cff0c299
+# %% ../nbs/02_classifier.ipynb #be67c1c0
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +19,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastcore.basics import patch
+from fastcore.foundation import L
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 
@@ -113,7 +114,7 @@ def frozen(*models:nn.Module):
         with torch.no_grad():
             for b,(o,v) in zip(bufs, old): b._version == v or b.copy_(o)
 
-# %% ../nbs/02_classifier.ipynb #43ad20f7
+# %% ../nbs/02_classifier.ipynb #f43e98b5
 def classifier_learner(data:ImageData,
                        model:nn.Module,
                        bs:int=32,         # batch size
@@ -125,7 +126,7 @@ def classifier_learner(data:ImageData,
     "A fastai `Learner` on fresh `DataLoaders` of `data`, so that two learners with one seed see the same batches"
     loss = BCEWithLogitsLossFlat() if data.multilabel else CrossEntropyLossFlat()
     dls = image_dls(data, bs=bs, seed=seed, balanced=balanced, device=device)
-    return Learner(dls, model, loss_func=loss, cbs=[FiniteLoss(), *cbs])
+    return Learner(dls, model, loss_func=loss, cbs=[FiniteLoss(), *L(cbs)])
 
 # %% ../nbs/02_classifier.ipynb #b14a16cd
 def predict(model:nn.Module,
@@ -157,7 +158,7 @@ def metrics(y,        # (N,) class numbers or (N,C) zeros and ones
 
 def _balanced_accuracy(y, pred): return np.mean([(pred[y==c]==c).mean() for c in np.unique(y)])
 
-# %% ../nbs/02_classifier.ipynb #295ac30e
+# %% ../nbs/02_classifier.ipynb #9f9e48dc
 def train_classifier(data:ImageData,
                      model:str|nn.Module='small_resnet', # a name for `make_classifier`, or a model
                      epochs:int=20,
@@ -172,7 +173,7 @@ def train_classifier(data:ImageData,
     check_range('epochs', epochs, lo=1)
     with seeded(seed):
         if isinstance(model, str): model = make_classifier(model, data.shape[0], data.n_classes, p)
-        learn = classifier_learner(data, model, seed=seed, cbs=[*([TrainingBar('classifier')] if progress else []), *cbs], **kwargs)
+        learn = classifier_learner(data, model, seed=seed, cbs=[*([TrainingBar('classifier')] if progress else []), *L(cbs)], **kwargs)
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
     model.eval()
     return learn
