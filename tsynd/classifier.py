@@ -158,14 +158,14 @@ def metrics(y,        # (N,) class numbers or (N,C) zeros and ones
 
 def _balanced_accuracy(y, pred): return np.mean([(pred[y==c]==c).mean() for c in np.unique(y)])
 
-# %% ../nbs/02_classifier.ipynb #9f9e48dc
+# %% ../nbs/02_classifier.ipynb #0ab89904
 def train_classifier(data:ImageData,
                      model:str|nn.Module='small_resnet', # a name for `make_classifier`, or a model
                      epochs:int=20,
                      lr:float=2e-3,    # highest learning rate of the one-cycle schedule
                      seed:int=0,       # of initialisation, order and dropout
                      p:float=.5,       # dropout probability
-                     progress:bool=False, # show a progress bar?
+                     progress:bool|str=False, # show a progress bar, under this name?
                      cbs=(),
                      **kwargs          # for `classifier_learner`
                     )->Learner:
@@ -173,7 +173,7 @@ def train_classifier(data:ImageData,
     check_range('epochs', epochs, lo=1)
     with seeded(seed):
         if isinstance(model, str): model = make_classifier(model, data.shape[0], data.n_classes, p)
-        learn = classifier_learner(data, model, seed=seed, cbs=[*([TrainingBar('classifier')] if progress else []), *L(cbs)], **kwargs)
+        learn = classifier_learner(data, model, seed=seed, cbs=[*([TrainingBar('classifier' if progress is True else progress)] if progress else []), *L(cbs)], **kwargs)
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
     model.eval()
     return learn

@@ -224,7 +224,7 @@ def phantom_labels(f:Tensor # (N,8) in [0,1]
     "The stated rule: spiculated lesions that cast a shadow are malignant"
     return (.6*f[:,1] + .4*f[:,3] > .5).long()
 
-# %% ../nbs/00_data.ipynb #fea0490e
+# %% ../nbs/00_data.ipynb #3a80346a
 def render_phantom(f:Tensor,    # (N,8) in [0,1], columns as in `FACTORS`
                    size:int=28, # height and width, pixels
                    seed:int=0   # of the speckle
@@ -239,8 +239,8 @@ def render_phantom(f:Tensor,    # (N,8) in [0,1], columns as in `FACTORS`
     lesion = torch.sigmoid((R*(1+.25*torch.cos(2*th))*(1+.45*spic*wobble) - rho)/.05)
     tissue = .5 + .06*torch.sin(5*Y+ph) + .05*torch.sin(3*X-2*Y+2*ph)
     behind = torch.sigmoid((dy-.3*R)/.08)*torch.sigmoid((.8*R-dx.abs())/.06)*torch.exp(-.7*(dy-R).clamp(min=0))
-    img = (tissue - (.12+.25*con)*lesion)*(1-.6*sha*behind)
-    return (img*speckle(len(f), size, .1+.3*spk, seed))[:,None].clamp(0, 1)
+    img = (tissue - (.18+.25*con)*lesion)*(1-.6*sha*behind)
+    return (img*speckle(len(f), size, .02+.1*spk, seed))[:,None].clamp(0, 1)
 
 # %% ../nbs/00_data.ipynb #8abd79ce
 def speckle(n:int,         # number of images
@@ -426,16 +426,15 @@ def image_dls(data:ImageData,
     device = torch.device(device or 'cpu')
     return DataLoaders(mk(data.train, shuffle=True, balanced=balanced, drop_last=drop_last), mk(data.val), device=device)
 
-# %% ../nbs/00_data.ipynb #6c2a8a0b
+# %% ../nbs/00_data.ipynb #103c4f6a
 def to_numpy(x:Tensor # (N,ch,H,W) in [0,1], or uint8
             )->np.ndarray: # (N,H,W) or (N,H,W,3) uint8
     "Images in MedMNIST's array layout"
     x = x.cpu() if x.dtype == torch.uint8 else (x.detach().cpu().clamp(0,1)*255).round().byte()
     return (x[:,0] if x.shape[1]==1 else x.permute(0,2,3,1)).numpy()
 
-def save_npz(path:str|Path, data:ImageData):
-    "Write `data` in MedMNIST's layout, the phantom's factors included"
-    arrays = {}
+def save_npz(path:str|Path, data:ImageData, **arrays):
+    "Write `data` in MedMNIST's layout, the phantom's factors and any further arrays included"
     for part in ('train','val','test'):
         s = getattr(data, part)
         y = s.y.numpy().astype(np.uint8)

@@ -10,10 +10,10 @@ __all__ = ['NUMBERS', 'OBJECTIVES', 'METRICS', 'PALETTE', 'PYTHON', 'FILES', 'RE
            'gallery_html', 'table_html', 'facts', 'cost_html', 'what_html', 'python_lines', 'files_html', 'read_html',
            'css', 'page_html', 'write_report']
 
-# %% ../nbs/10_report.ipynb #4ebb9849
+# %% ../nbs/10_report.ipynb #8a71d180
 import base64, html, io, json, math, re, textwrap
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from string import Template
 from types import SimpleNamespace
@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .data import InputError, read_npz
+from .experiment import RunConfig
 
 # %% ../nbs/10_report.ipynb #fc52563e
 NUMBERS = ('distance_latent','radius','distance_pixel','mi_source','mi_before','mi_after','p_before','p_after')
@@ -455,7 +456,7 @@ def what_html(run)->str:
     return (f"<div class=cards>{known['Data']}{known['Autoencoder']}{card('Cost', cost_html(run))}</div>"
             f"{card('Configuration', _dl(config), ' config')}{known['Versions']}")
 
-# %% ../nbs/10_report.ipynb #5952d85a
+# %% ../nbs/10_report.ipynb #dc794b49
 PYTHON = Template('''from tsynd.experiment import RunConfig, run
 result = run(RunConfig($args), out='runs/mine')
 
@@ -465,27 +466,27 @@ from tsynd.callback import TSynD
 from tsynd.classifier import make_classifier
 from tsynd.data import image_dls, load_data, subset
 from fastai.callback.schedule import Learner
-from torch.nn import CrossEntropyLoss
+from torch.nn import $loss
 
 data = $data
-autoencoder = train_autoencoder(data, seed=$seed)
+autoencoder = train_autoencoder(data, steps=$ae_steps, seed=$seed)
 model = make_classifier($model, ch=data.shape[0], n_classes=data.n_classes)
 learn = Learner(image_dls(data, bs=$bs, seed=$seed), model, loss_func=$loss(), cbs=TSynD(autoencoder, objective=$objective))
 learn.fit_one_cycle($epochs, $lr)
 learn.tsynd.show()''')
 
-# %% ../nbs/10_report.ipynb #7a61a2fa
+# %% ../nbs/10_report.ipynb #2305e2b0
 def python_lines(config:dict,          # as in metrics.json
                  multilabel:bool=False # several labels per image?
                 )->str:
-    "The few lines of Python that do what the run did"
-    c = dict(dataset='phantom', subset=None, size=28, seed=0, bs=32, objective='mi', epochs=20, lr=1e-3, model='small_resnet') | config
+    "The few lines of Python that do what the run did; settings at their defaults are left out"
+    defaults = asdict(RunConfig())
+    c = defaults | config
     r = {k: repr(v) for k,v in c.items()}
-    args = ', '.join(f'{k}={r[k]}' for k in ('dataset','subset','size','objective','epochs','seed'))
+    args = ', '.join(f'{k}={r[k]}' for k in c if k not in defaults or c[k] != defaults[k])
     data = f"load_data({r['dataset']}, size={r['size']})"
     if c['subset'] is not None: data = f"subset({data}, {r['subset']}, seed={r['seed']})"
-    lines = PYTHON.substitute(r, args=args, data=data, loss='BCEWithLogitsLoss' if multilabel else 'CrossEntropyLoss')
-    return lines.replace('import CrossEntropyLoss', 'import BCEWithLogitsLoss') if multilabel else lines
+    return PYTHON.substitute(r, args=args, data=data, loss='BCEWithLogitsLoss' if multilabel else 'CrossEntropyLoss')
 
 # %% ../nbs/10_report.ipynb #736d7bd0
 FILES = {'metrics.json': 'every number of this page', 'synthetic.npz': 'the synthetic images of the last epoch, in the layout of a MedMNIST file',
