@@ -118,6 +118,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'tsynd.experiment.resolve': ('experiment.html#resolve', 'tsynd/experiment.py'),
                                   'tsynd.experiment.run': ('experiment.html#run', 'tsynd/experiment.py'),
                                   'tsynd.experiment.save_result': ('experiment.html#save_result', 'tsynd/experiment.py'),
+                                  'tsynd.experiment.synthesis': ('experiment.html#synthesis', 'tsynd/experiment.py'),
                                   'tsynd.experiment.train_arm': ('experiment.html#train_arm', 'tsynd/experiment.py'),
                                   'tsynd.experiment.versions': ('experiment.html#versions', 'tsynd/experiment.py')},
             'tsynd.report': { 'tsynd.report.Plot': ('report.html#plot', 'tsynd/report.py'),

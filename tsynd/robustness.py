@@ -264,12 +264,12 @@ def show_attack(model:nn.Module, # images to logits (B,C)
     titles = [f'p = {v:.2f}' for v in torch.cat(p)] + [f'difference ×{gain:g}']*len(x)
     return show_images(torch.cat([x, adv, ((adv-x)*gain/2+.5).clamp(0,1)]), titles=titles, ncols=len(x))
 
-# %% ../nbs/06_robustness.ipynb #d69d497e
+# %% ../nbs/06_robustness.ipynb #2b2c85c0
 @contextmanager
 def _ticking(progress, total):
     "Gives a function that counts images; shows a bar with the time left, or calls `progress(done, total)`"
     done = 0
-    with tqdm(total=total, desc='robustness', unit='img', leave=False, disable=progress is not True) as bar:
+    with tqdm(total=total, desc='robustness', unit='img', disable=progress is not True) as bar:
         def tick(n):
             nonlocal done
             done += n; bar.update(n)
