@@ -1,0 +1,522 @@
+"""Files of every layout and of every kind of brokenness; subsets and batches whose counts can be worked out."""
+import io, random, urllib.error, warnings, zipfile
+from contextlib import nullcontext
+from dataclasses import replace
+
+import medmnist, numpy as np, pytest, torch, torchvision
+from hypothesis import assume, given, settings, strategies as st
+from layouts import NAMES, SIZES, make_arrays, write_npz
+
+from tsynd.classifier import classifier_learner
+from tsynd.data import (ImageData, ImageDL, InputError, Split, check_classes, check_range, image_dls, in_hole, load_data, load_medmnist,
+                        load_npz, medmnist_info, medmnist_path, phantom, phantom_labels, read_npz, render_phantom, save_npz, seeded,
+                        strata, stratified_order, subset, to_numpy)
+
+MULTI = 'multi-label, binary-class'
+
+
+def split(n=10, C=2, seed=0, multilabel=False):
+    rng = np.random.default_rng(seed)
+    x = torch.from_numpy(rng.integers(0, 256, (n,1,4,4), dtype=np.uint8))
+    y = torch.from_numpy((rng.random((n, C)) < .3).astype(np.float32)) if multilabel else torch.from_numpy(rng.permutation(np.arange(n)%C))
+    return Split(x, y, torch.arange(n)+1000)
+
+def image_data(n=10, C=2, **kwargs):
+    multi = kwargs.get('multilabel')
+    return ImageData('made', MULTI if multi else 'multi-class', [f'c{i}' for i in range(C)], *(split(n, C, s, multi) for s in range(3)))
+
+def quiet_load(*args, **kwargs):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return load_npz(*args, **kwargs)
+
+def one_sentence(e):
+    "The message of an `InputError`: a single line, without the marks of a traceback"
+    assert e.type is InputError
+    text = str(e.value)
+    assert text and '\n' not in text and 'Traceback' not in text
+    return text
+
+
+# Parameters and random streams
+
+@pytest.mark.parametrize('value', [3, 3., np.int64(3), np.int32(3), np.float32(3), np.float64(3)], ids=lambda v: type(v).__name__)
+def test_numbers_of_every_type_are_numbers(value): check_range('steps', value, lo=1)
+
+@pytest.mark.parametrize('value', ['3', None, float('nan'), float('inf'), -float('inf'), [3]], ids=str)
+def test_what_is_no_finite_number_is_refused(value):
+    with pytest.raises(InputError) as e: check_range('steps', value, lo=1)
+    assert one_sentence(e) == f"steps is {value!r}, but must be a number, at least 1"
+
+@given(st.integers(-3, 3), st.integers(-3, 3), st.integers(-3, 3), st.booleans())
+def test_range_is_what_it_says(value, lo, hi, open_lo):
+    fine = (value > lo if open_lo else value >= lo) and value <= hi
+    with nullcontext() if fine else pytest.raises(InputError): check_range('it', value, lo, hi, open_lo)
+
+def test_seeded_covers_all_streams_and_nests_and_survives_exceptions():
+    draw = lambda: (random.random(), np.random.rand(), torch.rand(()).item())
+    torch.manual_seed(9); np.random.seed(9); random.seed(9)
+    expected = [draw() for _ in range(2)]
+    torch.manual_seed(9); np.random.seed(9); random.seed(9)
+    assert draw() == expected[0]
+    with pytest.raises(KeyError):
+        with seeded(1):
+            a = draw()
+            with seeded(1): assert draw() == a
+            b = draw()
+            raise KeyError
+    with seeded(1): assert [draw(), draw()] == [a, b]
+    with seeded(2): assert not set(draw()) & set(a)
+    assert draw() == expected[1]
+
+
+# The twelve layouts
+
+def test_there_are_twelve_sets_of_four_tasks():
+    assert sorted(medmnist_info()) == sorted(NAMES) and len(NAMES) == 12
+    assert {v['task'] for v in medmnist_info().values()} == {'binary-class', 'multi-class', 'ordinal-regression', MULTI}
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('name', NAMES)
+def test_every_layout_is_read(tmp_path, name, size):
+    path = write_npz(tmp_path, name, size)
+    assert path == medmnist_path(name, tmp_path, size)
+    with pytest.warns(UserWarning, match='MD5 .* as published'): data = load_medmnist(name, tmp_path, size, download=False)
+    info, arrays = medmnist.INFO[name], make_arrays(name, size)
+    C, ch, multi = len(info['label']), info['n_channels'], info['task'] == MULTI
+    assert (data.name, data.task, data.n_classes, data.shape, data.multilabel) == (name, info['task'], C, (ch,size,size), multi)
+    assert data.classes == [info['label'][str(i)] for i in range(C)]
+    for part,n in zip(('train','val','test'), (40,24,24)):
+        s, x, y = getattr(data, part), arrays[f'{part}_images'], arrays[f'{part}_labels']
+        assert s.x.shape == (n,ch,size,size) and s.x.dtype == torch.uint8 and s.index.tolist() == list(range(n))
+        assert np.array_equal(s.x[:,0], x[...,0] if ch==3 else x) and np.array_equal(s.x[:,-1], x[...,-1] if ch==3 else x)
+        assert s.y.shape == ((n,C) if multi else (n,)) and s.y.dtype == (torch.float32 if multi else torch.int64)
+        assert np.array_equal(s.y.numpy(), y if multi else y[:,0])
+        assert (s.y.unique().tolist() == [0,1]) if multi else (s.y.unique().tolist() == list(range(C)))
+    xb,yb = image_dls(subset(data, 20), bs=8).one_batch()
+    assert xb.shape == (8,ch,size,size) and 0 <= xb.min() and xb.max() <= 1 and len(yb) == 8
+
+def test_the_official_files_pass_without_a_warning(medmnist_root):
+    for name in ('breastmnist','pneumoniamnist'):
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            data = load_medmnist(name, medmnist_root, download=False)
+        n = medmnist.INFO[name]['n_samples']
+        assert [len(data.train), len(data.val), len(data.test)] == [n['train'], n['val'], n['test']]
+        assert data.md5 == medmnist.INFO[name]['MD5']
+        evaluated = medmnist.Evaluator(name, 'test', root=str(medmnist_root)).labels
+        assert np.array_equal(data.test.y, evaluated[:,0])
+
+@pytest.mark.parametrize('name', ['pathmnist','chestmnist','breastmnist'])
+def test_what_is_saved_comes_back(tmp_path, name):
+    data = quiet_load(write_npz(tmp_path, name), medmnist.INFO[name], name)
+    save_npz(tmp_path/'again.npz', data, extra=np.arange(3))
+    again = quiet_load(tmp_path/'again.npz', medmnist.INFO[name], name)
+    for part in ('train','val','test'):
+        a,b = getattr(data, part), getattr(again, part)
+        assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y)
+    assert read_npz(tmp_path/'again.npz')['extra'].tolist() == [0,1,2]
+
+def test_float_images_are_rounded_not_cut():
+    x = torch.tensor([0., .4999/255, .5001/255, 254.6/255, 1., 1.2, -.1]).view(-1,1,1,1)
+    assert to_numpy(x).ravel().tolist() == [0, 0, 1, 255, 255, 255, 0]
+
+def test_root_comes_from_the_environment(tmp_path, monkeypatch):
+    write_npz(tmp_path, 'octmnist')
+    monkeypatch.setenv('MEDMNIST_ROOT', str(tmp_path))
+    with pytest.warns(UserWarning): assert load_data('octmnist').name == 'octmnist'
+    assert medmnist_path('octmnist', tmp_path/'other') == tmp_path/'other'/'octmnist.npz'
+
+
+# Bad files
+
+def write(path, arrays):
+    np.savez_compressed(path, **arrays)
+    return path
+
+def change(a, key, f): return a | {key: f(a[key])}
+
+def set_item(value, at=(0,0)):
+    def f(y):
+        y = y.astype(np.int64); y[at] = value
+        return y
+    return f
+
+def nan_pixels(x):
+    x = x.astype(np.float32)/255; x[0,3:5,0] = np.nan
+    return x
+
+BAD = {  # what to change in the arrays of a set: the words the message must hold
+    'missing array': ('breastmnist', lambda a: {k: v for k,v in a.items() if k != 'val_labels'}, ['val_labels', 'six arrays']),
+    'no array at all': ('breastmnist', lambda a: {'x': np.zeros(3)}, ['train_images', 'another data set']),
+    'NaN pixels': ('breastmnist', lambda a: change(a, 'train_images', nan_pixels), ['train_images', 'float32', '2 pixels are NaN', 'uint8']),
+    'float images': ('breastmnist', lambda a: change(a, 'test_images', lambda x: x/255), ['test_images', 'float64', 'uint8']),
+    'wrong size': ('breastmnist', lambda a: change(a, 'val_images', lambda x: x[:,:27]), ['val_images', '24×27×28', 'N×28×28 uint8']),
+    'a list of rows': ('breastmnist', lambda a: change(a, 'train_images', lambda x: x.reshape(len(x), -1)), ['train_images', '40×784']),
+    'colour for grey': ('breastmnist', lambda a: change(a, 'train_images', lambda x: np.stack([x]*3, -1)), ['40×28×28×3', 'N×28×28 uint8']),
+    'grey for colour': ('pathmnist', lambda a: change(a, 'train_images', lambda x: x[...,0]), ['40×28×28', 'N×28×28×3 uint8']),
+    'four channels': ('pathmnist', lambda a: change(a, 'train_images', lambda x: x[...,[0,1,2,2]]), ['40×28×28×4', 'N×28×28×3 uint8']),
+    'channels first': ('pathmnist', lambda a: change(a, 'test_images', lambda x: x.transpose(0,3,1,2)), ['test_images', '24×3×28×28']),
+    'empty split': ('breastmnist', lambda a: {k: v[:0] if k[:3]=='val' else v for k,v in a.items()}, ['val_images', 'no image']),
+    'label too large': ('breastmnist', lambda a: change(a, 'train_labels', set_item(2)), ['train_labels', '0 to 2', 'expected 0 to 1']),
+    'label negative': ('octmnist', lambda a: change(a, 'val_labels', set_item(-1)), ['val_labels', '-1 to 3', 'expected 0 to 3']),
+    'label two of several': ('chestmnist', lambda a: change(a, 'test_labels', set_item(2)), ['test_labels', '0 to 2', 'expected 0 to 1']),
+    'float labels': ('breastmnist', lambda a: change(a, 'train_labels', lambda y: y*1.), ['train_labels', 'float64', 'integers']),
+    'NaN labels': ('breastmnist', lambda a: change(a, 'train_labels', lambda y: y*np.nan), ['train_labels', 'integers']),
+    'fewer labels than images': ('breastmnist', lambda a: change(a, 'train_labels', lambda y: y[:-1]), ['train_labels', '39×1', '40×1']),
+    'fewer images than labels': ('chestmnist', lambda a: change(a, 'val_images', lambda x: x[1:]), ['val_labels', '24×14', '23×14']),
+    'one-hot labels': ('breastmnist', lambda a: change(a, 'test_labels', lambda y: np.eye(2, dtype=np.uint8)[y[:,0]]), ['24×2', '24×1']),
+    'one of several labels': ('chestmnist', lambda a: change(a, 'train_labels', lambda y: y[:,:1]), ['40×1', '40×14']),
+    'labels without a shape': ('breastmnist', lambda a: change(a, 'train_labels', lambda y: y.sum()), ['train_labels', '40×1']),
+    'pickled objects': ('breastmnist', lambda a: change(a, 'train_images', lambda x: x.astype(object)), ['not a complete numpy archive']),
+}
+
+@pytest.mark.parametrize('case', BAD)
+def test_bad_arrays_get_one_sentence(tmp_path, case):
+    name, spoil, words = BAD[case]
+    path = write(tmp_path/f'{name}.npz', spoil(make_arrays(name)))
+    with pytest.raises(InputError) as e: quiet_load(path, medmnist.INFO[name], name)
+    text = one_sentence(e)
+    assert [w for w in [str(path), *words] if w not in text] == []
+
+@pytest.mark.parametrize('name,other', [('breastmnist','pathmnist'), ('breastmnist','chestmnist'), ('chestmnist','breastmnist'),
+                                        ('breastmnist','octmnist'), ('pathmnist','organamnist')])
+def test_another_set_under_the_name_is_refused(tmp_path, name, other):
+    write_npz(tmp_path, other).rename(tmp_path/f'{name}.npz')
+    with pytest.raises(InputError) as e: load_medmnist(name, tmp_path, download=False)
+    assert f'{name}.npz' in one_sentence(e) and 'expected' in str(e.value)
+
+def test_another_size_under_the_name_is_refused(tmp_path):
+    write_npz(tmp_path, 'breastmnist', 64).rename(tmp_path/'breastmnist.npz')
+    with pytest.raises(InputError, match='64×64, expected N×28×28 uint8'): load_medmnist('breastmnist', tmp_path, download=False)
+
+def test_a_flat_list_of_labels_is_fine(tmp_path):
+    a = make_arrays('octmnist')
+    flat = {k: v[:,0] if k.endswith('labels') else v for k,v in a.items()}
+    data = quiet_load(write(tmp_path/'a.npz', flat), medmnist.INFO['octmnist'], 'octmnist')
+    assert np.array_equal(data.train.y, a['train_labels'][:,0])
+
+def npy(a):
+    f = io.BytesIO(); np.save(f, a, allow_pickle=True)
+    return f.getvalue()
+
+@pytest.mark.parametrize('content', [b'', b'PK', b'no archive', bytes(2000), npy(np.zeros(5)), npy(np.array([{}])), b'\x80\x04N.'],
+                         ids=['empty', 'two bytes', 'text', 'zeros', 'bare array', 'bare object', 'bare pickle'])
+def test_what_is_no_archive_is_refused(tmp_path, content):
+    path = tmp_path/'breastmnist.npz'
+    path.write_bytes(content)
+    with pytest.raises(InputError) as e: load_medmnist('breastmnist', tmp_path, download=False)
+    assert str(path) in one_sentence(e) and 'download it again' in str(e.value)
+
+def test_a_zip_of_something_else_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path/'breastmnist.npz', 'w') as z: z.writestr('train_images', 'hello')
+    with pytest.raises(InputError) as e: load_medmnist('breastmnist', tmp_path, download=False)
+    assert 'breastmnist.npz' in one_sentence(e)
+
+@pytest.fixture(scope='module')
+def archive(tmp_path_factory): return write_npz(tmp_path_factory.mktemp('archive'), 'breastmnist', n=(4,4,4))
+
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_a_truncated_file_is_refused_wherever_it_ends(archive, share):
+    whole, path = archive.read_bytes(), archive.with_name('cut.npz')
+    path.write_bytes(whole[:int(share*len(whole))])
+    with pytest.raises(InputError) as e: read_npz(path)
+    assert str(path) in one_sentence(e)
+
+@settings(max_examples=300)
+@given(place=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255), end=st.booleans())
+def test_a_damaged_byte_is_an_input_error_or_harmless(archive, place, value, end):
+    whole, path = bytearray(archive.read_bytes()), archive.with_name('damaged.npz')
+    at = len(whole)-600+int(600*place) if end else int(place*len(whole))   # the directory, at the end, is where it hurts
+    assume(whole[at] != value)
+    whole[at] = value
+    path.write_bytes(whole)
+    try: quiet_load(path, medmnist.INFO['breastmnist'], 'breastmnist')
+    except InputError as e: assert str(path) in str(e)
+
+@pytest.mark.parametrize('at,value', [(8,1), (8,64), (10,255), (6,99)], ids=['encrypted', 'strongly encrypted', 'unknown compression', 'from the future'])
+def test_an_archive_of_a_kind_that_cannot_be_read_is_refused(archive, at, value):
+    content, path = bytearray(archive.read_bytes()), archive.with_name('odd.npz')
+    content[content.index(b'PK\x01\x02')+at] = value                           # in the directory's first entry
+    path.write_bytes(content)
+    with pytest.raises(InputError) as e: read_npz(path)
+    assert str(path) in one_sentence(e)
+
+
+# Missing files
+
+@pytest.mark.parametrize('name,near', [('brestmnist','breastmnist'), ('BreastMNIST','breastmnist'), ('pneumonia','pneumoniamnist'),
+                                       ('fantom','phantom'), ('organmnist','organ')])
+def test_unknown_names_get_suggestions(name, near):
+    with pytest.raises(InputError) as e: load_data(name)
+    assert repr(name) in one_sentence(e) and 'did you mean' in str(e.value) and near in str(e.value)
+
+def test_a_name_like_no_other_gets_the_list():
+    with pytest.raises(InputError) as e: load_data('%%%')
+    assert all(n in one_sentence(e) for n in ['phantom', *NAMES])
+
+@pytest.mark.parametrize('name', ['organmnist3d','nodulemnist3d'])
+def test_volumes_are_refused(name):
+    with pytest.raises(InputError, match='unknown'): load_data(name)
+
+@pytest.mark.parametrize('size', [0, 32, 27, -28])
+def test_unknown_sizes_are_refused(size):
+    with pytest.raises(InputError, match='28, 64, 128 and 224'): load_medmnist('breastmnist', size=size)
+
+@pytest.mark.parametrize('size', [0, 8, 27, -28])
+def test_sizes_that_the_phantom_cannot_have_are_refused(size):
+    with pytest.raises(InputError, match='multiple of 4, at least 12'): load_data('phantom', size=size)
+
+@pytest.mark.parametrize('error', [RuntimeError('no'), urllib.error.URLError('no network'), TimeoutError('slow'), ConnectionResetError('gone')],
+                         ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize('deep', [False, True])
+def test_a_failed_download_leaves_nothing(tmp_path, monkeypatch, error, deep):
+    def half(url, root, filename, md5):
+        assert medmnist.INFO['breastmnist']['url_64'] == url
+        with open(f'{root}/{filename}', 'wb') as f: f.write(b'PK half of it')
+        raise error
+    monkeypatch.setattr(torchvision.datasets.utils, 'download_url', half)
+    root = tmp_path/'a'/'b' if deep else tmp_path
+    with pytest.raises(InputError) as e: load_medmnist('breastmnist', root, 64)
+    text = one_sentence(e)
+    assert str(root/'breastmnist_64.npz') in text and medmnist.INFO['breastmnist']['url_64'] in text and '--root' in text
+    assert [p for p in tmp_path.rglob('*') if not p.is_dir()] == [] and not (root.exists() and list(root.iterdir()))
+
+def test_an_interrupted_download_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(url, root, filename, md5):
+        with open(f'{root}/{filename}', 'wb') as f: f.write(b'PK half of it')
+        raise KeyboardInterrupt
+    monkeypatch.setattr(torchvision.datasets.utils, 'download_url', interrupted)
+    with pytest.raises((KeyboardInterrupt, InputError)): load_medmnist('breastmnist', tmp_path)   # medmnist swallows it
+    assert list(tmp_path.iterdir()) == []
+
+def test_a_download_arrives_whole(tmp_path, monkeypatch):
+    root, seen = tmp_path/'here', []
+    def fetch(url, root, filename, md5):
+        assert md5 == medmnist.INFO['bloodmnist']['MD5']
+        assert not medmnist_path('bloodmnist', tmp_path/'here').exists()      # it is not written in place
+        write_npz(root, 'bloodmnist')
+        seen.append(filename)
+    monkeypatch.setattr(torchvision.datasets.utils, 'download_url', fetch)
+    with pytest.warns(UserWarning, match='MD5'): data = load_medmnist('bloodmnist', root)
+    assert len(data.train) == 40 and [p.name for p in root.iterdir()] == ['bloodmnist.npz']
+    with pytest.warns(UserWarning, match='MD5'): load_medmnist('bloodmnist', root)
+    assert seen == ['bloodmnist.npz']                                          # once
+
+def test_no_download_when_told_not_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(torchvision.datasets.utils, 'download_url', lambda *a, **k: pytest.fail('downloaded'))
+    with pytest.raises(InputError) as e: load_medmnist('breastmnist', tmp_path, download=False)
+    assert str(tmp_path/'breastmnist.npz') in one_sentence(e) and '--root' in str(e.value) and list(tmp_path.iterdir()) == []
+
+def test_a_root_that_is_a_file_is_refused(tmp_path):
+    (tmp_path/'file').write_text('')
+    with pytest.raises(InputError) as e: load_medmnist('breastmnist', tmp_path/'file')
+    assert str(tmp_path/'file') in one_sentence(e)
+
+
+# The phantom
+
+@given(st.integers(0, 50))
+def test_no_seed_puts_an_image_of_a_hole_into_training(seed):
+    data = phantom(30, 10, 30, size=12, seed=seed)
+    assert (len(data.train), len(data.val), len(data.test)) == (30, 10, 30)
+    for s in (data.train, data.val): assert not in_hole(s.factors).any()
+    for s in (data.train, data.val, data.test): assert torch.equal(s.y, phantom_labels(s.factors))
+
+def test_the_phantom_can_be_rendered_at_every_size_and_has_a_gradient():
+    f = torch.rand(3, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    for size in (12, 28, 64):
+        x = render_phantom(f, size)
+        assert x.shape == (3,1,size,size) and 0 <= x.min() and x.max() <= 1
+    g, = torch.autograd.grad(render_phantom(f, 28).sum(), f)
+    assert torch.isfinite(g).all() and (g[:,:7].abs().sum(0) > 0).all()
+    assert not torch.equal(render_phantom(f, 28, seed=1), render_phantom(f, 28, seed=2))
+
+def test_the_label_rule_is_the_stated_one():
+    f = torch.full((4,8), .5); f[:,1] = torch.tensor([0,1,.4,.6]); f[:,3] = torch.tensor([1,0,.6,.4])
+    assert phantom_labels(f).tolist() == [int(.6*a+.4*b > .5) for a,b in zip(f[:,1].tolist(), f[:,3].tolist())] == [0,1,0,1]
+
+def test_holes_can_be_filled():
+    assert in_hole(phantom(300, 10, 10, size=12, holes=False).train.factors).float().mean() > .1
+
+
+# Strata and subsets
+
+labellings = st.tuples(st.integers(2, 7), st.integers(0, 80), st.integers(0, 10**6), st.booleans())
+
+def made_labels(C, extra, seed, multilabel):
+    rng = np.random.default_rng(seed)
+    if multilabel: return torch.from_numpy((rng.random((C+extra, C)) < rng.random(C)*.6).astype(np.float32))
+    p = rng.dirichlet(np.ones(C))
+    return torch.from_numpy(rng.permutation(np.concatenate([np.arange(C), rng.choice(C, extra, p=p)])))
+
+@given(labellings)
+def test_strata_of_several_labels_are_the_rarest_an_image_has(args):
+    y = made_labels(*args[:3], True)
+    freq = y.sum(0)
+    for row,s in zip(y, strata(y).tolist()):
+        mine = row.nonzero()[:,0].tolist()
+        if mine: assert s in mine and freq[s] == min(freq[i] for i in mine)
+        else: assert s == y.shape[1]
+
+@given(labellings)
+def test_every_prefix_is_stratified(args):
+    y = made_labels(*args)
+    order, s = stratified_order(y, args[2]%100), strata(y)
+    assert order.sort().values.tolist() == list(range(len(y)))
+    present, counts = s.unique(return_counts=True)
+    K = len(present)
+    assert s[order[:K]].sort().values.tolist() == present.tolist()            # one of each first
+    share = counts.double()/len(y)
+    for n in range(K, len(y)+1):
+        got = torch.stack([(s[order[:n]]==c).sum() for c in present])
+        assert (got >= 1).all() and ((got-n*share).abs() <= K).all()          # off by the one-of-each rule at most
+    assert torch.equal(stratified_order(y, 3), stratified_order(y, 3))
+
+@given(labellings, st.integers(0, 20))
+def test_subsets_are_nested_and_stratified(args, seed):
+    C,extra,made,multi = args
+    y = made_labels(*args)
+    n = len(y)
+    parts = [Split(torch.arange(n).view(-1,1,1,1).to(torch.uint8), y, torch.arange(n)) for _ in range(3)]
+    data = ImageData('made', MULTI if multi else 'multi-class', [str(i) for i in range(C)], *parts)
+    before = set()
+    for k in range(C, n+1, max(1, n//7)):
+        try: small = subset(data, k, seed)
+        except InputError as e:
+            assert multi and 'no positive' in str(e)
+            continue
+        assert len(small.train) == len(small.val) == k and len(small.test) == n
+        now = set(small.train.index.tolist())
+        assert len(now) == k and before <= now
+        assert torch.equal(small.train.y, y[small.train.index]) and small.train.x.flatten().tolist() == small.train.index.tolist()
+        if not multi: assert small.train.y.unique().tolist() == list(range(C))
+        before = now
+
+@pytest.mark.parametrize('n', [0, 1, 2, -5, 41, 10**9])
+def test_subsets_of_an_impossible_size_are_refused(n):
+    with pytest.raises(InputError) as e: subset(image_data(40, 3), n)
+    assert f'subset is {n}' in one_sentence(e) and 'made' in str(e.value)
+
+def test_validation_is_capped_but_test_is_not():
+    data = replace(image_data(40, 2), val=split(7, 2), test=split(90, 2))
+    small = subset(data, 20)
+    assert (len(small.train), len(small.val), len(small.test)) == (20, 7, 90)
+
+@pytest.mark.parametrize('multi,y', [(False, [0,0,2]), (True, [[1,0,1],[0,0,1]])])
+def test_an_absent_class_is_named(multi, y):
+    y = torch.tensor(y, dtype=torch.float32 if multi else torch.int64)
+    s = Split(torch.zeros(len(y),1,4,4, dtype=torch.uint8), y, torch.arange(len(y)))
+    data = ImageData('made', MULTI if multi else 'multi-class', ['one','two','three'], s, s, s)
+    for check in (check_classes, image_dls):
+        with pytest.raises(InputError) as e: check(data)
+        assert "'two'" in one_sentence(e) and "'one'" not in str(e.value) and ("'three'" in str(e.value)) == multi
+
+
+# Batches
+
+loaders = st.fixed_dictionaries(dict(N=st.integers(1, 40), C=st.integers(1, 5), bs=st.integers(1, 45), n=st.none() | st.integers(1, 90),
+                                     seed=st.integers(0, 1000)))
+
+def loader(o, **kwargs):
+    C = min(o['C'], o['N'])
+    return ImageDL(split(o['N'], C), bs=o['bs'], n=o['n'], seed=o['seed'], **kwargs), C
+
+def epoch(dl):
+    "The images' source indices in the order of an epoch, and the sizes of the batches"
+    seen, sizes = [], []
+    for i,(x,y) in enumerate(dl):
+        ids = dl.batch_index(i)
+        assert len(ids) == len(x) == len(y)
+        pos = ids-1000
+        assert torch.equal((x*255).round().byte(), dl.dataset.x[pos]) and torch.equal(y, dl.dataset.y[pos])
+        seen += pos.tolist(); sizes.append(len(x))
+    return seen, sizes
+
+@given(loaders, st.booleans())
+def test_every_image_equally_often_in_an_epoch(o, shuffle):
+    dl,_ = loader(o, shuffle=shuffle)
+    n = o['n'] or o['N']
+    for _ in range(2):
+        seen,sizes = epoch(dl)
+        counts = np.bincount(seen, minlength=o['N'])
+        assert len(seen) == n and counts.max()-counts.min() <= 1
+        assert len(sizes) == len(dl) and sizes[:-1] == [o['bs']]*(len(sizes)-1)
+        if not shuffle: assert seen == [i%o['N'] for i in range(n)]
+
+@given(loaders)
+def test_every_class_equally_often_when_balanced(o):
+    dl,C = loader(o, shuffle=True, balanced=True)
+    n = o['n'] or o['N']
+    for _ in range(3):
+        seen,_ = epoch(dl)
+        classes = np.bincount(dl.dataset.y[seen], minlength=C)
+        assert len(seen) == n and classes.max()-classes.min() <= 1
+        for c in range(C):                                                     # and within a class no image is preferred
+            mine = np.bincount(seen, minlength=o['N'])[(dl.dataset.y==c).numpy()]
+            assert mine.max()-mine.min() <= 1
+
+@given(loaders)
+def test_without_shuffling_balance_changes_nothing(o):
+    a,b = (epoch(loader(o, shuffle=False, balanced=balanced)[0])[0] for balanced in (True, False))
+    assert a == b
+
+@given(loaders, st.booleans())
+def test_the_last_batch_is_dropped_only_if_short(o, balanced):
+    dl,_ = loader(o, shuffle=True, drop_last=True, balanced=balanced)
+    seen,sizes = epoch(dl)
+    n = o['n'] or o['N']
+    assert sizes == [o['bs']]*(n//o['bs']) and len(dl) == n//o['bs']
+
+@given(loaders, st.booleans(), st.integers(0, 2**32))
+def test_the_order_is_a_function_of_seed_and_epoch(o, balanced, noise):
+    first = [epoch(dl)[0] for dl in [loader(o, shuffle=True, balanced=balanced)[0]] for _ in range(3)]
+    dl,_ = loader(o, shuffle=True, balanced=balanced)
+    second = []
+    for _ in range(3):
+        with seeded(noise): torch.rand(3), np.random.rand(3); second.append(epoch(dl)[0])
+    assert first == second
+
+def test_epochs_and_seeds_differ():
+    orders = [epoch(dl)[0] for s in range(4) for dl in [ImageDL(split(40), bs=8, shuffle=True, seed=s)] for _ in range(4)]
+    assert len(set(map(tuple, orders))) == 16
+
+def test_several_labels_are_balanced_over_their_strata():
+    s = split(60, 4, multilabel=True)
+    dl = ImageDL(s, bs=7, shuffle=True, balanced=True, n=100)
+    counts = np.unique(strata(s.y)[epoch(dl)[0]], return_counts=True)[1]
+    assert counts.max()-counts.min() <= 1 and counts.sum() == 100
+
+@pytest.mark.parametrize('kwargs', [dict(bs=0), dict(bs=-1), dict(bs=float('nan')), dict(bs=2.5), dict(bs=41, drop_last=True), dict(seed=-1)], ids=str)
+def test_impossible_batches_are_refused(kwargs):
+    with pytest.raises(InputError) as e: image_dls(image_data(40), **kwargs).one_batch()
+    one_sentence(e)
+
+def test_a_batch_larger_than_the_data_is_one_batch_unless_dropped():
+    assert [len(y) for _,y in image_dls(image_data(40), bs=64).train] == [40]
+
+def test_a_copy_of_the_loader_serves_the_same_images():
+    "fastai makes one for `get_preds`"
+    dl = ImageDL(split(23), bs=5, shuffle=True, balanced=True, seed=4, classes=['a','b'])
+    plain = dl.new(shuffle=False, drop_last=False)
+    assert epoch(plain)[0] == list(range(23)) and plain.classes == ['a','b']
+    again = dl.new()
+    assert (again.seed, again.balanced, again.shuffle) == (4, True, True)
+    assert epoch(again)[0] == epoch(ImageDL(split(23), bs=5, shuffle=True, balanced=True, seed=4))[0]
+
+def test_validation_is_served_in_order_and_whole():
+    dls = image_dls(image_data(23), bs=5, seed=3, drop_last=True)
+    assert epoch(dls.valid) == (list(range(23)), [5,5,5,5,3]) and epoch(dls.valid)[0] == list(range(23))
+
+def test_two_learners_of_one_seed_see_the_same_batches():
+    data = image_data(40, 3)
+    seen = lambda learn: [epoch(learn.dls.train)[0] for _ in range(3)]
+    one,two,other = (seen(classifier_learner(data, torch.nn.Linear(1, 3), seed=s, bs=9)) for s in (5,5,6))
+    assert one == two != other
+
+def test_show_batch_names_one_and_several_labels(monkeypatch):
+    import matplotlib; matplotlib.use('Agg')
+    for multi in (False, True):
+        axs = image_dls(image_data(40, 3, multilabel=multi), bs=4).train.show_batch()
+        titles = [a.get_title() for a in np.ravel(axs)]
+        assert all(set(t.split(', ')) <= {'c0','c1','c2',''} for t in titles) and any(titles)
