@@ -31,6 +31,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'tsynd.classifier._Block.forward': ('classifier.html#_block.forward', 'tsynd/classifier.py'),
                                   'tsynd.classifier._balanced_accuracy': ('classifier.html#_balanced_accuracy', 'tsynd/classifier.py'),
                                   'tsynd.classifier._timm': ('classifier.html#_timm', 'tsynd/classifier.py'),
+                                  'tsynd.classifier.auc_metric': ('classifier.html#auc_metric', 'tsynd/classifier.py'),
                                   'tsynd.classifier.check_dropout': ('classifier.html#check_dropout', 'tsynd/classifier.py'),
                                   'tsynd.classifier.classifier_learner': ('classifier.html#classifier_learner', 'tsynd/classifier.py'),
                                   'tsynd.classifier.dropout_layers': ('classifier.html#dropout_layers', 'tsynd/classifier.py'),

@@ -104,7 +104,7 @@ class BatchOrder(Callback):
     @property
     def checksum(self): return self.md5.hexdigest()
 
-# %% ../nbs/08_experiment.ipynb #b9b64896
+# %% ../nbs/08_experiment.ipynb #fd21cc42
 def train_arm(c:RunConfig, data:ImageData,
               cbs=(),             # the callbacks that make the arm what it is
               progress:bool|str=False # show a progress bar, under this name?
@@ -114,7 +114,7 @@ def train_arm(c:RunConfig, data:ImageData,
     learn = train_classifier(data, c.model, c.epochs, c.lr, c.seed, c.dropout, progress, cbs=[order, *cbs],
                              bs=c.bs, balanced=c.balanced, device=device(c.device))
     facts = dict(optimizer_steps=int(learn.train_iter), images_seen=c.epochs*len(data.train), synthetic_images=0, batch_order=order.checksum,
-                 history=[dict(epoch=i, train_loss=float(v[0]), valid_loss=float(v[1])) for i,v in enumerate(learn.recorder.values)])
+                 history=[dict(epoch=i, train_loss=float(v[0]), valid_loss=float(v[1]), valid_auc=v[2]) for i,v in enumerate(learn.recorder.values)])
     return learn, facts, time.perf_counter()-start
 
 # %% ../nbs/08_experiment.ipynb #7bf2ce14
@@ -134,13 +134,14 @@ class Result:
         t = pd.DataFrame(rows).set_index(['condition','metric']).astype(float)
         return t.assign(difference=t.tsynd-t.baseline).round(1)
 
-# %% ../nbs/08_experiment.ipynb #4a160b05
+# %% ../nbs/08_experiment.ipynb #9673f01a
 def _autoencoder(c, data, progress):
     start = time.perf_counter()
     if c.autoencoder: ae = load_autoencoder(c.autoencoder, data.shape, device(c.device))
     else: ae = train_autoencoder(data, c.ae_steps, seed=c.seed, device=device(c.device), progress=progress)
-    facts = quality(ae, data.test.x[:500])
-    facts = dict(latent_shape=list(ae.latent_shape(data.shape)), compression=facts.pop('latents_per_pixel'), steps=None if c.autoencoder else c.ae_steps, **facts)
+    held_out,seen = quality(ae, data.test.x[:500]),quality(ae, data.train.x[:500])
+    facts = dict(latent_shape=list(ae.latent_shape(data.shape)), compression=held_out['latents_per_pixel'], steps=None if c.autoencoder else c.ae_steps,
+                 psnr=held_out['psnr'], ssim=held_out['ssim'], psnr_train=seen['psnr'])
     return ae, facts, time.perf_counter()-start
 
 # %% ../nbs/08_experiment.ipynb #475c49aa

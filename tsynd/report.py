@@ -417,7 +417,7 @@ def table_html(run:RunFolder)->str:
     return (f'<div class=scroll tabindex=0 role=region aria-label="Results"><table class=result><caption class=sr>Results of both classifiers</caption>'
             f'<thead><tr><td></td>{head}</tr></thead>{body}</table></div>{note}')
 
-# %% ../nbs/10_report.ipynb #d92f500e
+# %% ../nbs/10_report.ipynb #02826971
 def _times(shape): return '×'.join(str(s) for s in shape) if isinstance(shape, (list,tuple)) else str(shape)
 
 def facts(run:RunFolder)->dict: # headings to lists of (name, value)
@@ -428,7 +428,7 @@ def facts(run:RunFolder)->dict: # headings to lists of (name, value)
             ('training · validation · test', ' · '.join(str(d.get(k, '–')) for k in ('train','val','test'))), ('under attack', d.get('attacked', '–')),
             ('attribution', d.get('source') or '–'), ('licence', d.get('licence') or '–'), ('MD5', d.get('md5') or '–')]
     ae = [('latents', f"{_times(a.get('latent_shape', '–'))}, {g('compression', '.2f')} per pixel"), ('PSNR, held-out images', f"{g('psnr')} dB"),
-          ('PSNR, training images', f"{g('psnr_train')} dB"), ('SSIM, held-out images', g('ssim', '.3f')), ('epochs', a.get('epochs', '–'))]
+          ('PSNR, training images', f"{g('psnr_train')} dB"), ('SSIM, held-out images', g('ssim', '.3f')), ('updates', a.get('steps') or 'loaded')]
     return {'Data': data, 'Autoencoder': ae, 'Versions': list(v.items())}
 
 # %% ../nbs/10_report.ipynb #756cb3f5
