@@ -1,9 +1,10 @@
 """Shapes, noise, sigma, seeds, saved files, and trainings that go wrong."""
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np, pytest, torch
-from fastai.callback.core import CancelFitException
+from fastai.callback.core import Callback, CancelFitException
 from hypothesis import given, settings, strategies as st
 from layouts import write_npz
 
@@ -140,13 +141,11 @@ def test_as_many_updates_as_asked_for(data, bars, steps):
     assert bar.n == bar.total and bar.closed and steps-10 < bar.n <= steps
 
 def test_only_training_images_are_learnt_from(data):
-    from dataclasses import replace
     other = phantom(24, 12, 12, size=12, seed=9)
     a,b = (train_autoencoder(d, steps=10, width=4).state_dict() for d in (data, replace(data, val=other.val, test=other.test)))
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 def test_labels_are_not_learnt_from(data):
-    from dataclasses import replace
     relabelled = replace(data, train=replace(data.train, y=1-data.train.y))
     a,b = (train_autoencoder(d, steps=10, width=4).state_dict() for d in (data, relabelled))
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -156,7 +155,6 @@ def test_impossible_trainings_are_refused(data, kwargs, word):
     with pytest.raises(InputError, match=word): train_autoencoder(data, **kwargs)
 
 def test_images_that_do_not_fit_are_refused_before_training(data):
-    from dataclasses import replace
     odd = replace(data, train=replace(data.train, x=data.train.x[:,:,:10]))
     with pytest.raises(InputError, match='10×12, but the autoencoder needs multiples of 4'): train_autoencoder(odd, steps=10, width=4)
 
@@ -166,7 +164,6 @@ def test_a_loss_that_is_no_longer_finite_stops_it(data, bars):
     assert '\n' not in str(e.value) and [b.closed for b in bars] == [True]
 
 def test_cancelling_closes_the_bar(data, bars):
-    from fastai.callback.core import Callback
     class Stop(Callback):
         def after_batch(self): raise CancelFitException()
     learn = autoencoder_learner(data, tiny(), 20, cbs=[A.TrainingBar(), Stop()])
