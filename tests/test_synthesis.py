@@ -64,7 +64,7 @@ def moved(syn, ae):
 
 # Real images
 
-@pytest.fixture(scope='module', params=['breastmnist','pneumoniamnist'])
+@pytest.fixture(scope='module', params=[pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in ('breastmnist','pneumoniamnist')])
 def real(request, medmnist_root):
     "An autoencoder and a classifier, briefly trained on 100 real images, and held-out ones"
     data = subset(load_medmnist(request.param, medmnist_root), 100)
