@@ -69,6 +69,12 @@ def test_a_latent_is_a_place():
     assert d[0,0] > 0 and d[8:,8:].max() == 0
 
 
+def test_latents_have_one_unit_in_every_channel():
+    with torch.no_grad(): z = tiny(latent_channels=3).train().encode(images(40))
+    torch.testing.assert_close(z.mean((0,2,3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(z.var((0,2,3), correction=0), torch.ones(3), atol=1e-3, rtol=0)
+
+
 # Noise and sigma
 
 def test_noise_only_in_training():
@@ -121,6 +127,19 @@ def test_quality_agrees_with_the_definition(colour):
     assert quality(ae, x)['psnr'] == pytest.approx((-10*mse.log10()).mean().item(), abs=1e-3)
     perfect = SimpleNamespace(sigma=torch.ones(()), encode=lambda x: x, decode=lambda z: z, compression=lambda s: 1.)
     with np.errstate(divide='ignore'): assert quality(perfect, x)['ssim'] == pytest.approx(1)
+
+def test_ssim_of_flat_images_is_the_closed_form():
+    a, b, C1 = 51/255, .6, .01**2
+    flat = SimpleNamespace(sigma=torch.ones(()), encode=lambda x: x, decode=lambda z: torch.full_like(z, b), compression=lambda s: 1.)
+    x = torch.full((2,1,12,12), 51, dtype=torch.uint8)
+    assert quality(flat, x)['ssim'] == pytest.approx((2*a*b+C1)/(a*a+b*b+C1), abs=1e-4)
+    assert quality(flat, x)['psnr'] == pytest.approx(-20*np.log10(b-a), abs=1e-3)
+
+def test_the_order_of_the_images_follows_the_seed(data, monkeypatch):
+    seeds, DL = [], A.ImageDL
+    monkeypatch.setattr(A, 'ImageDL', lambda *args, seed, **kwargs: seeds.append(seed) or DL(*args, seed=seed, **kwargs))
+    train_autoencoder(data, steps=10, width=4, seed=3)
+    assert set(seeds) == {3}
 
 def test_the_seed_is_all_that_matters(data):
     def weights(seed, noise):
