@@ -121,7 +121,7 @@ def autoencoder_learner(data:ImageData,
     dls = DataLoaders(mk(data.train, shuffle=True, n=max(1, steps//10)*bs), mk(data.val), device=torch.device(device or 'cpu'))
     return Learner(dls, ae, loss_func=F.mse_loss, cbs=[ReconstructionTarget(), FiniteLoss(), *L(cbs)])
 
-# %% ../nbs/01_autoencoder.ipynb #ccb9fe59
+# %% ../nbs/01_autoencoder.ipynb #40730ab7
 def train_autoencoder(data:ImageData,
                       steps:int=600,         # weight updates
                       lr:float=3e-3,         # highest learning rate of the one-cycle schedule
@@ -134,7 +134,7 @@ def train_autoencoder(data:ImageData,
     check_range('autoencoder steps', steps, lo=1)
     if data.shape[1]%4 or data.shape[2]%4: raise InputError(f"images of {data.name} are {data.shape[1]}×{data.shape[2]}, but the autoencoder needs multiples of 4")
     with seeded(seed):
-        ae = Autoencoder(ch=data.shape[0], **kwargs)
+        ae = Autoencoder(ch=data.shape[0], **kwargs).to(memory_format=torch.channels_last)
         learn = autoencoder_learner(data, ae, steps, seed=seed, device=device, cbs=[TrainingBar('autoencoder')] if progress else [])
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(10, lr)
     ae.eval()

@@ -45,10 +45,11 @@ class TSynD(Callback):
         self.weight,self.share,self.every,self.warmup,self.seed,self.keep,self.measure_every = weight,share,every,warmup,seed,keep,measure_every
         self.history,self.kept,self.syn,self.count,self.n_images = [],[],None,0,0
 
-# %% ../nbs/05_callback.ipynb #3d2f6257
+# %% ../nbs/05_callback.ipynb #07d8e952
 @patch
 def before_fit(self:TSynD):
     check_dropout(self.learn.model)
+    if not len(self.learn.dls.train): raise InputError("an epoch has no batch: the batch size is larger than the training set and the last batch is dropped; lower the batch size")
     self.base_loss,self.history,self.kept,self.count,self.n_images = self.learn.loss_func,[],[],0,0
     dev = next(self.learn.model.parameters()).device
     self.engine.ae.to(dev).eval()
@@ -93,12 +94,13 @@ def _record(self:TSynD):
     self.history.append(dict(step=int(self.learn.train_iter), epoch=int(self.learn.epoch), **means))
     if last: self.kept.append(cat([self.syn]))
 
-# %% ../nbs/05_callback.ipynb #6cfd6803
+# %% ../nbs/05_callback.ipynb #fefa7f00
 @patch
 def after_loss(self:TSynD):
     if self.syn is None or self.weight == 0: return
     pred = self.learn.model(self.engine.prepare(self.syn.x))
     self.syn_loss = self.base_loss(pred, self.syn.y)
+    if not torch.isfinite(self.syn_loss): raise InputError(f"loss on synthetic images is {float(self.syn_loss)} in epoch {self.learn.epoch}, but must be finite; lower the learning rate")
     self.learn.loss_grad = self.learn.loss_grad + self.weight*self.syn_loss
 
 # %% ../nbs/05_callback.ipynb #c2578327

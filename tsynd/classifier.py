@@ -165,7 +165,7 @@ def classifier_learner(data:ImageData,
     dls = image_dls(data, bs=bs, seed=seed, balanced=balanced, device=device)
     return Learner(dls, model, loss_func=loss, metrics=auc_metric(data.task), cbs=[FiniteLoss(), *L(cbs)])
 
-# %% ../nbs/02_classifier.ipynb #0ab89904
+# %% ../nbs/02_classifier.ipynb #cbb229be
 def train_classifier(data:ImageData,
                      model:str|nn.Module='small_resnet', # a name for `make_classifier`, or a model
                      epochs:int=20,
@@ -180,6 +180,7 @@ def train_classifier(data:ImageData,
     check_range('epochs', epochs, lo=1)
     with seeded(seed):
         if isinstance(model, str): model = make_classifier(model, data.shape[0], data.n_classes, p)
+        model.to(memory_format=torch.channels_last)
         learn = classifier_learner(data, model, seed=seed, cbs=[*([TrainingBar('classifier' if progress is True else progress)] if progress else []), *L(cbs)], **kwargs)
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
     model.eval()
