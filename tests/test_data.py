@@ -1,5 +1,5 @@
 """Files of every layout and of every kind of brokenness; subsets and batches whose counts can be worked out."""
-import io, random, urllib.error, warnings, zipfile
+import hashlib, io, random, urllib.error, warnings, zipfile
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -106,6 +106,17 @@ def test_the_official_files_pass_without_a_warning(medmnist_root):
         assert data.md5 == medmnist.INFO[name]['MD5']
         evaluated = medmnist.Evaluator(name, 'test', root=str(medmnist_root)).labels
         assert np.array_equal(data.test.y, evaluated[:,0])
+
+@pytest.mark.parametrize('size', SIZES)
+def test_the_published_checksum_of_that_size_needs_no_warning(tmp_path, size):
+    path = write_npz(tmp_path, 'breastmnist', size)
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    info = medmnist.INFO['breastmnist'] | {'MD5' if size == 28 else 'MD5_64': md5}
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert load_npz(path, info, 'breastmnist', size).md5 == md5
+    info = info | {'MD5': 'a'*32, 'MD5_64': 'b'*32}
+    with pytest.warns(UserWarning, match=('a' if size == 28 else 'b')*32): load_npz(path, info, 'breastmnist', size)
 
 @pytest.mark.parametrize('name', ['pathmnist','chestmnist','breastmnist'])
 def test_what_is_saved_comes_back(tmp_path, name):
@@ -246,7 +257,8 @@ def test_an_archive_of_a_kind_that_cannot_be_read_is_refused(archive, at, value)
 # Missing files
 
 @pytest.mark.parametrize('name,near', [('brestmnist','breastmnist'), ('BreastMNIST','breastmnist'), ('pneumonia','pneumoniamnist'),
-                                       ('fantom','phantom'), ('organmnist','organ')])
+                                       ('fantom','phantom'), ('organmnist','organ'),
+                                       ('PATHMNIST','pathmnist')])
 def test_unknown_names_get_suggestions(name, near):
     with pytest.raises(InputError) as e: load_data(name)
     assert repr(name) in one_sentence(e) and 'did you mean' in str(e.value) and near in str(e.value)
@@ -335,6 +347,10 @@ def test_the_phantom_can_be_rendered_at_every_size_and_has_a_gradient():
 def test_the_label_rule_is_the_stated_one():
     f = torch.full((4,8), .5); f[:,1] = torch.tensor([0,1,.4,.6]); f[:,3] = torch.tensor([1,0,.6,.4])
     assert phantom_labels(f).tolist() == [int(.6*a+.4*b > .5) for a,b in zip(f[:,1].tolist(), f[:,3].tolist())] == [0,1,0,1]
+
+def test_the_test_split_has_images_of_both_holes():
+    f = phantom(30, 10, 200, size=12).test.factors
+    assert in_hole(f, 'inside').any() and in_hole(f, 'edge').any() and .1 < in_hole(f).float().mean() < .35
 
 def test_holes_can_be_filled():
     assert in_hole(phantom(300, 10, 10, size=12, holes=False).train.factors).float().mean() > .1
