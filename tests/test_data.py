@@ -126,7 +126,9 @@ def test_what_is_saved_comes_back(tmp_path, name):
     for part in ('train','val','test'):
         a,b = getattr(data, part), getattr(again, part)
         assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y)
-    assert read_npz(tmp_path/'again.npz')['extra'].tolist() == [0,1,2]
+    written = read_npz(tmp_path/'again.npz')
+    assert written['extra'].tolist() == [0,1,2]
+    for k,v in make_arrays(name).items(): assert np.array_equal(written[k], v) and written[k].dtype == np.uint8
 
 def test_float_images_are_rounded_not_cut():
     x = torch.tensor([0., .4999/255, .5001/255, 254.6/255, 1., 1.2, -.1]).view(-1,1,1,1)
