@@ -1,0 +1,425 @@
+"""The command: what it says, what it refuses in one line, what it leaves behind, and that it runs offline and from a wheel."""
+import hashlib, io, json, math, os, re, shlex, shutil, subprocess, sys, textwrap, urllib.error, urllib.request, zipfile
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np, pytest, torch
+from layouts import make_arrays, write_npz
+
+import tsynd
+from tsynd.autoencoder import Autoencoder, save_model
+from tsynd.classifier import make_classifier
+from tsynd.cli import EXAMPLES, OPTIONS, default_out, main, parser
+from tsynd.data import InputError, load_npz, medmnist_info
+from tsynd.experiment import RunConfig, new_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = Path(sys.executable).parent
+SMOKE = ('--quick', '--size', '12', '--subset', '16', '--ae-steps', '4', '--epochs', '2', '--steps', '1', '--T', '4', '--bs', '8')
+FILES = {'metrics.json', 'synthetic.npz', 'provenance.csv', 'report.html', 'figures', 'models'}
+
+
+def said(*argv):
+    "Exit status, standard output and standard error of `tsynd …` in this process"
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try: code = main([str(a) for a in argv])
+        except SystemExit as e: code = e.code
+    return code, out.getvalue(), err.getvalue()
+
+def screen(text):
+    "The lines that a terminal shows, where a carriage return goes back to the start of the line; without the MD5 warning of made-up files"
+    lines = []
+    for raw in text.split('\n'):
+        line = ''
+        for part in raw.split('\r'): line = part + line[len(part):]
+        if line.strip() and not re.match(r'tsynd: warning: .* has MD5', line): lines.append(line.rstrip())
+    return lines
+
+def listing(folder):
+    "What is in a folder: names, and checksums of the files"
+    return sorted((p.relative_to(folder).as_posix(), hashlib.md5(p.read_bytes()).hexdigest() if p.is_file() else '') for p in folder.rglob('*'))
+
+def refused(folder, *argv, words, code=2):
+    "Run in `folder`: one line on stderr with `words`, nothing on stdout, nothing left behind"
+    before = listing(folder)
+    got, out, err = said(*argv)
+    assert got == code and out == ''
+    shown = screen(err)
+    assert len(shown) == 1 and re.match(r'tsynd[ \w]*: \S', shown[0]) and 'Traceback' not in err, err
+    assert 'Exception' not in shown[0]
+    for w in words: assert w in shown[0], shown[0]
+    assert listing(folder) == before
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    "An empty working folder without data and without a network; `tsynd` would write `runs` into it"
+    (tmp_path/'here').mkdir(); (tmp_path/'home').mkdir()
+    monkeypatch.chdir(tmp_path/'here')
+    monkeypatch.setenv('HOME', str(tmp_path/'home')); monkeypatch.delenv('MEDMNIST_ROOT', raising=False)
+    def unreachable(*args, **kwargs): raise urllib.error.URLError('no network')
+    monkeypatch.setattr(urllib.request, 'urlopen', unreachable)
+    return tmp_path/'here'
+
+@pytest.fixture
+def no_training(monkeypatch):
+    "What is refused under this was refused before anything long began"
+    def never(*args, **kwargs): raise AssertionError('training began')
+    for f in ('train_autoencoder', 'train_classifier'): monkeypatch.setattr(f'tsynd.experiment.{f}', never)
+
+
+# What is said
+
+def test_every_option_reaches_the_configuration(monkeypatch, tmp_path):
+    seen = []
+    def take(c, out, root=None, *args, **kwargs): seen.append((c, Path(out), root)); raise InputError('enough')
+    monkeypatch.setattr('tsynd.experiment.run', take)
+    monkeypatch.chdir(tmp_path)
+    values = {int: 7, float: .7, str: 'name'}
+    for name, typ, _ in OPTIONS:
+        assert said('run', f'--{name}', values[typ])[0] == 2
+        assert seen.pop()[0] == replace(RunConfig(), **{name.replace('-', '_'): values[typ]})
+    assert said('run', 'breastmnist', '--root', 'data', '--out', 'there', '--quick')[0] == 2
+    assert seen.pop() == (RunConfig('breastmnist', quick=True), Path('there'), 'data')
+    assert said('run')[0] == 2 and seen.pop() == (RunConfig(), Path('runs')/'phantom-mi-seed0', None)
+
+def test_help_teaches_with_examples_that_are_commands():
+    code, text, err = said('run', '--help')
+    assert code == 0 and err == '' and EXAMPLES in text
+    for option in ('--root', '--out', '--quick', 'MEDMNIST_ROOT', *(f'--{n}' for n, *_ in OPTIONS)): assert option in text
+    lines = [re.split(r'\s{3,}', line.strip())[0] for line in EXAMPLES.splitlines() if line.startswith('  tsynd')]
+    assert len(lines) >= 5
+    for line in lines: assert parser().parse_args(shlex.split(line)[1:]).command == 'run'
+    assert all(name in EXAMPLES for name in medmnist_info())
+
+def test_version_and_no_command():
+    assert said('--version') == (0, f'tsynd {tsynd.__version__}\n', '')
+    code, out, err = said()
+    assert code == 0 and 'usage: tsynd' in out and err == ''
+
+def test_default_folder_is_new_and_named_after_the_options(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert default_out() == Path('runs/phantom-mi-seed0')
+    names = {str(default_out(**c)) for c in (dict(), dict(dataset='octmnist'), dict(subset=9), dict(size=64), dict(objective='random'), dict(seed=1), dict(quick=True))}
+    assert len(names) == 7
+    for expected in ('', '-2', '-3'):
+        out = default_out(bs=5)
+        assert out == Path(f'runs/phantom-mi-seed0{expected}') and not out.exists()
+        out.mkdir(parents=True)
+
+
+# In a process of its own, offline, and from a wheel
+
+WATCH = '''
+import os, sys
+def watch(event, args):
+    if event in ('socket.connect', 'socket.getaddrinfo', 'socket.gethostbyname', 'socket.sendto', 'socket.sendmsg', 'socket.bind', 'urllib.Request'):
+        with open(os.environ['WATCH_LOG'], 'a') as f: f.write(f'{event} {args[1:]}' + chr(10))
+        raise OSError('the network is closed')
+sys.addaudithook(watch)
+'''
+
+def offline(folder, *argv, path=()):
+    "Run a command in a new folder; whatever asks for the network fails, and is written down"
+    (folder/'site').mkdir(parents=True)
+    (folder/'site'/'sitecustomize.py').write_text(WATCH)
+    (folder/'cwd').mkdir(); (folder/'home').mkdir()
+    env = {k: v for k, v in os.environ.items() if not re.match(r'(?i).*_proxy$|MEDMNIST_ROOT|PYTHONPATH', k)}
+    paths = [folder/'site', *path, *filter(None, os.environ.get('PYTHONPATH', '').split(os.pathsep))]
+    env |= dict(HOME=str(folder/'home'), WATCH_LOG=str(folder/'log'), PYTHONPATH=os.pathsep.join(map(str, paths)), OMP_NUM_THREADS='1')
+    res = subprocess.run([str(a) for a in argv], cwd=folder/'cwd', env=env, capture_output=True, text=True)
+    return res, (folder/'log').read_text().splitlines() if (folder/'log').exists() else []
+
+def check_run(folder, data):
+    assert {p.name for p in folder.iterdir()} == FILES
+    m = json.loads((folder/'metrics.json').read_text())
+    assert m['data']['name'] == data and m['conditions'] == ['clean', 'perturbed', 'PGD 1/255', 'PGD 2/255', 'PGD 4/255']
+    return m
+
+@pytest.mark.xdist_group('watch')
+def test_the_watch_on_the_network_works(tmp_path):
+    "Otherwise the next tests prove nothing"
+    ask = "import socket\ntry: socket.create_connection(('127.0.0.1', 9))\nexcept OSError as e: print(e)"
+    res, asked = offline(tmp_path/'a', sys.executable, '-c', ask)
+    assert res.stdout.strip() == 'the network is closed' and len(asked) == 1 and asked[0].startswith('socket.getaddrinfo')
+    res, asked = offline(tmp_path/'b', SCRIPTS/'tsynd', 'run', 'breastmnist', '--root', '.')
+    assert res.returncode == 2 and asked, 'a missing file is asked for'
+    assert len(screen(res.stderr)) == 1 and 'breastmnist.npz does not exist and could not be downloaded' in res.stderr and 'zenodo.org' in res.stderr
+    assert list((tmp_path/'b'/'cwd').iterdir()) == [] and list((tmp_path/'b'/'home').iterdir()) == []
+
+@pytest.mark.xdist_group('script')
+def test_the_console_script_runs_offline(tmp_path):
+    res, asked = offline(tmp_path, SCRIPTS/'tsynd', 'run', '--quick', '--size', '16')
+    assert res.returncode == 0 and asked == [], res.stderr[-2000:]
+    assert 'Warning' not in res.stderr and 'autoencoder:' in res.stderr and 'baseline:' in res.stderr and 'tsynd:' in res.stderr and 'robustness:' in res.stderr
+    assert re.search(r'\[\d\d:\d\d<\d\d:\d\d', res.stderr), 'the time left'
+    printed = re.search(r'report: (\S+)', res.stdout)[1]
+    assert printed == 'runs/phantom-16px-mi-seed0-quick/report.html' and 'balanced accuracy' in res.stdout
+    m = check_run((tmp_path/'cwd'/printed).parent, 'phantom')
+    assert m['config']['quick'] is True and m['data']['shape'] == [1, 16, 16]
+    assert [p.name for p in (tmp_path/'cwd').iterdir()] == ['runs'] and list((tmp_path/'home').glob('.[!cm]*')) == []
+
+@pytest.mark.xdist_group('watch')
+@pytest.mark.parametrize('argv', [['--help'], ['run', '--help'], ['--version'], ['run', '--subset', 'many']], ids=' '.join)
+def test_help_imports_nothing_heavy(tmp_path, argv):
+    code = f'''
+        import sys
+        from tsynd.cli import main
+        try: main({argv!r})
+        except SystemExit: pass
+        print('loaded:', sorted({{'torch', 'fastai', 'numpy', 'pandas', 'matplotlib', 'medmnist'}} & set(sys.modules)))'''
+    res, asked = offline(tmp_path, sys.executable, '-c', textwrap.dedent(code))
+    assert res.returncode == 0 and res.stdout.splitlines()[-1] == 'loaded: []' and asked == []
+
+@pytest.mark.xdist_group('wheel')
+def test_the_wheel_runs_outside_the_source_tree(tmp_path):
+    tree, target = tmp_path/'tree', tmp_path/'target'
+    files = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split('\0')
+    for f in filter(lambda f: f and (ROOT/f).is_file(), files):
+        (tree/f).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT/f, tree/f)
+    quiet = dict(cwd=tmp_path, capture_output=True, text=True)
+    built = subprocess.run([sys.executable, '-m', 'build', '--wheel', '--no-isolation', '--outdir', tmp_path/'dist', tree], **quiet)
+    assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-2000:]
+    wheel, = (tmp_path/'dist').iterdir()
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {n.split('/')[0] for n in names} == {'tsynd', f'tsynd-{tsynd.__version__}.dist-info'}
+    assert {n for n in names if n.startswith('tsynd/')} == {f for f in files if re.fullmatch(r'tsynd/\w+\.py', f)}
+    subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', '--target', target, wheel], check=True, **quiet)
+    shutil.rmtree(tree)
+    res, _ = offline(tmp_path/'a', sys.executable, '-c', 'import tsynd, tsynd.cli; print(tsynd.__file__, tsynd.cli.__file__)', path=[target])
+    assert all(target in Path(f).parents for f in res.stdout.split()) and res.returncode == 0
+    res, asked = offline(tmp_path/'b', sys.executable, target/'bin'/'tsynd', 'run', '--quick', '--out', 'mine', path=[target])
+    assert res.returncode == 0 and asked == [], res.stderr[-2000:]
+    m = check_run(tmp_path/'b'/'cwd'/'mine', 'phantom')
+    assert m['versions']['tsynd'] == tsynd.__version__ and (m['data']['train'], m['data']['test']) == (100, 100)
+
+
+# Bad input: parameters
+
+@pytest.mark.parametrize('argv, words', [
+    ('brestmnist', ["'brestmnist'", 'unknown', 'breastmnist']), ('breastmnist3d', ['unknown', 'breastmnist']), ('xyz', ['unknown', 'known are phantom', 'octmnist']),
+    ('PHANTOM', ['did you mean phantom']),
+    ('--subset 0', ['subset is 0', 'at least 2']), ('--subset 1', ['subset is 1', 'at least 2']), ('--subset -5', ['subset is -5', 'at least 2']),
+    ('--subset 201', ['subset is 201', 'only 200']), ('--subset many', ["'many'", '--subset', 'int']), ('--subset 1.5', ["'1.5'", '--subset']),
+    ('--bs 0', ['bs is 0', 'at least 1']), ('--bs -1', ['bs is -1']), ('--T 1', ['T is 1', 'at least 2']), ('--T 0', ['T is 0']), ('--T 0 --objective random', ['T is 0', 'at least 1']),
+    ('--radius 0', ['radius is 0.0', 'more than 0']), ('--radius -1', ['radius is -1.0', 'more than 0']), ('--radius nan', ['radius is nan']), ('--radius inf', ['radius is inf']),
+    ('--steps 0', ['steps is 0', 'at least 1']), ('--epochs 0', ['epochs is 0', 'at least 1']), ('--ae-steps 0', ['steps is 0', 'at least 1']),
+    ('--warmup 2', ['warmup is 2.0', 'at most 1']), ('--warmup -1', ['warmup is -1.0']), ('--weight -1', ['weight is -1.0', 'at least 0']), ('--weight inf', ['weight is inf']),
+    ('--share 0', ['share is 0.0', 'more than 0']), ('--share 1.5', ['share is 1.5', 'at most 1']), ('--every 0', ['every is 0', 'at least 1']),
+    ('--lr 0', ['lr is 0.0', 'more than 0']), ('--lr nan', ['lr is nan']), ('--seed -1', ['seed is -1', 'at least 0']), ('--seed 99999999999999999999999', ['seed is 9999', 'at most']),
+    ('--objective foo', ["'foo'", 'expected one of mi', 'reconstruction']), ('--model foo', ["'foo'", 'small_resnet, resnet18 or timm:NAME']), ('--model timm:foo', ["'timm:foo'", 'no model']),
+    ('--size 30', ['size is 30', 'multiple of 4']), ('--size 0', ['size is 0', 'multiple of 4']), ('breastmnist --size 30', ['size is 30', '28, 64, 128 and 224']),
+    ('--device tpu', ["'tpu'", 'cpu, cuda or mps']), ('--device meta', ["'meta'", '--device cpu']),
+    ('--autoencoder nowhere', ['nowhere.json', 'does not exist', '.safetensors']), ('--nosuch', ['--nosuch', '--help']), ('phantom twice', ['twice', '--help'])])
+def test_a_parameter_is_refused(here, no_training, argv, words): refused(here, 'run', *argv.split(), words=words)
+
+@pytest.mark.parametrize('argv, words', [(['ru'], ["'ru'", 'run']), (['report'], ['folder', '--help']), (['--quick'], ['--quick'])], ids=str)
+def test_a_command_is_refused(here, argv, words): refused(here, *argv, words=words)
+
+def test_cuda_is_refused_where_there_is_none(here, no_training, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    refused(here, 'run', '--device', 'cuda', words=["'cuda'", 'none', '--device cpu'])
+
+def test_a_cuda_device_beyond_the_last_is_refused(here, no_training, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    refused(here, 'run', '--device', 'cuda:1', words=["'cuda:1'"])
+
+def test_a_model_for_another_size_is_refused(here, no_training):
+    refused(here, 'run', '--model', 'timm:vit_tiny_patch16_224', words=['timm:vit_tiny_patch16_224', '28'])
+
+def test_training_that_diverges_is_refused(here):
+    refused(here, 'run', *SMOKE, '--lr', '1e30', words=['loss is ', 'must be finite', 'learning rate'])
+
+def test_a_synthetic_loss_that_is_not_finite_is_refused(here):
+    refused(here, 'run', *SMOKE, '--weight', '1e300', words=['loss is inf', 'must be finite'])
+
+
+# Bad input: files
+
+def broken(file, edit):
+    "A file of BreastMNIST's layout, with one thing wrong"
+    a = make_arrays('breastmnist', 28, (24, 16, 16))
+    edit(a)
+    np.savez(file, **a)
+
+def truncated(file):
+    write_npz(file.parent, 'breastmnist')
+    file.write_bytes(file.read_bytes()[:-300])
+
+def foreign(file): np.savez(file, x=np.zeros(3))
+def colour(file): np.savez(file, **make_arrays('bloodmnist', 28, (24, 16, 16)))
+def larger(file): np.savez(file, **make_arrays('breastmnist', 64, (24, 16, 16)))
+def no_archive(file): file.write_text('<html>not found</html>')
+def nan_pixels(file):
+    def edit(a): a['val_images'] = a['val_images']/255.; a['val_images'][3, 5, 5] = np.nan
+    broken(file, edit)
+def label_two(file): broken(file, lambda a: a['test_labels'].__setitem__(0, 2))
+def short_labels(file): broken(file, lambda a: a.update(train_labels=a['train_labels'][:-1]))
+def no_test(file): broken(file, lambda a: a.pop('test_images'))
+def no_images(file): broken(file, lambda a: a.update({k: a[k][:0] for k in ('val_images', 'val_labels')}))
+def pickled(file): np.savez(file, train_images=np.array([dict()], dtype=object))
+
+@pytest.mark.parametrize('make, words', [
+    (truncated, ['not a complete numpy archive', 'download it again']), (no_archive, ['not a complete numpy archive']), (pickled, ['not a complete numpy archive']),
+    (foreign, ['no array train_images', 'six arrays']), (no_test, ['no array test_images']),
+    (colour, ['train_images', '24×28×28×3', 'N×28×28 uint8']), (larger, ['train_images', '24×64×64', 'N×28×28']),
+    (nan_pixels, ['val_images', 'float64', '1 pixels are NaN', 'uint8']), (label_two, ['test_labels', '0 to 2', 'expected 0 to 1']),
+    (short_labels, ['train_labels', '23×1', 'expected 24×1']), (no_images, ['val_images', 'no image', 'at least one'])], ids=lambda v: getattr(v, '__name__', ''))
+@pytest.mark.parametrize('by', ['option', 'variable'])
+def test_a_data_file_is_refused(here, no_training, monkeypatch, make, words, by):
+    (here/'data').mkdir()
+    make(here/'data'/'breastmnist.npz')
+    if by == 'variable': monkeypatch.setenv('MEDMNIST_ROOT', 'data')
+    refused(here, 'run', 'breastmnist', '--quick', *(['--root', 'data'] if by == 'option' else []), words=['breastmnist.npz', *words])
+
+@pytest.mark.parametrize('argv, words', [
+    (['--root', 'data'], ['data/breastmnist.npz does not exist', 'zenodo.org', '--root']), (['--root', 'data', '--size', 64], ['data/breastmnist_64.npz does not exist']),
+    (['--root', 'new/folder'], ['new/folder/breastmnist.npz does not exist']), (['--root', 'file'], ['file/breastmnist.npz does not exist']), ([], ['.medmnist/breastmnist.npz does not exist'])],
+    ids=str)
+def test_a_missing_file_without_a_network_is_refused(here, no_training, argv, words):
+    (here/'data').mkdir(); (here/'file').touch()
+    refused(here, 'run', 'breastmnist', *argv, words=[*words, 'could not be downloaded'])
+    assert list((here.parent/'home').iterdir()) == []
+
+@pytest.mark.parametrize('argv', [[], ['--subset', 20], ['--quick']], ids=str)
+def test_a_class_without_an_image_is_refused(here, no_training, argv):
+    broken(here/'breastmnist.npz', lambda a: a['train_labels'].fill(1))
+    refused(here, 'run', 'breastmnist', '--root', '.', *argv, words=['breastmnist', "no image of 'malignant'", 'larger subset'])
+
+def test_a_subset_without_one_image_per_class_is_refused(here, no_training):
+    write_npz(here, 'organamnist')
+    refused(here, 'run', 'organamnist', '--root', '.', '--subset', 10, words=['subset is 10', '11 classes'])
+
+def test_a_label_without_an_image_is_refused(here, no_training):
+    def edit(a): a['train_labels'][:, 4] = 0
+    a = make_arrays('chestmnist', 28, (40, 16, 16)); edit(a); np.savez(here/'chestmnist.npz', **a)
+    refused(here, 'run', 'chestmnist', '--root', '.', words=['chestmnist', "one negative image of 'mass'"])
+
+
+# Bad input: the autoencoder
+
+def of_colour(path): save_model(path, Autoencoder(ch=3))
+def of_another_kind(path): save_model(path, make_classifier())
+def no_json(path): path.with_suffix('.json').write_text('{'); path.with_suffix('.safetensors').write_bytes(b'')
+def no_weights(path): save_model(path, Autoencoder()); path.with_suffix('.safetensors').unlink()
+def cut_weights(path): save_model(path, Autoencoder()); f = path.with_suffix('.safetensors'); f.write_bytes(f.read_bytes()[:5000])
+def other_weights(path):
+    save_model(path, Autoencoder(width=8))
+    facts = json.loads(path.with_suffix('.json').read_text())
+    path.with_suffix('.json').write_text(json.dumps(facts | dict(config=facts['config'] | dict(width=16))))
+def other_config(path):
+    save_model(path, Autoencoder())
+    path.with_suffix('.json').write_text(json.dumps(dict(kind='Autoencoder', config=dict(depth=3))))
+def a_list(path): save_model(path, Autoencoder()); path.with_suffix('.json').write_text('[]')
+
+@pytest.mark.parametrize('make, words', [
+    (of_colour, ['3-channel', 'the data has 1']), (of_another_kind, ["'Classifier'", "expected 'Autoencoder'"]), (no_json, ['not a model saved by tsynd']), (no_weights, ['does not exist']),
+    (cut_weights, ['not a model saved by tsynd']), (other_weights, []), (other_config, []), (a_list, [])], ids=lambda v: getattr(v, '__name__', ''))
+@pytest.mark.parametrize('suffix', ['', '.json'], ids=['bare', 'json'])
+def test_an_autoencoder_is_refused(here, no_training, make, words, suffix):
+    make(here/'model')
+    refused(here, 'run', *SMOKE, '--autoencoder', f'model{suffix}', words=['model', *words])
+
+def test_a_grey_autoencoder_is_refused_for_colour_images(here, no_training):
+    write_npz(here, 'pathmnist')
+    save_model(here/'model', Autoencoder(ch=1))
+    refused(here, 'run', 'pathmnist', '--root', '.', '--autoencoder', 'model', words=['model', '1-channel', 'the data has 3'])
+
+
+# Bad input: the output folder
+
+@pytest.fixture
+def taken(here):
+    (here/'full').mkdir(); (here/'full'/'a').touch(); (here/'empty').mkdir(); (here/'file').touch()
+    (here/'link').symlink_to('empty'); (here/'dangling').symlink_to('nowhere')
+    return here
+
+@pytest.mark.parametrize('out, words', [
+    ('full', ['exists and is not an empty folder', '--out']), ('file', ['exists', '--out']), ('file/x', ['cannot be written', '--out']), ('file/x/y/z', ['cannot be written']),
+    ('.', ['exists and is not an empty folder']), ('dangling', ['--out']), ('new/'+'x'*300, ['cannot be written', 'too long']), ('y'*300, ['cannot be written', 'too long']),
+    ('/dev/null', ['--out'])], ids=lambda v: v[:20] if isinstance(v, str) else '')
+def test_an_output_folder_is_refused(taken, no_training, out, words): refused(taken, 'run', '--quick', '--out', out, words=[out[:200], *words])
+
+def test_a_folder_without_permission_is_refused(here, no_training, monkeypatch):
+    def denied(*args, **kwargs): raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr('tempfile.mkdtemp', denied)
+    refused(here, 'run', '--quick', '--out', 'a/b/x', words=['a/b/x', 'cannot be written (Permission denied)', '--out'])
+
+def test_a_folder_that_cannot_be_listed_is_refused(taken, no_training, monkeypatch):
+    def denied(self): raise PermissionError(13, 'Permission denied')
+    with monkeypatch.context() as m:
+        m.setattr(Path, 'iterdir', denied)
+        code, out, err = said('run', '--quick', '--out', 'empty')
+    assert code == 2 and len(screen(err)) == 1 and 'Permission denied' in err
+
+@pytest.mark.parametrize('out', ['empty', 'a/b/c', 'a/../d', 'link'])
+def test_a_folder_that_is_empty_or_new_is_filled(taken, out):
+    with new_folder(out) as tmp: (tmp/'file').write_text('x')
+    assert (taken/out/'file').read_text() == 'x' and not [p for p in taken.rglob('.*')]
+    assert (taken/out).stat().st_mode & 0o777 == 0o755
+
+
+# Whatever happens in the middle, nothing is left
+
+MIDDLE = ['tsynd.experiment.load_data', 'tsynd.experiment.train_autoencoder', 'tsynd.autoencoder.Autoencoder.measure_sigma', 'tsynd.synthesis.Synthesizer.measure',
+          'tsynd.experiment.robustness_table', 'tsynd.experiment.save_npz', 'tsynd.report.gallery_plot', 'os.replace']
+
+@pytest.mark.xdist_group('middle')
+@pytest.mark.parametrize('point', MIDDLE)
+def test_an_interrupted_run_leaves_nothing(here, monkeypatch, point):
+    def interrupted(*args, **kwargs): raise KeyboardInterrupt
+    monkeypatch.setattr(point, interrupted)
+    refused(here, 'run', *SMOKE, code=130, words=['interrupted', 'nothing was written'])
+
+@pytest.mark.xdist_group('middle')
+@pytest.mark.parametrize('error', [RuntimeError, ValueError, OSError])
+@pytest.mark.parametrize('point', ['tsynd.experiment.load_data', 'tsynd.synthesis.Synthesizer.measure', 'tsynd.experiment.save_npz'])
+def test_a_bug_shows_its_traceback_and_leaves_nothing(here, monkeypatch, point, error):
+    def fails(*args, **kwargs): raise error('a bug of ours')
+    monkeypatch.setattr(point, fails)
+    with pytest.raises(error, match='a bug of ours'): said('run', *SMOKE)
+    assert listing(here) == []
+
+
+# Drawing a report again
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('made')/'x'
+    code, out, err = said('run', *SMOKE, '--out', folder)
+    assert code == 0 and str(folder/'report.html') in out
+    return folder
+
+reports = pytest.mark.xdist_group('made')
+
+@reports
+def test_the_report_is_drawn_again_just_so(made, tmp_path):
+    again = tmp_path/'x'
+    shutil.copytree(made, again)
+    shutil.rmtree(again/'figures'); (again/'report.html').unlink()
+    assert said('report', again) == (0, f"{again/'report.html'}\n", '')
+    assert [f for f, _ in listing(again)] == [f for f, _ in listing(made)]
+    assert listing(again) == listing(made)
+
+@reports
+@pytest.mark.parametrize('edit, words', [
+    (lambda f: (f/'metrics.json').unlink(), ['x has no metrics.json', 'tsynd run']), (lambda f: (f/'provenance.csv').unlink(), ['x has no provenance.csv']),
+    (lambda f: (f/'metrics.json').write_text('{"config":'), ['metrics.json is not JSON']), (lambda f: (f/'metrics.json').write_text('{}'), ['metrics.json has no entry config']),
+    (lambda f: (f/'synthetic.npz').write_bytes(b'x'), ['synthetic.npz is not a complete numpy archive']), (lambda f: shutil.rmtree(f), ['x has no metrics.json'])])
+def test_a_folder_that_is_no_run_is_refused(made, here, edit, words):
+    shutil.copytree(made, here/'x')
+    edit(here/'x')
+    refused(here, 'report', 'x', words=words)
+
+def test_a_file_is_no_run(here):
+    (here/'x').touch()
+    refused(here, 'report', 'x', words=['x has no metrics.json', 'tsynd run'])
+
+@reports
+def test_synthetic_images_of_the_phantom_are_a_data_set(made):
+    data = load_npz(made/'synthetic.npz', dict(task='binary-class', label={'0': 'benign', '1': 'malignant'}, n_channels=1), 'synthetic', 12)
+    assert len(data.train) > 0 and data.test.factors.shape == (len(data.test), 8) and data.train.factors is None
+    assert all(math.isfinite(v) for v in json.loads((made/'metrics.json').read_text())['arms']['tsynd']['metrics']['clean'].values())
