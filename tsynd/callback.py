@@ -20,7 +20,7 @@ from .classifier import check_dropout
 from .data import InputError, check_range, show_images
 from .synthesis import Synthesizer, Synthetic, cat
 
-# %% ../nbs/05_callback.ipynb #2ae70eff
+# %% ../nbs/05_callback.ipynb #81de91c2
 class TSynD(Callback):
     "Train on targeted synthetic images besides the real ones (Niemeijer et al. 2024, arXiv 2406.17473)"
     order,run_valid,name = -5,False,'tsynd'
@@ -36,32 +36,37 @@ class TSynD(Callback):
                  every:int=1,             # synthesise in every m-th batch
                  warmup:float=.1,         # share of the training to wait first
                  seed:int=0,              # of dropout masks and random directions
-                 keep:int=1000,           # images of the last epoch to keep, with provenance
+                 keep:int=1000,           # at most so many images of the last epoch are kept, with provenance
                  measure_every:int=10     # look at MI under fresh draws in every so-manieth synthesis
                 ):
         check_range('weight', weight, lo=0); check_range('share', share, lo=0, hi=1, open_lo=True)
-        check_range('every', every, lo=1); check_range('warmup', warmup, lo=0, hi=1)
+        check_range('every', every, lo=1, integer=True); check_range('warmup', warmup, lo=0, hi=1)
+        check_range('keep', keep, lo=1, integer=True); check_range('measure_every', measure_every, lo=1, integer=True)
         self.engine = Synthesizer(autoencoder, objective, T, steps, radius, step)
         self.weight,self.share,self.every,self.warmup,self.seed,self.keep,self.measure_every = weight,share,every,warmup,seed,keep,measure_every
-        self.history,self.kept,self.syn,self.count,self.n_images = [],[],None,0,0
+        self.history,self.kept,self.syn,self.last,self.count,self.n_images = [],[],None,None,0,0
 
-# %% ../nbs/05_callback.ipynb #07d8e952
+# %% ../nbs/05_callback.ipynb #595167ad
 @patch
 def before_fit(self:TSynD):
     check_dropout(self.learn.model)
     if not len(self.learn.dls.train): raise InputError("an epoch has no batch: the batch size is larger than the training set and the last batch is dropped; lower the batch size")
     self.base_loss,self.history,self.kept,self.count,self.n_images = self.learn.loss_func,[],[],0,0
+    self.syn = self.last = None
     dev = next(self.learn.model.parameters()).device
     self.engine.ae.to(dev).eval()
     self.norm = _normalize(self.learn.dls.train, dev)
-    self.engine.prepare = lambda x: (x-self.norm[0])/self.norm[1] if self.norm else x
+    self.engine.prepare = self._normalise if self.norm else None
+
+@patch
+def _normalise(self:TSynD, x): return (x-self.norm[0])/self.norm[1]
 
 def _normalize(dl, device):
     fs = getattr(getattr(dl, 'after_batch', None), 'fs', [])
     found = [f for f in fs if isinstance(f, Normalize)]
     return tuple(torch.as_tensor(t).as_subclass(Tensor).to(device) for t in (found[0].mean, found[0].std)) if found else None
 
-# %% ../nbs/05_callback.ipynb #a35aaed7
+# %% ../nbs/05_callback.ipynb #a45f8036
 @patch
 def before_batch(self:TSynD):
     self.syn = None
@@ -72,7 +77,7 @@ def before_batch(self:TSynD):
     n = math.ceil(self.share*len(x))
     self.engine.multilabel = y.ndim == 2 and y.is_floating_point()
     x01 = x[:n]*self.norm[1]+self.norm[0] if self.norm else x[:n]
-    self.syn = self.engine(self.learn.model, x01, y[:n], seed=self._batch_seed(), index=self._source_index(n))
+    self.syn = self.last = self.engine(self.learn.model, x01, y[:n], seed=self._batch_seed(), index=self._source_index(n))
     self._record()
     self.count += 1; self.n_images += n
 
@@ -84,7 +89,7 @@ def _source_index(self:TSynD, n):
     f = getattr(self.learn.dl, 'batch_index', None)
     return None if f is None else f(self.learn.iter)[:n]
 
-# %% ../nbs/05_callback.ipynb #6c9f17b1
+# %% ../nbs/05_callback.ipynb #4cef43bc
 @patch
 def _record(self:TSynD):
     last = self.learn.epoch == self.learn.n_epoch-1 and sum(map(len, self.kept)) < self.keep
@@ -92,22 +97,31 @@ def _record(self:TSynD):
     self.syn = self.engine.measure(self.learn.model, self.syn, seed=self._batch_seed()+1)
     means = self.syn.table().mean().drop('source_index').to_dict()
     self.history.append(dict(step=int(self.learn.train_iter), epoch=int(self.learn.epoch), **means))
-    if last: self.kept.append(cat([self.syn]))
+    if last: self._keep()
 
-# %% ../nbs/05_callback.ipynb #fefa7f00
+@patch
+def _keep(self:TSynD): self.kept.append(cat([self.syn]).first(self.keep - sum(map(len, self.kept))))
+
+# %% ../nbs/05_callback.ipynb #1dbea63b
 @patch
 def after_loss(self:TSynD):
     if self.syn is None or self.weight == 0: return
-    pred = self.learn.model(self.engine.prepare(self.syn.x))
+    pred = self.learn.model(self.engine.look(self.syn.x))
     self.syn_loss = self.base_loss(pred, self.syn.y)
     if not torch.isfinite(self.syn_loss): raise InputError(f"loss on synthetic images is {float(self.syn_loss)} in epoch {self.learn.epoch}, but must be finite; lower the learning rate")
     self.learn.loss_grad = self.learn.loss_grad + self.weight*self.syn_loss
 
-# %% ../nbs/05_callback.ipynb #c2578327
+# %% ../nbs/05_callback.ipynb #feb21bb4
+@patch
+def after_cancel_fit(self:TSynD):
+    if self.kept or self.last is None: return
+    self.syn = self.engine.measure(self.learn.model, self.last, seed=self._batch_seed()+1)
+    self._keep()
+
 @patch(as_prop=True)
 def images(self:TSynD)->Synthetic:
-    "The synthetic images of the last epoch"
-    if not self.kept: raise InputError("there are no synthetic images: the training ended before the warm-up was over, or has not begun")
+    "The synthetic images of the last epoch, at most `keep` of them"
+    if not self.kept: raise InputError("there are no synthetic images: no batch has been trained on after the warm-up")
     return cat(self.kept)
 
 @patch(as_prop=True)
@@ -126,11 +140,12 @@ def show(self:TSynD,
     titles = ['source']*n + [f'MI {v:.3f}' for v in s.mi_before[i]] + [f'MI {v:.3f}' for v in s.mi_after[i]]
     return show_images(torch.cat([s.source[i], s.reconstruction[i], s.x[i]]), titles=titles, ncols=n)
 
-# %% ../nbs/05_callback.ipynb #c1e002a2
+# %% ../nbs/05_callback.ipynb #9e434463
 @patch
 def plot_mi(self:TSynD, ax=None):
     "Mean MI before and after the ascent, under fresh draws, over the training"
     import matplotlib.pyplot as plt
+    if not self.history: raise InputError("there are no synthetic images: no batch has been trained on after the warm-up")
     ax = ax or plt.subplots(figsize=(4.5, 2))[1]
     h = pd.DataFrame(self.history)
     ax.plot(h.step, h.mi_before, '--', color='.5', label='reconstruction'); ax.plot(h.step, h.mi_after, color='#0072B2', label='targeted')

@@ -7,7 +7,7 @@ __all__ = ['DROPOUT', 'Classifier', 'small_resnet', 'resnet18', 'make_classifier
            'probabilities', 'metrics', 'auc_metric', 'classifier_learner', 'train_classifier', 'dropout_layers',
            'check_dropout', 'MCDropout', 'mc_logits']
 
-# %% ../nbs/02_classifier.ipynb #ee3bdaf6
+# %% ../nbs/02_classifier.ipynb #dfce37f1
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +24,7 @@ from fastcore.foundation import L
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 
-from .autoencoder import FiniteLoss, TrainingBar, read_model, save_model
+from .autoencoder import FiniteLoss, fit_one_cycle, read_model, rebuild, save_model
 from .data import ImageData, InputError, check_range, image_dls, seeded
 
 # %% ../nbs/02_classifier.ipynb #ceb0ba21
@@ -88,22 +88,19 @@ def make_classifier(model:str='small_resnet', # or 'resnet18', or 'timm:NAME'
     clf.config = dict(model=model, ch=ch, n_classes=n_classes, p=p)
     return clf
 
-# %% ../nbs/02_classifier.ipynb #26ced8d9
+# %% ../nbs/02_classifier.ipynb #0ae2ee87
 def load_classifier(path:str|Path, device=None)->Classifier:
     "A classifier saved by `save_model`, in eval mode"
-    facts,weights = read_model(path, 'Classifier')
-    clf = make_classifier(**facts['config'])
-    clf.load_state_dict(weights)
-    return clf.to(device or 'cpu').eval()
+    return rebuild(path, make_classifier, *read_model(path, 'Classifier'), device)
 
-# %% ../nbs/02_classifier.ipynb #d81be538
+# %% ../nbs/02_classifier.ipynb #b7419ffb
 @contextmanager
 def frozen(*models:nn.Module):
     "Eval mode, weights frozen; modes, flags, buffers and the random stream are restored afterwards"
     mods = [m for model in models for m in model.modules()]
     params = [p for model in models for p in model.parameters()]
-    bufs = [b for model in models for b in model.buffers()]
-    modes, flags, old = [m.training for m in mods], [p.requires_grad for p in params], [(b.clone(), b._version) for b in bufs]
+    modes, flags = [m.training for m in mods], [p.requires_grad for p in params]
+    bufs = [(m._buffers, k, b, b.clone(), b._version) for m in mods for k,b in m._buffers.items() if b is not None]
     try:
         with torch.random.fork_rng(devices=sorted({p.device.index for p in params if p.is_cuda})):
             for m in mods: m.training = False
@@ -113,7 +110,9 @@ def frozen(*models:nn.Module):
         for m,t in zip(mods, modes): m.training = t
         for p,f in zip(params, flags): p.requires_grad_(f)
         with torch.no_grad():
-            for b,(o,v) in zip(bufs, old): b._version == v or b.copy_(o)
+            for owner,k,b,old,version in bufs:
+                owner[k] = b
+                if b._version != version: b.copy_(old)
 
 # %% ../nbs/02_classifier.ipynb #b14a16cd
 def predict(model:nn.Module,
@@ -165,7 +164,7 @@ def classifier_learner(data:ImageData,
     dls = image_dls(data, bs=bs, seed=seed, balanced=balanced, device=device)
     return Learner(dls, model, loss_func=loss, metrics=auc_metric(data.task), cbs=[FiniteLoss(), *L(cbs)])
 
-# %% ../nbs/02_classifier.ipynb #cbb229be
+# %% ../nbs/02_classifier.ipynb #1674ce20
 def train_classifier(data:ImageData,
                      model:str|nn.Module='small_resnet', # a name for `make_classifier`, or a model
                      epochs:int=20,
@@ -177,12 +176,12 @@ def train_classifier(data:ImageData,
                      **kwargs          # for `classifier_learner`
                     )->Learner:
     "Train a classifier from scratch; returns its `Learner`"
-    check_range('epochs', epochs, lo=1)
+    check_range('epochs', epochs, lo=1, integer=True)
     with seeded(seed):
         if isinstance(model, str): model = make_classifier(model, data.shape[0], data.n_classes, p)
         model.to(memory_format=torch.channels_last)
-        learn = classifier_learner(data, model, seed=seed, cbs=[*([TrainingBar('classifier' if progress is True else progress)] if progress else []), *L(cbs)], **kwargs)
-        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
+        learn = classifier_learner(data, model, seed=seed, cbs=cbs, **kwargs)
+        fit_one_cycle(learn, epochs, lr, 'classifier' if progress is True else progress)
     model.eval()
     return learn
 
@@ -203,7 +202,7 @@ def check_dropout(model:nn.Module):
     for n,m in layers:
         if m.p >= 1: raise InputError(f"dropout layer {n} of the classifier has p = {m.p}, which drops everything, expected 0 < p < 1")
 
-# %% ../nbs/02_classifier.ipynb #2f70bc41
+# %% ../nbs/02_classifier.ipynb #c38481f5
 class MCDropout:
     "A context in which calling it with images gives the logits of T dropout draws, with masks held fixed"
     def __init__(self,
@@ -213,20 +212,17 @@ class MCDropout:
                  full:bool=None   # run every draw through the whole model? default: only where sharing the trunk is impossible
                 ):
         check_dropout(model)
-        check_range('T', T, lo=1)
+        check_range('T', T, lo=1, integer=True)
         self.model,self.T,self.gen,self.masks = model,int(T),torch.Generator().manual_seed(seed),{}
         self.full = getattr(model, '_mc_full', False) if full is None else full
 
     def __enter__(self):
         self.frozen = frozen(self.model); self.frozen.__enter__()
-        self.hooks = [m.register_forward_hook(self._hook(n, m)) for n,m in dropout_layers(self.model)]
         return self
 
-    def __exit__(self, *exc):
-        for h in self.hooks: h.remove()
-        return self.frozen.__exit__(*exc)
+    def __exit__(self, *exc): return self.frozen.__exit__(*exc)
 
-# %% ../nbs/02_classifier.ipynb #abfd5d90
+# %% ../nbs/02_classifier.ipynb #75a0e960
 @patch
 def _hook(self:MCDropout, name, m):
     def hook(_, inp, out):
@@ -239,12 +235,12 @@ def _hook(self:MCDropout, name, m):
 @patch
 def _mask(self:MCDropout, key, m, x):
     if key not in self.masks:
-        shape = x.shape[2:] if type(m) is nn.Dropout else (x.shape[2], *[1]*(x.ndim-3))
+        shape = x.shape[2:] if isinstance(m, nn.Dropout) else (x.shape[2], *[1]*(x.ndim-3))
         keep = torch.rand(self.T, 1, *shape, generator=self.gen) >= m.p
         self.masks[key] = keep.to(x.device, x.dtype)/(1-m.p)
     return self.masks[key]
 
-# %% ../nbs/02_classifier.ipynb #4ae4de6e
+# %% ../nbs/02_classifier.ipynb #e5771bba
 @patch
 def __call__(self:MCDropout,
              x:Tensor # (B,ch,H,W)
@@ -252,21 +248,28 @@ def __call__(self:MCDropout,
     "Logits of the T draws"
     if not self.full:
         try: return self._run(x, False)
-        except RuntimeError as e: self._fall_back(e)
-    return self._run(x.repeat(self.T, *[1]*(x.ndim-1)), True)
+        except torch.cuda.OutOfMemoryError: raise
+        except RuntimeError as e: reason = e
+        self.masks.clear(); self.gen.manual_seed(self.gen.initial_seed())     # as if the attempt had not been made
+    out = self._run(x.repeat(self.T, *[1]*(x.ndim-1)), True)
+    if not self.full: self._fall_back(reason)
+    return out
 
 @patch
 def _run(self:MCDropout, x, expanded):
     self.calls,self.expanded = {},expanded
     rows = len(x) if expanded else len(x)*self.T
-    out = self.model(x)
+    hooks = [m.register_forward_hook(self._hook(n, m)) for n,m in dropout_layers(self.model)]
+    try: out = self.model(x)
+    finally:
+        for h in hooks: h.remove()
+    if not self.calls: raise InputError("the classifier has dropout layers, but its forward pass reaches none of them; put nn.Dropout before its last layer")
     if out.ndim != 2 or len(out) != rows: raise RuntimeError(f'the model returned {tuple(out.shape)}, expected {rows} rows of logits')
     return out.unflatten(0, (self.T, -1))
 
 @patch
 def _fall_back(self:MCDropout, e):
     self.full = self.model._mc_full = True
-    self.masks.clear(); self.gen.manual_seed(self.gen.initial_seed())     # as if the attempt had not been made
     warnings.warn(f"the classifier cannot share one pass before its dropout layers among the draws, so each of the {self.T} draws runs it all ({e})")
 
 # %% ../nbs/02_classifier.ipynb #adb65b5e

@@ -8,10 +8,11 @@ __all__ = ['FACTORS', 'HOLES', 'InputError', 'check_range', 'seeded', 'Split', '
            'render_phantom', 'speckle', 'in_hole', 'phantom', 'load_data', 'show_images', 'strata', 'stratified_order',
            'subset', 'check_classes', 'ImageDL', 'image_dls', 'to_numpy', 'save_npz']
 
-# %% ../nbs/00_data.ipynb #f5eca304
+# %% ../nbs/00_data.ipynb #4b7da6de
 import difflib, hashlib, math, os, random, tempfile, warnings, zipfile, zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -21,25 +22,31 @@ from fastai.data.load import DataLoader
 from fastcore.basics import patch
 from torch import Tensor
 
-# %% ../nbs/00_data.ipynb #696decf1
+# %% ../nbs/00_data.ipynb #be160f89
 class InputError(ValueError):
     "Something the user can put right: a file, a parameter, or a model that does not fit the data"
+    def __init__(self, message:str):
+        super().__init__(message)
+        self.message = message
+    def __str__(self): return self.message   # fastai rewrites the arguments of an exception that passes through it
 
-# %% ../nbs/00_data.ipynb #f3d642ae
+# %% ../nbs/00_data.ipynb #13796b5c
 def check_range(name:str, # the parameter's name, as the user typed it
                 value,    # what was found
                 lo=None,  # smallest accepted value
                 hi=None,  # largest accepted value
-                open_lo=False # is `lo` itself refused?
+                open_lo:bool=False, # is `lo` itself refused?
+                integer:bool=False  # must it be a whole number?
                ):
     "Raise `InputError` unless `value` is a finite number between `lo` and `hi`"
-    ok = isinstance(value, (int, float)) and math.isfinite(value)
+    ok = isinstance(value, Integral if integer else Real) and not isinstance(value, bool) and math.isfinite(value)
     if ok and lo is not None: ok = value > lo if open_lo else value >= lo
     if ok and hi is not None: ok = value <= hi
     if ok: return
     low = '' if lo is None else f"{'more than' if open_lo else 'at least'} {lo}"
     high = '' if hi is None else f'at most {hi}'
-    raise InputError(f"{name} is {value!r}, but must be a number, {' and '.join(filter(None, (low, high)))}")
+    want = ' and '.join(filter(None, (low, high)))
+    raise InputError(f"{name} is {value}, but must be a {'whole ' if integer else ''}number{want and ', '+want}")
 
 # %% ../nbs/00_data.ipynb #5d8a001c
 @contextmanager
@@ -91,13 +98,13 @@ class ImageData:
         n = ' · '.join(f'{s} {len(getattr(self, s))}' for s in ('train','val','test'))
         return f"{self.name}: {n} images of {'×'.join(map(str, self.shape))}, {self.n_classes} classes, {self.task}"
 
-# %% ../nbs/00_data.ipynb #9142ad87
+# %% ../nbs/00_data.ipynb #e88c20b9
 def read_npz(path:Path # the file
             )->dict:   # its arrays by name
     "Read a numpy archive, or say in one sentence what is wrong with it"
     try:
         with np.load(path, allow_pickle=False) as f: return {k: f[k] for k in f.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, AttributeError) as e:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, AttributeError, TypeError, RuntimeError) as e:
         raise InputError(f"{path} is not a complete numpy archive ({type(e).__name__}); delete it and download it again") from None
 
 # %% ../nbs/00_data.ipynb #475ee94d
@@ -144,7 +151,7 @@ def _split(arrays, part, path, info, size):
     f = arrays.get(f'{part}_factors')
     return Split(x, y, torch.arange(len(x)), None if f is None else torch.from_numpy(f))
 
-# %% ../nbs/00_data.ipynb #fd2d58bd
+# %% ../nbs/00_data.ipynb #3a4cbdc8
 def load_npz(path:str|Path, # a file in MedMNIST's layout
              info:dict,     # its facts, an entry of `medmnist.INFO`
              name:str,      # name of the data set
@@ -154,7 +161,7 @@ def load_npz(path:str|Path, # a file in MedMNIST's layout
     path = Path(path)
     arrays = read_npz(path)
     splits = {s: _split(arrays, s, path, info, size) for s in ('train','val','test')}
-    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    with open(path, 'rb') as f: md5 = hashlib.file_digest(f, 'md5').hexdigest()
     want = info.get('MD5' if size==28 else f'MD5_{size}')
     if want and md5 != want:
         warnings.warn(f"{path} has MD5 {md5}, not {want} as published: the layout is right, but these are not the official images")
@@ -338,12 +345,13 @@ def stratified_order(y:Tensor, # (N,) class numbers or (N,C) zeros and ones
         key[i] = torch.where(rank==0, -1., (rank+.5)/len(i))
     return torch.argsort(key + 1e-9*torch.rand(len(y), generator=g, dtype=torch.float64), stable=True)
 
-# %% ../nbs/00_data.ipynb #36b8d7de
+# %% ../nbs/00_data.ipynb #195ac459
 def subset(data:ImageData,
            n:int,      # number of training images; validation is capped at n as well
            seed:int=0
           )->ImageData:
     "`data` with only `n` labelled training images, stratified, nested over `n`; the test split is untouched"
+    check_range('subset', n, integer=True)
     if n < data.n_classes and not data.multilabel or n < 2:
         raise InputError(f"subset is {n}, but {data.name} has {data.n_classes} classes and needs at least {max(2, data.n_classes)} images, one of each")
     if n > len(data.train): raise InputError(f"subset is {n}, but {data.name} has only {len(data.train)} training images")
@@ -363,19 +371,28 @@ def check_classes(data:ImageData):
         what = 'positive and one negative image of' if data.multilabel else 'image of'
         raise InputError(f"{data.name} with {len(y)} training images has no {what} {names}; take a larger subset or another seed")
 
-# %% ../nbs/00_data.ipynb #c65ec6a7
+# %% ../nbs/00_data.ipynb #2b273ec3
 class ImageDL(DataLoader):
     "A fastai `DataLoader` over a `Split`: whole batches at once, in an order given by the seed and the epoch"
-    def __init__(self, dataset:Split, bs:int=32, shuffle=False, drop_last=False, seed:int=0, balanced=False, n:int=None,
-                 device=None, classes=None):
-        super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, n=n or len(dataset), device=device, num_workers=0)
+    def __init__(self, dataset:Split,
+                 bs:int=32,           # batch size
+                 shuffle:bool=False,  # draw, or serve in the order of the split?
+                 drop_last:bool=False, # leave out a last batch that is not full?
+                 seed:int=0,          # of the order, at least 0
+                 balanced:bool=False, # draw every class equally often? (only if shuffled)
+                 n:int=None,          # images in an epoch; default: as many as the split has
+                 device=None,
+                 classes:list=None,   # names to show over images
+                 **kwargs             # for fastai's `DataLoader`
+                ):
+        check_range('seed', seed, lo=0, integer=True)
+        super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, n=n or len(dataset), device=device, **(kwargs | dict(num_workers=0)))
         self.seed,self.balanced,self.classes,self.epoch = seed,balanced,classes,0
 
     def get_idxs(self):
         g = np.random.default_rng([self.seed, self.epoch])
         self.epoch += 1
-        groups = [np.arange(len(self.dataset))] if not self.balanced else [np.flatnonzero(self._strata==c) for c in np.unique(self._strata)]
-        self.epoch_idxs = self._draw(groups, g) if self.shuffle else groups[0][:self.n]
+        self.epoch_idxs = self._draw(g) if self.shuffle else np.arange(self.n) % len(self.dataset)
         return self.epoch_idxs.tolist()
 
     def create_batches(self, samps):
@@ -383,15 +400,30 @@ class ImageDL(DataLoader):
         for i in range(0, len(idxs), self.bs):
             if not (self.drop_last and i+self.bs > len(idxs)): yield self.dataset.batch(idxs[i:i+self.bs])
 
-# %% ../nbs/00_data.ipynb #7d2c7236
+# %% ../nbs/00_data.ipynb #9707f7d3
 @patch
-def _draw(self:ImageDL, groups, g):
-    share = math.ceil(self.n/len(groups))
-    cycles = [np.concatenate([g.permutation(i) for _ in range(math.ceil(share/len(i)))])[:share] for i in groups]
-    return np.concatenate(cycles)[:self.n] if len(groups)==1 else g.permutation(np.concatenate(cycles))[:self.n]
+def _draw(self:ImageDL, g):
+    groups = [np.flatnonzero(self._strata==c) for c in np.unique(self._strata)] if self.balanced else [np.arange(len(self.dataset))]
+    sizes = self.n//len(groups) + (g.permutation(len(groups)) < self.n % len(groups))
+    take = lambda i,k: np.concatenate([g.permutation(i) for _ in range(max(1, math.ceil(k/len(i))))])[:k]
+    idxs = np.concatenate([take(i, k) for i,k in zip(groups, sizes)])
+    return g.permutation(idxs) if self.balanced else idxs
 
 @patch(as_prop=True)
 def _strata(self:ImageDL): return strata(self.dataset.y).numpy()
+
+# %% ../nbs/00_data.ipynb #16827d24
+@patch
+def one_batch(self:ImageDL):
+    epoch = self.epoch
+    try: return DataLoader.one_batch(self)
+    finally: self.epoch = epoch
+
+@patch
+def new(self:ImageDL, dataset=None, cls=None, **kwargs):
+    ours = dict(seed=self.seed, balanced=self.balanced, classes=self.classes)
+    if dataset is None and kwargs.get('shuffle', self.shuffle): ours['n'] = self.n
+    return DataLoader.new(self, dataset, cls, **(ours | kwargs))
 
 # %% ../nbs/00_data.ipynb #c0bf45bc
 @patch
@@ -409,7 +441,7 @@ def show_batch(self:ImageDL, max_n:int=16, **kwargs):
              for o in y[:max_n]]
     return show_images(x[:max_n], titles=names, **kwargs)
 
-# %% ../nbs/00_data.ipynb #04b23d48
+# %% ../nbs/00_data.ipynb #7b9f825f
 def image_dls(data:ImageData,
               bs:int=32,           # batch size
               seed:int=0,          # of the order
@@ -418,7 +450,7 @@ def image_dls(data:ImageData,
               device=None          # default: the CPU
              )->DataLoaders:
     "Training and validation batches, images in [0,1]"
-    check_range('batch size', bs, lo=1)
+    check_range('batch size', bs, lo=1, integer=True)
     check_classes(data)
     if drop_last and bs > len(data.train):
         raise InputError(f"batch size is {bs} with the last batch dropped, but there are only {len(data.train)} training images, so an epoch would be empty")

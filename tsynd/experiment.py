@@ -6,9 +6,9 @@
 __all__ = ['EPS', 'RunConfig', 'device', 'synthesis', 'resolve', 'prepare_data', 'BatchOrder', 'train_arm', 'Result', 'versions',
            'compare', 'save_result', 'new_folder', 'run']
 
-# %% ../nbs/08_experiment.ipynb #5e3cf4df
+# %% ../nbs/08_experiment.ipynb #d9fd1a07
 import hashlib, json, math, os, platform, shutil, tempfile, time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -53,7 +53,7 @@ class RunConfig:
     attack_n: int = 1000         # test images to attack, at most
     quick: bool = False          # a smoke run: everything small, numbers mean nothing
 
-# %% ../nbs/08_experiment.ipynb #b9b0a168
+# %% ../nbs/08_experiment.ipynb #91a6c337
 EPS = (1/255, 2/255, 4/255)   # radii of the attack
 
 def device(name:str # cpu, cuda, cuda:N or mps
@@ -62,7 +62,8 @@ def device(name:str # cpu, cuda, cuda:N or mps
     try: d = torch.device(name)
     except RuntimeError: raise InputError(f"device is {name!r}, expected cpu, cuda or mps") from None
     there = dict(cpu=True, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available()).get(d.type, False)
-    if not there: raise InputError(f"device is {name!r}, but this machine has none; use --device cpu")
+    if there and d.type == 'cuda' and (d.index or 0) >= torch.cuda.device_count(): there = False
+    if not there: raise InputError(f"device is {name!r}, but this machine has no such device; use --device cpu")
     return d
 
 # %% ../nbs/08_experiment.ipynb #cf9fbc6a
@@ -70,14 +71,14 @@ def synthesis(c:RunConfig, autoencoder)->TSynD:
     "The callback that the configuration asks for"
     return TSynD(autoencoder, c.objective, c.T, c.steps, c.radius, weight=c.weight, share=c.share, every=c.every, warmup=c.warmup, seed=c.seed, keep=5000)
 
-# %% ../nbs/08_experiment.ipynb #4c2b83ef
+# %% ../nbs/08_experiment.ipynb #121bdbed
 def resolve(c:RunConfig, data:ImageData)->RunConfig:
     "`c` with its open values filled in and checked against the data"
     device(c.device)
-    check_range('seed', c.seed, lo=0)
-    for k in ('bs','ae_steps','attack_n'): check_range(k, getattr(c, k), lo=1)
+    check_range('seed', c.seed, lo=0, integer=True)
+    for k in ('bs','ae_steps','attack_n'): check_range(k, getattr(c, k), lo=1, integer=True)
     check_range('lr', c.lr, lo=0, open_lo=True)
-    if c.epochs is not None: check_range('epochs', c.epochs, lo=1)
+    if c.epochs is not None: check_range('epochs', c.epochs, lo=1, integer=True)
     synthesis(c, None)
     check_dropout(make_classifier(c.model, data.shape[0], data.n_classes, c.dropout))
     if c.quick: c = replace(c, epochs=c.epochs or 1, ae_steps=min(c.ae_steps, 30), T=min(c.T, 8), steps=min(c.steps, 2), attack_n=min(c.attack_n, 100))
@@ -189,32 +190,38 @@ def save_result(r:Result,
         table = s.table().assign(label=labels, label_name=names, radius=r.metrics['config']['radius'])
     table.to_csv(folder/'provenance.csv', index=False)
 
-# %% ../nbs/08_experiment.ipynb #d341be83
+# %% ../nbs/08_experiment.ipynb #f699c60e
 @contextmanager
 def new_folder(out:str|Path):
-    "A temporary folder that becomes `out` when the block ends well, and vanishes when it does not"
+    "A hidden folder in `out` whose contents move up into `out` when the block ends well; otherwise all that was made vanishes"
     out = Path(out)
     if out.is_dir() and any(out.iterdir()) or out.is_file(): raise InputError(f"{out} exists and is not an empty folder; choose another with --out, or remove it")
-    made = [p for p in out.parents if not p.exists()]
+    made = [p for p in (out, *out.parents) if not p.exists()]
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        tmp = Path(tempfile.mkdtemp(prefix=f'.{out.name}-', dir=out.parent))
-    except OSError as e: raise InputError(f"{out} cannot be written ({e.strerror}); choose another folder with --out") from None
+        out.mkdir(parents=True, exist_ok=True)
+        tmp = Path(tempfile.mkdtemp(prefix='.unfinished-', dir=out))
+    except OSError as e:
+        _remove(made)
+        raise InputError(f"{out} cannot be written ({e.strerror}); choose another folder with --out") from None
     try:
         yield tmp
-        tmp.chmod(0o755)
-        os.replace(tmp, out)
-    finally:
-        if tmp.exists():
-            shutil.rmtree(tmp)
-            for p in made: p.rmdir()
+        for p in tmp.iterdir(): os.replace(p, out/p.name)
+        tmp.rmdir()
+    except BaseException:
+        shutil.rmtree(tmp)
+        _remove(made)
+        raise
 
-# %% ../nbs/08_experiment.ipynb #78ea936b
+def _remove(folders): # empty ones, innermost first; others stay
+    for p in folders:
+        with suppress(OSError): p.rmdir()
+
+# %% ../nbs/08_experiment.ipynb #e8e9d4ea
 def run(c:RunConfig,           # what to run
         out:str|Path,          # a new folder for the results
         root:str|Path=None,    # folder of MedMNIST's npz files; default: $MEDMNIST_ROOT, then ~/.medmnist
         progress:bool=True,    # show progress bars?
-        finish=None            # called with the folder before it is moved into place, to add a report
+        finish=None            # called with the folder of results before they are moved into place, to add a report
        )->Result:
     "The whole comparison, from the data file to the folder of results; raises `InputError`"
     with new_folder(out) as folder:

@@ -456,11 +456,11 @@ def what_html(run)->str:
     return (f"<div class=cards>{known['Data']}{known['Autoencoder']}{card('Cost', cost_html(run))}</div>"
             f"{card('Configuration', _dl(config), ' config')}{known['Versions']}")
 
-# %% ../nbs/10_report.ipynb #dc794b49
+# %% ../nbs/10_report.ipynb #1b37b278
 PYTHON = Template('''from tsynd.experiment import RunConfig, run
 result = run(RunConfig($args), out='runs/mine')
 
-# or with the pieces, in a training loop of your own:
+# or the same idea with the pieces, in a training loop of your own (the same numbers come from the line above):
 from tsynd.autoencoder import train_autoencoder
 from tsynd.callback import TSynD
 from tsynd.classifier import make_classifier
@@ -471,11 +471,11 @@ from torch.nn import $loss
 data = $data
 autoencoder = train_autoencoder(data, steps=$ae_steps, seed=$seed)
 model = make_classifier($model, ch=data.shape[0], n_classes=data.n_classes)
-learn = Learner(image_dls(data, bs=$bs, seed=$seed), model, loss_func=$loss(), cbs=TSynD(autoencoder, objective=$objective))
+learn = Learner(image_dls(data, bs=$bs, seed=$seed), model, loss_func=$loss(), cbs=TSynD(autoencoder, $settings))
 learn.fit_one_cycle($epochs, $lr)
 learn.tsynd.show()''')
 
-# %% ../nbs/10_report.ipynb #2305e2b0
+# %% ../nbs/10_report.ipynb #2aa3e945
 def python_lines(config:dict,          # as in metrics.json
                  multilabel:bool=False # several labels per image?
                 )->str:
@@ -484,9 +484,10 @@ def python_lines(config:dict,          # as in metrics.json
     c = defaults | config
     r = {k: repr(v) for k,v in c.items()}
     args = ', '.join(f'{k}={r[k]}' for k in c if k not in defaults or c[k] != defaults[k])
-    data = f"load_data({r['dataset']}, size={r['size']})"
+    data = f"load_data({r['dataset']}, size={r['size']}{', seed='+r['seed'] if c['dataset']=='phantom' else ''})"
     if c['subset'] is not None: data = f"subset({data}, {r['subset']}, seed={r['seed']})"
-    return PYTHON.substitute(r, args=args, data=data, loss='BCEWithLogitsLoss' if multilabel else 'CrossEntropyLoss')
+    settings = ', '.join(f'{k}={r[k]}' for k in ('objective','T','steps','radius','weight','share','every','warmup','seed') if k=='objective' or c[k] != defaults[k])
+    return PYTHON.substitute(r, settings=settings, args=args, data=data, loss='BCEWithLogitsLoss' if multilabel else 'CrossEntropyLoss')
 
 # %% ../nbs/10_report.ipynb #736d7bd0
 FILES = {'metrics.json': 'every number of this page', 'synthetic.npz': 'the synthetic images of the last epoch, in the layout of a MedMNIST file',
