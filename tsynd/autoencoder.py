@@ -193,7 +193,7 @@ def save_model(path:str|Path, # without suffix
     save_file({k: v.contiguous() for k,v in model.state_dict().items()}, f'{path}.safetensors')
     Path(f'{path}.json').write_text(json.dumps(dict(kind=type(model).__name__, config=model.config, **facts), indent=1)+'\n')
 
-# %% ../nbs/01_autoencoder.ipynb #a599bc12
+# %% ../nbs/01_autoencoder.ipynb #cb6902b5
 def read_model(path:str|Path, # with or without suffix
                kind:str       # class name expected in the JSON file
               )->tuple:       # (facts, weights)
@@ -214,7 +214,7 @@ def rebuild(path, build, facts:dict, weights:dict, device=None)->nn.Module:
         model.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError, AttributeError) as e:
         raise InputError(f"{path} is not a model saved by tsynd: its configuration does not fit its weights ({type(e).__name__})") from None
-    return model.to(device or 'cpu').eval()
+    return model.to(device or 'cpu', memory_format=torch.channels_last).eval()
 
 # %% ../nbs/01_autoencoder.ipynb #743fd9dc
 def load_autoencoder(path:str|Path, # as given to `save_model`
