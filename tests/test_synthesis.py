@@ -420,3 +420,14 @@ def test_labels_that_do_not_fit_are_refused(y, multi, o):
     ae, model, x, _ = made()
     with pytest.raises(InputError) as e: synthesize(ae, model, x, y, objective=o, T=4, multilabel=multi)
     assert 'label' in str(e.value) and '\n' not in str(e.value)
+
+def test_objectives_are_what_they_are_called():
+    logits = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0)); y = torch.tensor([0,1,2,0])
+    for name,f in (('mi',mutual_information), ('entropy',entropy)): torch.testing.assert_close(OBJECTIVES[name](logits, y, False), f(logits))
+
+def test_twins_copy_each_distance():
+    ae, model, x, y = made(dtype=torch.float64)
+    engine = Synthesizer(ae, T=4); syn = engine(model, x, y)
+    k = torch.linspace(.1, 1, len(x), dtype=torch.float64).view(-1,1,1,1)
+    syn = replace(syn, z=syn.z0+k*(syn.z-syn.z0))
+    torch.testing.assert_close(moved(engine.at_distance(syn), ae), moved(syn, ae))

@@ -20,7 +20,7 @@ from .classifier import check_dropout
 from .data import InputError, check_range, show_images
 from .synthesis import Synthesizer, Synthetic, cat
 
-# %% ../nbs/05_callback.ipynb #81de91c2
+# %% ../nbs/05_callback.ipynb #5bf9cc2c
 class TSynD(Callback):
     "Train on targeted synthetic images besides the real ones (Niemeijer et al. 2024, arXiv 2406.17473)"
     order,run_valid,name = -5,False,'tsynd'
@@ -41,18 +41,18 @@ class TSynD(Callback):
                 ):
         check_range('weight', weight, lo=0); check_range('share', share, lo=0, hi=1, open_lo=True)
         check_range('every', every, lo=1, integer=True); check_range('warmup', warmup, lo=0, hi=1)
-        check_range('keep', keep, lo=1, integer=True); check_range('measure_every', measure_every, lo=1, integer=True)
+        check_range('keep', keep, lo=0, integer=True); check_range('measure_every', measure_every, lo=1, integer=True)
         self.engine = Synthesizer(autoencoder, objective, T, steps, radius, step)
         self.weight,self.share,self.every,self.warmup,self.seed,self.keep,self.measure_every = weight,share,every,warmup,seed,keep,measure_every
-        self.history,self.kept,self.syn,self.last,self.count,self.n_images = [],[],None,None,0,0
+        self.history,self.kept,self.syn,self.last_syn,self.count,self.n_images = [],[],None,None,0,0
 
-# %% ../nbs/05_callback.ipynb #595167ad
+# %% ../nbs/05_callback.ipynb #1c192e21
 @patch
 def before_fit(self:TSynD):
     check_dropout(self.learn.model)
     if not len(self.learn.dls.train): raise InputError("an epoch has no batch: the batch size is larger than the training set and the last batch is dropped; lower the batch size")
     self.base_loss,self.history,self.kept,self.count,self.n_images = self.learn.loss_func,[],[],0,0
-    self.syn = self.last = None
+    self.syn = self.last_syn = None
     dev = next(self.learn.model.parameters()).device
     self.engine.ae.to(dev).eval()
     self.norm = _normalize(self.learn.dls.train, dev)
@@ -66,7 +66,7 @@ def _normalize(dl, device):
     found = [f for f in fs if isinstance(f, Normalize)]
     return tuple(torch.as_tensor(t).as_subclass(Tensor).to(device) for t in (found[0].mean, found[0].std)) if found else None
 
-# %% ../nbs/05_callback.ipynb #a45f8036
+# %% ../nbs/05_callback.ipynb #b4de253c
 @patch
 def before_batch(self:TSynD):
     self.syn = None
@@ -77,7 +77,7 @@ def before_batch(self:TSynD):
     n = math.ceil(self.share*len(x))
     self.engine.multilabel = y.ndim == 2 and y.is_floating_point()
     x01 = x[:n]*self.norm[1]+self.norm[0] if self.norm else x[:n]
-    self.syn = self.last = self.engine(self.learn.model, x01, y[:n], seed=self._batch_seed(), index=self._source_index(n))
+    self.syn = self.last_syn = self.engine(self.learn.model, x01, y[:n], seed=self._batch_seed(), index=self._source_index(n))
     self._record()
     self.count += 1; self.n_images += n
 
@@ -111,11 +111,11 @@ def after_loss(self:TSynD):
     if not torch.isfinite(self.syn_loss): raise InputError(f"loss on synthetic images is {float(self.syn_loss)} in epoch {self.learn.epoch}, but must be finite; lower the learning rate")
     self.learn.loss_grad = self.learn.loss_grad + self.weight*self.syn_loss
 
-# %% ../nbs/05_callback.ipynb #feb21bb4
+# %% ../nbs/05_callback.ipynb #921475bb
 @patch
 def after_cancel_fit(self:TSynD):
-    if self.kept or self.last is None: return
-    self.syn = self.engine.measure(self.learn.model, self.last, seed=self._batch_seed()+1)
+    if self.kept or self.last_syn is None or not self.keep: return
+    self.syn = self.engine.measure(self.learn.model, self.last_syn, seed=self._batch_seed()+1)
     self._keep()
 
 @patch(as_prop=True)

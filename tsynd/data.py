@@ -30,7 +30,7 @@ class InputError(ValueError):
         self.message = message
     def __str__(self): return self.message   # fastai rewrites the arguments of an exception that passes through it
 
-# %% ../nbs/00_data.ipynb #13796b5c
+# %% ../nbs/00_data.ipynb #833449cf
 def check_range(name:str, # the parameter's name, as the user typed it
                 value,    # what was found
                 lo=None,  # smallest accepted value
@@ -46,7 +46,7 @@ def check_range(name:str, # the parameter's name, as the user typed it
     low = '' if lo is None else f"{'more than' if open_lo else 'at least'} {lo}"
     high = '' if hi is None else f'at most {hi}'
     want = ' and '.join(filter(None, (low, high)))
-    raise InputError(f"{name} is {value}, but must be a {'whole ' if integer else ''}number{want and ', '+want}")
+    raise InputError(f"{name} is {value!r}, but must be a {'whole ' if integer else ''}number{want and ', '+want}")
 
 # %% ../nbs/00_data.ipynb #5d8a001c
 @contextmanager

@@ -14,11 +14,9 @@ from torch import Tensor
 
 from .data import InputError
 
-# %% ../nbs/03_uncertainty.ipynb #0e5611f9
+# %% ../nbs/03_uncertainty.ipynb #bbc851e4
 def _log_probs(logits_T_B_C, multilabel):
     if logits_T_B_C.ndim != 3: raise InputError(f"logits have shape {tuple(logits_T_B_C.shape)}, expected (T, B, C): draws, images, classes")
-    if not multilabel and logits_T_B_C.shape[-1] < 2:
-        raise InputError("logits have 1 class, expected at least 2; for a single sigmoid output give float targets of shape (B, 1)")
     if not logits_T_B_C.is_floating_point(): raise InputError(f"logits have dtype {logits_T_B_C.dtype}, expected floating point")
     x = logits_T_B_C.to(torch.promote_types(logits_T_B_C.dtype, torch.float32))
     if multilabel: return torch.stack([F.logsigmoid(x), F.logsigmoid(-x)], -1)   # T,B,L,2
