@@ -278,7 +278,7 @@ def test_synthetic_images_are_less_certain_than_where_they_started(trained):
 # Several labels per image
 
 @pytest.fixture(scope='module')
-def chest(tmp_path_factory): return layout_run(tmp_path_factory.mktemp('chest'), 'chestmnist', 28, '--lr', .02)
+def chest(tmp_path_factory): return layout_run(tmp_path_factory.mktemp('chest'), 'chestmnist', 28, '--lr', .01, '--epochs', 6)
 
 chests = pytest.mark.xdist_group('chest')
 
