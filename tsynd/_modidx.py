@@ -118,6 +118,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'tsynd.experiment.Result.table': ('experiment.html#result.table', 'tsynd/experiment.py'),
                                   'tsynd.experiment.RunConfig': ('experiment.html#runconfig', 'tsynd/experiment.py'),
                                   'tsynd.experiment._autoencoder': ('experiment.html#_autoencoder', 'tsynd/experiment.py'),
+                                  'tsynd.experiment._check_model': ('experiment.html#_check_model', 'tsynd/experiment.py'),
                                   'tsynd.experiment._evaluate': ('experiment.html#_evaluate', 'tsynd/experiment.py'),
                                   'tsynd.experiment._remove': ('experiment.html#_remove', 'tsynd/experiment.py'),
                                   'tsynd.experiment.compare': ('experiment.html#compare', 'tsynd/experiment.py'),

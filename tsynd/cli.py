@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['EXAMPLES', 'RUN', 'OPTIONS', 'parser', 'default_out', 'main']
 
-# %% ../nbs/11_cli.ipynb #69cfc8d4
+# %% ../nbs/11_cli.ipynb #349feb1c
 import argparse, sys, warnings
+from itertools import chain, count
 from pathlib import Path
 
 # %% ../nbs/11_cli.ipynb #dfda5f1e
@@ -67,12 +68,12 @@ def parser()->argparse.ArgumentParser:
     v.add_argument('folder', help='a folder written by tsynd run')
     return p
 
-# %% ../nbs/11_cli.ipynb #4cd09626
+# %% ../nbs/11_cli.ipynb #49df51e3
 def default_out(dataset='phantom', subset=None, size=28, objective='mi', seed=0, quick=False, **_)->Path:
     "A folder under runs/ that is not there yet"
     parts = [dataset, subset and f'n{subset}', size != 28 and f'{size}px', objective, f'seed{seed}', quick and 'quick']
     base = Path('runs')/'-'.join(str(p) for p in parts if p)
-    return next(p for p in [base, *(Path(f'{base}-{i}') for i in range(2, 10**6))] if not p.exists())
+    return next(p for p in chain([base], (Path(f'{base}-{i}') for i in count(2))) if not p.exists())
 
 # %% ../nbs/11_cli.ipynb #d38df099
 def _run(root=None, out=None, **config):
@@ -84,7 +85,7 @@ def _run(root=None, out=None, **config):
     print(f"{d}\n\n{result.table().to_string(na_rep='–')}\n")
     print(f"percent; dropout off; difference in points; one seed is an illustration, not evidence\n\nreport: {out/'report.html'}")
 
-# %% ../nbs/11_cli.ipynb #82d739d6
+# %% ../nbs/11_cli.ipynb #3ab8db39
 def _warn(message, *args, **kwargs): print(f'tsynd: warning: {message}', file=sys.stderr)
 
 def _version():
@@ -97,7 +98,7 @@ def _dispatch(args):
     if command is None: return parser().print_help()
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore')
-        warnings.filterwarnings('always', module='tsynd')
+        warnings.filterwarnings('always', category=UserWarning, module='tsynd')
         warnings.showwarning = _warn
         if command == 'run': return _run(**args)
         from tsynd.report import write_report

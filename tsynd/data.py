@@ -187,16 +187,18 @@ def available(name, root=None, size=28):
     "Is the file of a MedMNIST set at hand?"
     return medmnist_path(name, root, size).is_file()
 
-# %% ../nbs/00_data.ipynb #7ed4b8bd
+# %% ../nbs/00_data.ipynb #d509e78b
 def _download(name, path, size):
     import medmnist
     cls = getattr(medmnist, medmnist.INFO[name]['python_class'])
+    made = [p for p in path.parents if not p.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as tmp:
             cls(split='train', download=True, size=size, root=tmp)
             os.replace(Path(tmp)/path.name, path)
     except (RuntimeError, OSError):
+        for p in made: p.is_dir() and p.rmdir()
         url = medmnist.INFO[name]['url' if size==28 else f'url_{size}']
         raise InputError(f"{path} does not exist and could not be downloaded; fetch {url} yourself, put it there, "
                          "or name another folder with --root or MEDMNIST_ROOT") from None

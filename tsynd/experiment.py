@@ -6,7 +6,7 @@
 __all__ = ['EPS', 'RunConfig', 'device', 'synthesis', 'resolve', 'prepare_data', 'BatchOrder', 'train_arm', 'Result', 'versions',
            'compare', 'save_result', 'new_folder', 'run']
 
-# %% ../nbs/08_experiment.ipynb #d9fd1a07
+# %% ../nbs/08_experiment.ipynb #6742c34f
 import hashlib, json, math, os, platform, shutil, tempfile, time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -20,8 +20,8 @@ from fastai.callback.core import Callback
 
 from .autoencoder import load_autoencoder, quality, save_model, train_autoencoder
 from .callback import TSynD
-from .classifier import check_dropout, make_classifier, train_classifier
-from .data import ImageData, InputError, Split, check_range, image_dls, load_data, save_npz, stratified_order, subset, to_numpy
+from .classifier import check_dropout, make_classifier, predict, train_classifier
+from .data import ImageData, InputError, Split, check_classes, check_range, load_data, save_npz, seeded, stratified_order, subset, to_numpy
 from .robustness import robustness_table
 from .synthesis import COLUMNS
 
@@ -71,29 +71,37 @@ def synthesis(c:RunConfig, autoencoder)->TSynD:
     "The callback that the configuration asks for"
     return TSynD(autoencoder, c.objective, c.T, c.steps, c.radius, weight=c.weight, share=c.share, every=c.every, warmup=c.warmup, seed=c.seed, keep=5000)
 
-# %% ../nbs/08_experiment.ipynb #121bdbed
+# %% ../nbs/08_experiment.ipynb #90d0f6ca
 def resolve(c:RunConfig, data:ImageData)->RunConfig:
     "`c` with its open values filled in and checked against the data"
     device(c.device)
-    check_range('seed', c.seed, lo=0, integer=True)
     for k in ('bs','ae_steps','attack_n'): check_range(k, getattr(c, k), lo=1, integer=True)
     check_range('lr', c.lr, lo=0, open_lo=True)
     if c.epochs is not None: check_range('epochs', c.epochs, lo=1, integer=True)
     synthesis(c, None)
-    check_dropout(make_classifier(c.model, data.shape[0], data.n_classes, c.dropout))
+    _check_model(c, data)
     if c.quick: c = replace(c, epochs=c.epochs or 1, ae_steps=min(c.ae_steps, 30), T=min(c.T, 8), steps=min(c.steps, 2), attack_n=min(c.attack_n, 100))
     per_epoch = math.ceil(len(data.train)/c.bs)
     return c if c.epochs else replace(c, epochs=max(1, round(300/per_epoch)))
 
-# %% ../nbs/08_experiment.ipynb #2f085019
+# %% ../nbs/08_experiment.ipynb #6a625dbd
+def _check_model(c, data):
+    with seeded(c.seed): model = make_classifier(c.model, data.shape[0], data.n_classes, c.dropout)
+    check_dropout(model)
+    try: predict(model, data.train.x[:2])
+    except Exception as e: raise InputError(f"model {c.model} does not take images of {'×'.join(map(str, data.shape))} ({str(e).splitlines()[0]}); choose another model or size") from None
+
+# %% ../nbs/08_experiment.ipynb #2ce2af24
 def prepare_data(c:RunConfig,
                  root=None # folder of the npz files
                 )->ImageData:
     "The data of a run: loaded, checked, cut to the subset; a quick run takes 100 images of each split"
+    check_range('seed', c.seed, lo=0, hi=2**31-1, integer=True)
     data = load_data(c.dataset, root, c.size, c.seed)
     n = c.subset if c.subset is not None else 100 if c.quick and len(data.train) > 100 else None
     if n is not None: data = subset(data, n, c.seed)
     if c.quick: data = replace(data, test=data.test.select(stratified_order(data.test.y, c.seed)[:100]))
+    check_classes(data)
     return data
 
 # %% ../nbs/08_experiment.ipynb #1e53e435
@@ -190,14 +198,15 @@ def save_result(r:Result,
         table = s.table().assign(label=labels, label_name=names, radius=r.metrics['config']['radius'])
     table.to_csv(folder/'provenance.csv', index=False)
 
-# %% ../nbs/08_experiment.ipynb #f699c60e
+# %% ../nbs/08_experiment.ipynb #b13ae554
 @contextmanager
 def new_folder(out:str|Path):
     "A hidden folder in `out` whose contents move up into `out` when the block ends well; otherwise all that was made vanishes"
     out = Path(out)
-    if out.is_dir() and any(out.iterdir()) or out.is_file(): raise InputError(f"{out} exists and is not an empty folder; choose another with --out, or remove it")
-    made = [p for p in (out, *out.parents) if not p.exists()]
+    made = []
     try:
+        if out.is_dir() and any(out.iterdir()) or out.is_file(): raise InputError(f"{out} exists and is not an empty folder; choose another with --out, or remove it")
+        made = [p for p in (out, *out.parents) if not p.exists()]
         out.mkdir(parents=True, exist_ok=True)
         tmp = Path(tempfile.mkdtemp(prefix='.unfinished-', dir=out))
     except OSError as e:
