@@ -232,7 +232,7 @@ def test_python_lines_are_python(multilabel):
     lines = python_lines(dict(dataset="it's", subset=None), multilabel)
     compile(lines, 'lines', 'exec')
     assert 'subset(load' not in lines and "it's" in lines
-    assert "subset(load_data('phantom', size=28), 50, seed=3)" in python_lines(dict(subset=50, seed=3))
+    assert "subset(load_data('phantom', size=28, seed=3), 50, seed=3)" in python_lines(dict(subset=50, seed=3))
 
 
 # Around it
