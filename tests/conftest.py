@@ -3,6 +3,7 @@ import os
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # read when torch is first imported
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest, torch
 from hypothesis import settings
@@ -29,3 +30,16 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if 'medmnist_root' in getattr(item, 'fixturenames', ()): item.add_marker('realdata')
         if item.get_closest_marker('realdata'): item.user_properties.append(('realdata', True))
+
+
+@pytest.fixture
+def bars(monkeypatch):
+    "Every progress bar that is made"
+    from tsynd import autoencoder
+    made = []
+    class Bar(SimpleNamespace):
+        def __init__(self, **kwargs): super().__init__(n=0, closed=False, **kwargs); made.append(self)
+        def update(self, n=1): self.n += n
+        def close(self): self.closed = True
+    monkeypatch.setattr(autoencoder, 'tqdm', Bar)
+    return made

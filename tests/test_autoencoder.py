@@ -26,17 +26,6 @@ def colour(tmp_path_factory):
     path = write_npz(tmp_path_factory.mktemp('colour'), 'bloodmnist', n=(24,12,12))
     with pytest.warns(UserWarning, match='MD5'): return load_medmnist('bloodmnist', path.parent, download=False)
 
-@pytest.fixture
-def bars(monkeypatch):
-    "Every progress bar that is made"
-    made = []
-    class Bar(SimpleNamespace):
-        def __init__(self, **kwargs): super().__init__(n=0, closed=False, **kwargs); made.append(self)
-        def update(self, n=1): self.n += n
-        def close(self): self.closed = True
-    monkeypatch.setattr(A, 'tqdm', Bar)
-    return made
-
 
 # Shapes
 

@@ -1,11 +1,11 @@
 """Exact Monte-Carlo dropout in models of many kinds, models left as they were, and metrics that others agree with."""
 import json, warnings
-from types import SimpleNamespace
 
 import medmnist, numpy as np, pytest, sklearn.metrics as skm, timm, torch, torch.nn.functional as F, torchvision
 from hypothesis import given, settings, strategies as st
 from layouts import write_npz
 from medmnist import Evaluator
+from states import same, state
 from torch import nn
 
 from tsynd import autoencoder as A
@@ -23,18 +23,6 @@ def tiny(p=.5, C=2, ch=1, seed=0):
         return Classifier(nn.Sequential(nn.Conv2d(ch, 6, 3, 2), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten()), 54, C, p)
 
 def images(n=5, ch=1, size=12, seed=0): return torch.rand(n, ch, size, size, generator=torch.Generator().manual_seed(seed))
-
-def state(*models):
-    "All that a visitor could leave behind in a model"
-    return [([(n, m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for n,m in model.named_modules()],
-             {n: (p.requires_grad, p.grad) for n,p in model.named_parameters()}, {n: v.clone() for n,v in model.state_dict().items()})
-            for model in models] + [torch.get_rng_state()]
-
-def same(a, b):
-    if isinstance(a, torch.Tensor): return torch.equal(a, b)
-    if isinstance(a, dict): return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 def mixed(model):
     "Modes and flags that a careless restore would get wrong"
@@ -458,16 +446,6 @@ def test_an_autoencoder_is_no_classifier(tmp_path):
 
 @pytest.fixture(scope='module')
 def data(): return phantom(32, 12, 12, size=12)
-
-@pytest.fixture
-def bars(monkeypatch):
-    made = []
-    class Bar(SimpleNamespace):
-        def __init__(self, **kwargs): super().__init__(n=0, closed=False, **kwargs); made.append(self)
-        def update(self, n=1): self.n += n
-        def close(self): self.closed = True
-    monkeypatch.setattr(A, 'tqdm', Bar)
-    return made
 
 def test_the_seed_is_all_that_matters(data):
     def weights(seed, noise):

@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 
 import numpy as np, pytest, torch, torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
+from states import same, state
 from torch import nn
 
 from tsynd import synthesis as S
@@ -40,17 +41,6 @@ def made(task='grey', n=4, size=12, seed=0, dtype=torch.float32):
         x = torch.rand(n, ch, size, size)
         y = (torch.rand(n, C) < .4).float() if multi else torch.randint(C, (n,))
     return ae.to(dtype), model.to(dtype), x.to(dtype), y.to(dtype) if multi else y
-
-def state(*models):
-    return [([(n, m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for n,m in model.named_modules()],
-             {n: (p.requires_grad, p.grad) for n,p in model.named_parameters()}, {n: v.clone() for n,v in model.state_dict().items()})
-            for model in models] + [torch.get_rng_state()]
-
-def same(a, b):
-    if isinstance(a, torch.Tensor): return torch.equal(a, b)
-    if isinstance(a, dict): return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)): return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 def mixed(model):
     for i,m in enumerate(model.modules()): m.training = i%3 != 1

@@ -107,6 +107,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'tsynd.data.strata': ('data.html#strata', 'tsynd/data.py'),
                             'tsynd.data.stratified_order': ('data.html#stratified_order', 'tsynd/data.py'),
                             'tsynd.data.subset': ('data.html#subset', 'tsynd/data.py'),
+                            'tsynd.data.to_float': ('data.html#to_float', 'tsynd/data.py'),
                             'tsynd.data.to_numpy': ('data.html#to_numpy', 'tsynd/data.py')},
             'tsynd.experiment': { 'tsynd.experiment.BatchOrder': ('experiment.html#batchorder', 'tsynd/experiment.py'),
                                   'tsynd.experiment.BatchOrder.before_batch': ( 'experiment.html#batchorder.before_batch',

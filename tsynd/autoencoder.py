@@ -6,7 +6,7 @@
 __all__ = ['Autoencoder', 'ReconstructionTarget', 'FiniteLoss', 'TrainingBar', 'autoencoder_learner', 'fit_one_cycle',
            'train_autoencoder', 'encode_all', 'quality', 'save_model', 'read_model', 'rebuild', 'load_autoencoder']
 
-# %% ../nbs/01_autoencoder.ipynb #f92e85f6
+# %% ../nbs/01_autoencoder.ipynb #4b550a62
 import json, math
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .data import ImageData, ImageDL, InputError, check_range, seeded
+from .data import ImageData, ImageDL, InputError, check_range, seeded, to_float
 
 # %% ../nbs/01_autoencoder.ipynb #e38ea486
 def _conv(i, o, stride=1): return nn.Sequential(nn.Conv2d(i, o, 3, stride, 1), nn.BatchNorm2d(o), nn.SiLU())
@@ -156,7 +156,7 @@ def train_autoencoder(data:ImageData,
     ae.measure_sigma(data.train.x)
     return ae
 
-# %% ../nbs/01_autoencoder.ipynb #49025cb9
+# %% ../nbs/01_autoencoder.ipynb #1b8368c2
 @torch.no_grad()
 def encode_all(ae:Autoencoder,
                x:Tensor,    # (N,ch,H,W) uint8, or float in [0,1]
@@ -164,7 +164,7 @@ def encode_all(ae:Autoencoder,
               )->Tensor:    # (N,Z,h,w)
     "Latents of many images"
     dev = ae.sigma.device
-    return torch.cat([ae.encode((b.float()/255 if b.dtype==torch.uint8 else b).to(dev)) for b in x.split(bs)])
+    return torch.cat([ae.encode(to_float(b).to(dev)) for b in x.split(bs)])
 
 @patch
 def measure_sigma(self:Autoencoder, x): 

@@ -7,7 +7,7 @@ __all__ = ['DROPOUT', 'Classifier', 'small_resnet', 'resnet18', 'make_classifier
            'probabilities', 'metrics', 'auc_metric', 'classifier_learner', 'train_classifier', 'dropout_layers',
            'check_dropout', 'MCDropout', 'mc_logits']
 
-# %% ../nbs/02_classifier.ipynb #dfce37f1
+# %% ../nbs/02_classifier.ipynb #2a89b919
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.metrics import AccumMetric
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
@@ -24,8 +23,8 @@ from fastcore.foundation import L
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 
-from .autoencoder import FiniteLoss, fit_one_cycle, read_model, rebuild, save_model
-from .data import ImageData, InputError, check_range, image_dls, seeded
+from .autoencoder import FiniteLoss, fit_one_cycle, read_model, rebuild
+from .data import ImageData, InputError, check_range, image_dls, seeded, to_float
 
 # %% ../nbs/02_classifier.ipynb #ceb0ba21
 class Classifier(nn.Module):
@@ -114,7 +113,7 @@ def frozen(*models:nn.Module):
                 owner[k] = b
                 if b._version != version: b.copy_(old)
 
-# %% ../nbs/02_classifier.ipynb #b14a16cd
+# %% ../nbs/02_classifier.ipynb #d1ea2455
 def predict(model:nn.Module,
             x:Tensor,   # (N,ch,H,W) uint8, or float in [0,1]
             bs:int=256
@@ -122,7 +121,7 @@ def predict(model:nn.Module,
     "Logits with dropout off; the model is left as it was"
     dev = next(model.parameters()).device
     with frozen(model), torch.no_grad():
-        return torch.cat([model((b.float()/255 if b.dtype==torch.uint8 else b).to(dev)).float().cpu() for b in x.split(bs)])
+        return torch.cat([model(to_float(b).to(dev)).float().cpu() for b in x.split(bs)])
 
 def probabilities(logits:Tensor, multilabel:bool=False)->Tensor:
     "Class probabilities: softmax for one label per image, sigmoid for several"

@@ -6,14 +6,13 @@
 __all__ = ['EPS', 'RunConfig', 'device', 'synthesis', 'resolve', 'prepare_data', 'BatchOrder', 'train_arm', 'Result', 'versions',
            'compare', 'save_result', 'new_folder', 'run']
 
-# %% ../nbs/08_experiment.ipynb #6742c34f
+# %% ../nbs/08_experiment.ipynb #0e269df3
 import hashlib, json, math, os, platform, shutil, tempfile, time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback

@@ -6,17 +6,16 @@
 __all__ = ['OBJECTIVES', 'COLUMNS', 'project', 'ascend', 'check_labels', 'cross_entropy', 'Synthesizer', 'Synthetic',
            'check_pixels', 'cat', 'synthesize']
 
-# %% ../nbs/04_synthesis.ipynb #d2ee7662
+# %% ../nbs/04_synthesis.ipynb #852679dd
 from dataclasses import dataclass, fields, replace
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .autoencoder import Autoencoder
-from .classifier import MCDropout, check_dropout, frozen
+from .classifier import MCDropout, frozen
 from .data import InputError, check_range
 from .uncertainty import _log_probs, _mean_draw, entropy, mutual_information
 
