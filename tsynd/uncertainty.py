@@ -32,24 +32,28 @@ def entropy(logits_T_B_C:Tensor,   # logits of T draws, any floating dtype
     m = _mean_draw(_log_probs(logits_T_B_C, multilabel))
     return -(m.exp()*m).sum((-1,-2))
 
-# %% ../nbs/03_uncertainty.ipynb #184a5447
-def expected_entropy(logits_T_B_C:Tensor, multilabel:bool=False)->Tensor:
-    "Aleatoric uncertainty: the mean entropy of the draws, (B,) in nats"
+# %% ../nbs/03_uncertainty.ipynb #4365def2
+def expected_entropy(logits_T_B_C:Tensor,  # logits of T draws
+                     multilabel:bool=False # one coin per label?
+                    )->Tensor:             # (B,) in nats, between 0 and the total
+    "Aleatoric uncertainty: the mean entropy of the draws"
     logp = _log_probs(logits_T_B_C, multilabel)
     return -(logp.exp()*logp).sum((-1,-2)).mean(0)
 
-# %% ../nbs/03_uncertainty.ipynb #04990c12
+# %% ../nbs/03_uncertainty.ipynb #8d720409
 def mutual_information(logits_T_B_C:Tensor, # logits of T ≥ 2 draws
-                       multilabel:bool=False
+                       multilabel:bool=False    # one coin per label?
                       )->Tensor: # (B,) in nats, between 0 and min(ln C, ln T)
     "Epistemic uncertainty (BALD): the mean KL divergence of the draws from their mean"
     if len(logits_T_B_C) < 2: raise InputError(f"T is {len(logits_T_B_C)}, but mutual information needs at least 2 draws to disagree")
     logp = _log_probs(logits_T_B_C, multilabel)
     return (logp.exp()*(logp - _mean_draw(logp))).sum((-1,-2)).mean(0)
 
-# %% ../nbs/03_uncertainty.ipynb #0e8bb1e8
+# %% ../nbs/03_uncertainty.ipynb #edf2464f
 Uncertainty = namedtuple('Uncertainty', 'total aleatoric epistemic')
 
-def uncertainty(logits_T_B_C:Tensor, multilabel:bool=False)->Uncertainty:
-    "All three parts, each (B,) in nats"
+def uncertainty(logits_T_B_C:Tensor,  # logits of T ≥ 2 draws
+                multilabel:bool=False # one coin per label?
+               )->Uncertainty:        # total, aleatoric and epistemic, each (B,) in nats
+    "All three parts"
     return Uncertainty(*[f(logits_T_B_C, multilabel) for f in (entropy, expected_entropy, mutual_information)])
