@@ -26,14 +26,14 @@ from torch import Tensor, nn
 from .autoencoder import FiniteLoss, fit_one_cycle, read_model, rebuild
 from .data import ImageData, InputError, check_range, image_dls, seeded, to_float
 
-# %% ../nbs/02_classifier.ipynb #ceb0ba21
+# %% ../nbs/02_classifier.ipynb #0bb21bc7
 class Classifier(nn.Module):
     "Logits (B,C) from images (B,ch,H,W) in [0,1]: normalise, trunk, dropout, linear"
     def __init__(self,
                  trunk:nn.Module, # images to features (B,n_features)
-                 n_features:int,
+                 n_features:int,  # length of the feature vector
                  n_classes:int,   # C
-                 p:float=.5       # dropout probability
+                 p:float=.5       # dropout probability, in [0,1)
                 ):
         super().__init__()
         self.trunk,self.drop,self.out = trunk,nn.Dropout(p),nn.Linear(n_features, n_classes)
@@ -49,25 +49,28 @@ class _Block(nn.Module):
         self.skip = nn.Sequential() if (i,stride)==(o,1) else nn.Sequential(nn.Conv2d(i, o, 1, stride, bias=False), nn.BatchNorm2d(o))
     def forward(self, x): return F.relu(self.f(x) + self.skip(x))
 
-# %% ../nbs/02_classifier.ipynb #7dda5c89
-def small_resnet(ch:int=1,        # image channels
-                 n_classes:int=2,
-                 p:float=.5       # dropout probability
+# %% ../nbs/02_classifier.ipynb #e2e5f71c
+def small_resnet(ch:int=1,        # image channels, 1 or 3
+                 n_classes:int=2, # C
+                 p:float=.5       # dropout probability, in [0,1)
                 )->Classifier:
     "A small residual network (24, 48, 96 channels) for two cores"
     trunk = nn.Sequential(nn.Conv2d(ch, 24, 3, 1, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU(),
                           _Block(24, 24, 1), _Block(24, 48, 2), _Block(48, 96, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return Classifier(trunk, 96, n_classes, p)
 
-# %% ../nbs/02_classifier.ipynb #c69693a0
-def resnet18(ch:int=1, n_classes:int=2, p:float=.5)->Classifier:
+# %% ../nbs/02_classifier.ipynb #8e4aee13
+def resnet18(ch:int=1,        # image channels, 1 or 3
+             n_classes:int=2, # C
+             p:float=.5       # dropout probability, in [0,1)
+            )->Classifier:
     "ResNet-18 with MedMNIST's stem for small images"
     from torchvision.models import resnet18
     trunk = resnet18(weights=None)
     trunk.conv1, trunk.maxpool, trunk.fc = nn.Conv2d(ch, 64, 3, 1, 1, bias=False), nn.Identity(), nn.Identity()
     return Classifier(trunk, 512, n_classes, p)
 
-# %% ../nbs/02_classifier.ipynb #bfa72130
+# %% ../nbs/02_classifier.ipynb #e1dc3008
 def _timm(name, ch, n_classes, p):
     try: import timm
     except ImportError: raise InputError(f"model is 'timm:{name}', but timm is not installed; pip install timm") from None
@@ -76,7 +79,9 @@ def _timm(name, ch, n_classes, p):
     return Classifier(trunk, getattr(trunk, 'head_hidden_size', None) or trunk.num_features, n_classes, p)
 
 def make_classifier(model:str='small_resnet', # or 'resnet18', or 'timm:NAME'
-                    ch:int=1, n_classes:int=2, p:float=.5
+                    ch:int=1,        # image channels, 1 or 3
+                    n_classes:int=2, # C
+                    p:float=.5       # dropout probability, in [0,.95]
                    )->Classifier:
     "A classifier by name; raises `InputError`"
     check_range('dropout', p, lo=0, hi=.95)
@@ -87,14 +92,16 @@ def make_classifier(model:str='small_resnet', # or 'resnet18', or 'timm:NAME'
     clf.config = dict(model=model, ch=ch, n_classes=n_classes, p=p)
     return clf
 
-# %% ../nbs/02_classifier.ipynb #0ae2ee87
-def load_classifier(path:str|Path, device=None)->Classifier:
+# %% ../nbs/02_classifier.ipynb #42f60afa
+def load_classifier(path:str|Path, # as given to `save_model`
+                    device=None    # default: the CPU
+                   )->Classifier:
     "A classifier saved by `save_model`, in eval mode"
     return rebuild(path, make_classifier, *read_model(path, 'Classifier'), device)
 
-# %% ../nbs/02_classifier.ipynb #b7419ffb
+# %% ../nbs/02_classifier.ipynb #46e3d367
 @contextmanager
-def frozen(*models:nn.Module):
+def frozen(*models:nn.Module): # any number of them
     "Eval mode, weights frozen; modes, flags, buffers and the random stream are restored afterwards"
     mods = [m for model in models for m in model.modules()]
     params = [p for model in models for p in model.parameters()]
@@ -113,17 +120,19 @@ def frozen(*models:nn.Module):
                 owner[k] = b
                 if b._version != version: b.copy_(old)
 
-# %% ../nbs/02_classifier.ipynb #d1ea2455
-def predict(model:nn.Module,
-            x:Tensor,   # (N,ch,H,W) uint8, or float in [0,1]
-            bs:int=256
-           )->Tensor:   # (N,C) logits, on the CPU
+# %% ../nbs/02_classifier.ipynb #d0b44384
+def predict(model:nn.Module, # classifier, images in [0,1] to logits
+            x:Tensor,        # (N,ch,H,W) uint8, or float in [0,1]
+            bs:int=256       # images at a time
+           )->Tensor:        # (N,C) logits, on the CPU
     "Logits with dropout off; the model is left as it was"
     dev = next(model.parameters()).device
     with frozen(model), torch.no_grad():
         return torch.cat([model(to_float(b).to(dev)).float().cpu() for b in x.split(bs)])
 
-def probabilities(logits:Tensor, multilabel:bool=False)->Tensor:
+def probabilities(logits:Tensor,        # (…,C)
+                  multilabel:bool=False # several labels per image?
+                 )->Tensor:             # (…,C) in [0,1]
     "Class probabilities: softmax for one label per image, sigmoid for several"
     return logits.sigmoid() if multilabel else logits.softmax(-1)
 
@@ -143,35 +152,36 @@ def metrics(y,        # (N,) class numbers or (N,C) zeros and ones
 
 def _balanced_accuracy(y, pred): return np.mean([(pred[y==c]==c).mean() for c in np.unique(y)])
 
-# %% ../nbs/02_classifier.ipynb #1c2d39b4
-def auc_metric(task:str)->AccumMetric:
+# %% ../nbs/02_classifier.ipynb #60d68da0
+def auc_metric(task:str # as in `medmnist.INFO`
+              )->AccumMetric:
     "MedMNIST's AUC as a fastai metric; None where a class is absent"
     def auc(logits, y): return metrics(y, probabilities(logits, task.startswith('multi-label')), task)['auc']
     return AccumMetric(auc, flatten=False)
 
-# %% ../nbs/02_classifier.ipynb #b43da69e
+# %% ../nbs/02_classifier.ipynb #0aac40d0
 def classifier_learner(data:ImageData,
-                       model:nn.Module,
-                       bs:int=32,         # batch size
-                       seed:int=0,        # of the batch order
+                       model:nn.Module,    # classifier, images in [0,1] to logits
+                       bs:int=32,          # batch size
+                       seed:int=0,         # of the batch order, at least 0
                        balanced:bool=True, # draw every class equally often?
-                       device=None,
-                       cbs=()
+                       device=None,        # default: the CPU
+                       cbs=()              # further fastai callbacks
                       )->Learner:
     "A fastai `Learner` on fresh `DataLoaders` of `data`, so that two learners with one seed see the same batches"
     loss = BCEWithLogitsLossFlat() if data.multilabel else CrossEntropyLossFlat()
     dls = image_dls(data, bs=bs, seed=seed, balanced=balanced, device=device)
     return Learner(dls, model, loss_func=loss, metrics=auc_metric(data.task), cbs=[FiniteLoss(), *L(cbs)])
 
-# %% ../nbs/02_classifier.ipynb #1674ce20
+# %% ../nbs/02_classifier.ipynb #91d202f7
 def train_classifier(data:ImageData,
                      model:str|nn.Module='small_resnet', # a name for `make_classifier`, or a model
-                     epochs:int=20,
+                     epochs:int=20,    # passes over the training images, at least 1
                      lr:float=2e-3,    # highest learning rate of the one-cycle schedule
-                     seed:int=0,       # of initialisation, order and dropout
-                     p:float=.5,       # dropout probability
+                     seed:int=0,       # of initialisation, order and dropout, at least 0
+                     p:float=.5,       # dropout probability, in [0,.95]
                      progress:bool|str=False, # show a progress bar, under this name?
-                     cbs=(),
+                     cbs=(),           # further fastai callbacks
                      **kwargs          # for `classifier_learner`
                     )->Learner:
     "Train a classifier from scratch; returns its `Learner`"
@@ -184,14 +194,15 @@ def train_classifier(data:ImageData,
     model.eval()
     return learn
 
-# %% ../nbs/02_classifier.ipynb #0cf3d805
+# %% ../nbs/02_classifier.ipynb #12e3f273
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
-def dropout_layers(model:nn.Module)->list: # (name, module) with p > 0
+def dropout_layers(model:nn.Module # any
+                  )->list:         # (name, module) with p > 0
     "The dropout layers that MC dropout can use"
     return [(n,m) for n,m in model.named_modules() if isinstance(m, DROPOUT) and m.p > 0]
 
-def check_dropout(model:nn.Module):
+def check_dropout(model:nn.Module): # any
     "Raise `InputError` unless `model` has a dropout layer with 0 < p < 1"
     layers = dropout_layers(model)
     if not layers:
