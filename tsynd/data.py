@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FACTORS', 'HOLES', 'InputError', 'check_range', 'seeded', 'to_float', 'Split', 'ImageData', 'read_npz',
            'check_images', 'check_labels', 'load_npz', 'medmnist_info', 'medmnist_path', 'available', 'load_medmnist',
-           'phantom_labels', 'render_phantom', 'speckle', 'in_hole', 'phantom', 'load_data', 'show_images', 'strata',
+           'phantom_labels', 'speckle', 'render_phantom', 'in_hole', 'phantom', 'load_data', 'show_images', 'strata',
            'stratified_order', 'subset', 'check_classes', 'ImageDL', 'image_dls', 'to_numpy', 'save_npz']
 
 # %% ../nbs/00_data.ipynb #4b7da6de
@@ -22,10 +22,10 @@ from fastai.data.load import DataLoader
 from fastcore.basics import patch
 from torch import Tensor
 
-# %% ../nbs/00_data.ipynb #be160f89
+# %% ../nbs/00_data.ipynb #319e1c91
 class InputError(ValueError):
     "Something the user can put right: a file, a parameter, or a model that does not fit the data"
-    def __init__(self, message:str):
+    def __init__(self, message:str): # one sentence: what, found, expected, what to do
         super().__init__(message)
         self.message = message
     def __str__(self): return self.message   # fastai rewrites the arguments of an exception that passes through it
@@ -48,9 +48,9 @@ def check_range(name:str, # the parameter's name, as the user typed it
     want = ' and '.join(filter(None, (low, high)))
     raise InputError(f"{name} is {value!r}, but must be a {'whole ' if integer else ''}number{want and ', '+want}")
 
-# %% ../nbs/00_data.ipynb #5d8a001c
+# %% ../nbs/00_data.ipynb #d71a8d33
 @contextmanager
-def seeded(seed:int):
+def seeded(seed:int): # at least 0
     "Run the block under `seed` and leave every global random stream as it was"
     py,npy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
@@ -127,12 +127,12 @@ def check_images(a:np.ndarray, # the array to check
         raise InputError(f"{where} has shape {'×'.join(map(str, a.shape))}, expected {want}")
     if len(a) == 0: raise InputError(f"{where} holds no image, expected at least one")
 
-# %% ../nbs/00_data.ipynb #39650adb
+# %% ../nbs/00_data.ipynb #366c07fc
 def check_labels(a:np.ndarray, # the array to check
                  where:str,    # file and key, for the message
                  n:int,        # number of images
                  C:int,        # number of classes (labels if multi-label)
-                 multilabel:bool=False
+                 multilabel:bool=False # zeros and ones, one column per label?
                 ):
     "Raise `InputError` unless `a` is an integer array of `n` labels in range"
     want = (n, C) if multilabel else (n, 1)
@@ -179,7 +179,7 @@ def medmnist_info()->dict: # facts by data set name
     from medmnist import INFO
     return {k:v for k,v in INFO.items() if not k.endswith('3d')}
 
-# %% ../nbs/00_data.ipynb #3491ef35
+# %% ../nbs/00_data.ipynb #16baee84
 def medmnist_path(name:str,           # such as 'breastmnist'
                   root:str|Path=None, # folder; default: $MEDMNIST_ROOT, then ~/.medmnist
                   size:int=28         # 28, 64, 128 or 224 pixels
@@ -188,7 +188,10 @@ def medmnist_path(name:str,           # such as 'breastmnist'
     root = root or os.environ.get('MEDMNIST_ROOT') or Path.home()/'.medmnist'
     return Path(root).expanduser()/f"{name}{'' if size==28 else f'_{size}'}.npz"
 
-def available(name, root=None, size=28): 
+def available(name:str,           # such as 'breastmnist'
+              root:str|Path=None, # folder; default: $MEDMNIST_ROOT, then ~/.medmnist
+              size:int=28         # 28, 64, 128 or 224 pixels
+             )->bool:
     "Is the file of a MedMNIST set at hand?"
     return medmnist_path(name, root, size).is_file()
 
@@ -238,6 +241,18 @@ def phantom_labels(f:Tensor # (N,8) in [0,1]
     "The stated rule: spiculated lesions that cast a shadow are malignant"
     return (.6*f[:,1] + .4*f[:,3] > .5).long()
 
+# %% ../nbs/00_data.ipynb #740d723d
+def speckle(n:int,         # number of images
+            size:int,      # height and width, pixels
+            amount:Tensor, # relative standard deviation, (n,1,1) or a single one
+            seed:int=0     # of the noise
+           )->Tensor:      # (n,size,size), mean about 1
+    "Multiplicative speckle: the modulus of smoothed complex noise (Rayleigh), scaled"
+    g = torch.Generator().manual_seed(seed)
+    noise = torch.randn(n, 2, size+2, size+2, generator=g)
+    m = torch.nn.functional.avg_pool2d(noise, 3, 1).pow(2).sum(1).sqrt()
+    return 1 + amount*(m/m.mean() - 1)/.52
+
 # %% ../nbs/00_data.ipynb #3a80346a
 def render_phantom(f:Tensor,    # (N,8) in [0,1], columns as in `FACTORS`
                    size:int=28, # height and width, pixels
@@ -256,18 +271,6 @@ def render_phantom(f:Tensor,    # (N,8) in [0,1], columns as in `FACTORS`
     img = (tissue - (.18+.25*con)*lesion)*(1-.6*sha*behind)
     return (img*speckle(len(f), size, .02+.1*spk, seed))[:,None].clamp(0, 1)
 
-# %% ../nbs/00_data.ipynb #8abd79ce
-def speckle(n:int,         # number of images
-            size:int,      # height and width, pixels
-            amount:Tensor, # (n,1,1) relative standard deviation
-            seed:int=0
-           )->Tensor:      # (n,size,size), mean about 1
-    "Multiplicative speckle: the modulus of smoothed complex noise (Rayleigh), scaled"
-    g = torch.Generator().manual_seed(seed)
-    noise = torch.randn(n, 2, size+2, size+2, generator=g)
-    m = torch.nn.functional.avg_pool2d(noise, 3, 1).pow(2).sum(1).sqrt()
-    return 1 + amount*(m/m.mean() - 1)/.52
-
 # %% ../nbs/00_data.ipynb #43c6956f
 HOLES = {'inside': {'size':(.35,.65), 'spiculation':(.45,.75)},
          'edge':   {'contrast':(0.,.35), 'shadow':(.65,1.)}}
@@ -280,12 +283,12 @@ def in_hole(f:Tensor,      # (N,8) in [0,1]
     inside = [(f[:,FACTORS.index(k)]>=lo) & (f[:,FACTORS.index(k)]<=hi) for k,(lo,hi) in HOLES[hole].items()]
     return torch.stack(inside).all(0)
 
-# %% ../nbs/00_data.ipynb #b5b53f62
+# %% ../nbs/00_data.ipynb #b75a8a2a
 def phantom(n_train:int=200, # training images, none of them in a hole
             n_val:int=100,   # validation images, none in a hole
             n_test:int=500,  # test images, holes included
             size:int=28,     # height and width, pixels, a multiple of 4
-            seed:int=0,
+            seed:int=0,      # of the factors and the speckle, at least 0
             holes:bool=True  # leave the holes out of train and val?
            )->ImageData:
     "The embedded data set: needs no file and no network"
@@ -310,10 +313,10 @@ def load_data(name:str='phantom', # 'phantom' or a MedMNIST set
     "The phantom or a MedMNIST set, by name"
     return phantom(size=size, seed=seed) if name == 'phantom' else load_medmnist(name, root, size)
 
-# %% ../nbs/00_data.ipynb #bd94c62c
+# %% ../nbs/00_data.ipynb #f0c63255
 def show_images(x:Tensor,    # (N,ch,H,W) in [0,1], or uint8
                 titles=None, # one per image
-                ncols:int=8,
+                ncols:int=8, # images per row
                 width:float=.8, # inches per image
                 axs=None     # draw here instead of in a new figure
                ):
@@ -338,9 +341,9 @@ def strata(y:Tensor # (N,) class numbers or (N,C) zeros and ones
     hit = torch.cat([y[:,rarity], torch.ones(len(y),1)], 1).argmax(1)
     return torch.cat([rarity, torch.tensor([C])])[hit]
 
-# %% ../nbs/00_data.ipynb #ef81e35b
+# %% ../nbs/00_data.ipynb #533629bb
 def stratified_order(y:Tensor, # (N,) class numbers or (N,C) zeros and ones
-                     seed:int=0
+                     seed:int=0 # of the order within each class
                     )->Tensor: # (N,) int64, a permutation
     "An order in which every prefix is stratified and has as many classes as it can hold"
     g = torch.Generator().manual_seed(seed)
@@ -352,10 +355,10 @@ def stratified_order(y:Tensor, # (N,) class numbers or (N,C) zeros and ones
         key[i] = torch.where(rank==0, -1., (rank+.5)/len(i))
     return torch.argsort(key + 1e-9*torch.rand(len(y), generator=g, dtype=torch.float64), stable=True)
 
-# %% ../nbs/00_data.ipynb #195ac459
-def subset(data:ImageData,
+# %% ../nbs/00_data.ipynb #9dfa04c7
+def subset(data:ImageData, # any data set
            n:int,      # number of training images; validation is capped at n as well
-           seed:int=0
+           seed:int=0  # which images, at least 0
           )->ImageData:
     "`data` with only `n` labelled training images, stratified, nested over `n`; the test split is untouched"
     check_range('subset', n, integer=True)
@@ -367,8 +370,8 @@ def subset(data:ImageData,
     check_classes(res)
     return res
 
-# %% ../nbs/00_data.ipynb #8e28fbda
-def check_classes(data:ImageData):
+# %% ../nbs/00_data.ipynb #5c632651
+def check_classes(data:ImageData): # any data set
     "Raise `InputError` if a class has no training image"
     y = data.train.y
     if data.multilabel: empty = [c for c in range(data.n_classes) if y[:,c].sum() in (0, len(y))]
@@ -378,7 +381,7 @@ def check_classes(data:ImageData):
         what = 'positive and one negative image of' if data.multilabel else 'image of'
         raise InputError(f"{data.name} with {len(y)} training images has no {what} {names}; take a larger subset or another seed")
 
-# %% ../nbs/00_data.ipynb #2b273ec3
+# %% ../nbs/00_data.ipynb #fe16072d
 class ImageDL(DataLoader):
     "A fastai `DataLoader` over a `Split`: whole batches at once, in an order given by the seed and the epoch"
     def __init__(self, dataset:Split,
@@ -388,7 +391,7 @@ class ImageDL(DataLoader):
                  seed:int=0,          # of the order, at least 0
                  balanced:bool=False, # draw every class equally often? (only if shuffled)
                  n:int=None,          # images in an epoch; default: as many as the split has
-                 device=None,
+                 device=None,         # default: fastai's
                  classes:list=None,   # names to show over images
                  **kwargs             # for fastai's `DataLoader`
                 ):
@@ -432,7 +435,7 @@ def new(self:ImageDL, dataset=None, cls=None, **kwargs):
     if dataset is None and kwargs.get('shuffle', self.shuffle): ours['n'] = self.n
     return DataLoader.new(self, dataset, cls, **(ours | kwargs))
 
-# %% ../nbs/00_data.ipynb #c0bf45bc
+# %% ../nbs/00_data.ipynb #4ef7967b
 @patch
 def batch_index(self:ImageDL,
                 i:int # number of the batch in the current epoch
@@ -441,19 +444,22 @@ def batch_index(self:ImageDL,
     return self.dataset.index[self.epoch_idxs[i*self.bs:(i+1)*self.bs]]
 
 @patch
-def show_batch(self:ImageDL, max_n:int=16, **kwargs):
+def show_batch(self:ImageDL,
+               max_n:int=16, # images at most
+               **kwargs      # for `show_images`
+              ):
     "Show the first images of a batch with their classes"
     x,y = self.one_batch()
     names = [str(o.tolist()) if self.classes is None else ', '.join(self.classes[i] for i in o.nonzero()[:,0]) if o.ndim else self.classes[o]
              for o in y[:max_n]]
     return show_images(x[:max_n], titles=names, **kwargs)
 
-# %% ../nbs/00_data.ipynb #7b9f825f
-def image_dls(data:ImageData,
+# %% ../nbs/00_data.ipynb #13809be2
+def image_dls(data:ImageData,      # every class needs a training image
               bs:int=32,           # batch size
               seed:int=0,          # of the order
               balanced:bool=True,  # draw every class equally often in training?
-              drop_last:bool=False,
+              drop_last:bool=False, # leave out a last training batch that is not full?
               device=None          # default: the CPU
              )->DataLoaders:
     "Training and validation batches, images in [0,1]"
@@ -465,14 +471,17 @@ def image_dls(data:ImageData,
     device = torch.device(device or 'cpu')
     return DataLoaders(mk(data.train, shuffle=True, balanced=balanced, drop_last=drop_last), mk(data.val), device=device)
 
-# %% ../nbs/00_data.ipynb #103c4f6a
+# %% ../nbs/00_data.ipynb #6744183e
 def to_numpy(x:Tensor # (N,ch,H,W) in [0,1], or uint8
             )->np.ndarray: # (N,H,W) or (N,H,W,3) uint8
     "Images in MedMNIST's array layout"
     x = x.cpu() if x.dtype == torch.uint8 else (x.detach().cpu().clamp(0,1)*255).round().byte()
     return (x[:,0] if x.shape[1]==1 else x.permute(0,2,3,1)).numpy()
 
-def save_npz(path:str|Path, data:ImageData, **arrays):
+def save_npz(path:str|Path,  # the file to write
+             data:ImageData, # images and labels of its three splits
+             **arrays        # further arrays by name
+            ):
     "Write `data` in MedMNIST's layout, the phantom's factors and any further arrays included"
     for part in ('train','val','test'):
         s = getattr(data, part)
