@@ -68,13 +68,18 @@ def intensity(x:Tensor,     # (B,ch,H,W) in [0,1]
     mean = x.mean((1,2,3), keepdim=True)
     return ((x-mean)*c.exp() + mean + b).clamp(0, 1)**g.exp()
 
-# %% ../nbs/06_robustness.ipynb #47d8e636
-def image_seeds(n:int, seed:int=0)->list:
+# %% ../nbs/06_robustness.ipynb #197293b5
+def image_seeds(n:int,     # number of images
+                seed:int=0 # of them all
+               )->list:    # n whole numbers
     "A seed for each of `n` images; those of the first images do not depend on `n`"
     g = torch.Generator().manual_seed(seed)
     return [int(torch.randint(2**62, (1,), generator=g)) for _ in range(n)]
 
-def streams(seeds:list)->list: return [torch.Generator().manual_seed(s) for s in seeds]
+def streams(seeds:list # as `image_seeds` makes them
+           )->list:    # of random generators
+    "A random stream for each image"
+    return [torch.Generator().manual_seed(s) for s in seeds]
 
 def noise(x:Tensor,    # (B,ch,H,W)
           sd,          # standard deviation, grey value, number or (B,)
@@ -103,14 +108,14 @@ def _check_batch(x):
     if x.min() < 0 or x.max() > 1:
         raise InputError(f"images have values from {x.min():.3g} to {x.max():.3g}, {want}; undo a normalisation first")
 
-# %% ../nbs/06_robustness.ipynb #873cc0af
+# %% ../nbs/06_robustness.ipynb #38058ab5
 def _known(name, given, known):
     for k in given:
         if k not in known: raise InputError(f"{name} {k!r} is unknown, expected some of {', '.join(known)}")
 
 def perturb(x:Tensor,           # (N,ch,H,W) in [0,1]
             strength:float=1.,  # 0 changes nothing, 1 uses the full ranges, 2 twice the ranges
-            seed:int=0,
+            seed:int=0,         # of all that is drawn
             kinds=KINDS,        # some of them; their order does not matter
             ranges:dict=None,   # replaces some of `RANGES`
             bs:int=512          # images at a time; changes nothing but the memory needed
@@ -134,10 +139,10 @@ def _perturb(x, full, streams, kinds):
     if 'noise' in kinds: x = noise(x, a['noise'], streams)
     return x.clamp(0, 1)
 
-# %% ../nbs/06_robustness.ipynb #4054d72c
-def attack_loss(logits_B_C:Tensor,
+# %% ../nbs/06_robustness.ipynb #353d8083
+def attack_loss(logits_B_C:Tensor,    # logits, of any floating dtype
                 y:Tensor,             # (B,) int64 class numbers, or (B,C) zeros and ones if multi-label
-                multilabel:bool=False
+                multilabel:bool=False # several labels per image?
                )->Tensor:             # (B,)
     "What an attack climbs: the log-odds against the true class, or the binary cross-entropy summed over labels"
     if multilabel: return F.softplus((1-2*y)*logits_B_C).sum(1)
@@ -180,7 +185,7 @@ def _check_attack(x, y, eps, multilabel, **counts):
     if not multilabel and (shape != (len(x),) or y.dtype != torch.int64):
         raise InputError(f"y is {y.dtype} of shape {shape}, expected ({len(x)},) int64; for several labels per image set multilabel")
 
-# %% ../nbs/06_robustness.ipynb #8a3311e7
+# %% ../nbs/06_robustness.ipynb #4b8eae0f
 def _in_batches(attack, model, x, y, seeds, bs):
     device = next((p.device for p in model.parameters()), x.device)
     with frozen(model), torch.inference_mode(False), torch.enable_grad():
@@ -191,7 +196,7 @@ def fgsm(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
          x:Tensor,             # (N,ch,H,W) in [0,1]
          y:Tensor,             # (N,) int64 class numbers, or (N,C) float zeros and ones if multi-label
          eps:float,            # largest change of a pixel, in units of [0,1]
-         multilabel:bool=False,
+         multilabel:bool=False, # several labels per image?
          bs:int=256            # images at a time
         )->Tensor:             # (N,ch,H,W) in [0,1]
     "Fast gradient sign method: one step to the corner of the box that the gradient points to; dropout off"
@@ -214,7 +219,7 @@ def _climb(look, z, lo, hi, worst, steps, step_size):
         z = (z + step_size*g.sign()).clamp(lo, hi)
     return worst
 
-# %% ../nbs/06_robustness.ipynb #a68e0e00
+# %% ../nbs/06_robustness.ipynb #b758b1a0
 def pgd(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
         x:Tensor,             # (N,ch,H,W) in [0,1]
         y:Tensor,             # (N,) int64 class numbers, or (N,C) float zeros and ones if multi-label
@@ -224,7 +229,7 @@ def pgd(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
         restarts:int=1,       # climbs, each from its own random start
         random_start:bool=True, # or the first climb starts at `x`
         seed:int=0,           # of the random starts; image i depends on `seed` and i only
-        multilabel:bool=False,
+        multilabel:bool=False, # several labels per image?
         bs:int=256,           # images at a time
         tick=None             # called with the number of images after every pass through the model
        )->Tensor:             # (N,ch,H,W) in [0,1]
