@@ -52,7 +52,7 @@ def tiny(C=2, ch=1, p=.5, seed=0):
     with seeded(seed):
         return Classifier(nn.Sequential(nn.Conv2d(ch, 6, 3, 2), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten()), 54, C, p)
 
-def tsynd(ae, objective='mi', **kwargs): return TSynD(ae, objective, **dict(dict(T=3, steps=1, warmup=0), **kwargs))
+def tsynd(ae, objective='mi', **kwargs): return TSynD(ae, objective, **dict(dict(T=3, steps=1, warmup=0, gate=False), **kwargs))
 
 def quiet(learn, f, *args, **kwargs):
     with learn.no_bar(), learn.no_logging(): return f(*args, **kwargs)
