@@ -87,7 +87,7 @@ def compression(self:Autoencoder,
     "Latents per pixel (of the H×W grid)"
     return math.prod(self.latent_shape(shape))/(shape[1]*shape[2])
 
-# %% ../nbs/01_autoencoder.ipynb #1c556257
+# %% ../nbs/01_autoencoder.ipynb #87a87b16
 class ReconstructionTarget(Callback):
     "Train against the input instead of the label"
     def before_batch(self): self.learn.yb = self.learn.xb[:1]
@@ -96,8 +96,9 @@ class FiniteLoss(Callback):
     "Stop with an `InputError` when the training loss is no longer finite"
     run_valid = False
     def after_loss(self):
-        if not torch.isfinite(self.learn.loss_grad.detach()).all():
-            raise InputError(f"loss is {float(self.learn.loss_grad)} in epoch {self.epoch}, batch {self.iter}, but must be finite; "
+        loss = self.learn.loss_grad.detach()
+        if not torch.isfinite(loss).all():
+            raise InputError(f"loss is {float(loss)} in epoch {self.epoch}, batch {self.iter}, but must be finite; "
                              "check the images for NaN or lower the learning rate")
 
 # %% ../nbs/01_autoencoder.ipynb #042472a0
