@@ -1,5 +1,6 @@
 """The callback in trainings of many kinds: off means off, each image where and when it should be, validation untouched."""
-import math, random, warnings
+import copy, math, random, threading, warnings
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -12,13 +13,13 @@ from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.optimizer import SGD, Adam
-from hypothesis import given, settings, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from layouts import write_npz
 from torch import nn
 
-from tsynd import autoencoder as A
+from tsynd import autoencoder as A, synthesis as S
 from tsynd.autoencoder import Autoencoder, train_autoencoder
-from tsynd.callback import TSynD
+from tsynd.callback import BF16, Clock, MovingAverage, TSynD
 from tsynd.classifier import Classifier, classifier_learner, train_classifier
 from tsynd.data import InputError, image_dls, load_medmnist, phantom, seeded
 from tsynd.synthesis import Synthesizer
@@ -52,7 +53,10 @@ def tiny(C=2, ch=1, p=.5, seed=0):
     with seeded(seed):
         return Classifier(nn.Sequential(nn.Conv2d(ch, 6, 3, 2), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten()), 54, C, p)
 
-def tsynd(ae, objective='mi', **kwargs): return TSynD(ae, objective, **dict(dict(T=3, steps=1, warmup=0, gate=False), **kwargs))
+def tsynd(ae, objective='mi', **kwargs):
+    "Cheap, and in every batch from all of it, unless there is a budget"
+    always = {} if kwargs.get('budget') else dict(share=1., every=1)
+    return TSynD(ae, objective, **dict(dict(T=3, steps=1, warmup=0, gate=0., warm=False, **always), **kwargs))
 
 def quiet(learn, f, *args, **kwargs):
     with learn.no_bar(), learn.no_logging(): return f(*args, **kwargs)
@@ -89,12 +93,13 @@ def test_at_weight_zero_nothing_changes(data, ae, several, several_ae, kind, com
     d,a = (data,ae) if kind == 'classes' else (several,several_ae)
     def run(*cbs):
         with seeded(4): return everything(fit(d, [*cbs, *COMPANY[company]()], opt=OPTIMISERS[opt]))
-    without, zero, one = run(), run(tsynd(a, weight=0.)), run(tsynd(a, weight=1.))
-    assert same(without, zero) and not same(without[0], one[0])
-    assert len(calls) == 2*2*5 and len(without[2]) > 0                          # it did synthesise
+    without, zero, judged, one = run(), run(tsynd(a, weight=0.)), run(tsynd(a, weight=0., gate=.5)), run(tsynd(a, weight=1.))
+    assert same(without, zero) and same(without, judged) and not same(without[0], one[0])
+    assert len(calls) == 3*2*5 and len(without[2]) > 0                          # it did synthesise
 
 @pytest.mark.parametrize('kwargs', [dict(objective='entropy', share=.3), dict(objective='random', every=2), dict(objective='reconstruction', warmup=.4),
-                                    dict(objective='cross_entropy', measure_every=1, keep=5), dict(keep=0)], ids=str)
+                                    dict(objective='cross_entropy', measure_every=1, keep=5), dict(keep=0), dict(gate=.5, warm=True, jitter=.3), dict(bf16=True),
+                                    dict(gate=.5, radius=3., share=.3), dict(gate=.5, budget=2.)], ids=str)
 def test_at_weight_zero_nothing_changes_with_any_option(data, ae, kwargs):
     def run(*cbs):
         with seeded(4): return everything(fit(data, cbs))
@@ -370,3 +375,422 @@ def test_exceptions_close_the_bar_and_release_the_model(data, ae, monkeypatch, e
     assert [b.closed for b in bars] == [True]
     assert not any(m._forward_hooks for m in model.modules()) and all(p.requires_grad for p in model.parameters())
     assert model.training and all(m.training for m in model.modules())
+
+
+# The moving average of the classifier
+
+def averages(states, decay):
+    "By hand, in float64, of weights after each step, the first being the start"
+    mine = {k: v.double() for k,v in states[0].items()}
+    for n,theirs in enumerate(states[1:], 1):
+        d = min(decay, n/(n+9))
+        mine = {k: d*v + (1-d)*theirs[k].double() if theirs[k].is_floating_point() else theirs[k].double() for k,v in mine.items()}
+    return mine
+
+def copied(model): return {k: v.detach().clone() for k,v in model.state_dict().items()}
+
+@pytest.mark.parametrize('decay', [0., .5, .99])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_the_moving_average_is_one(decay, dtype):
+    with seeded(0):
+        model = tiny().to(dtype); model.register_buffer('count', torch.zeros(2).int())
+        avg, states = MovingAverage(model, decay), [copied(model)]
+        for n in range(30):
+            for v in model.state_dict().values(): v.copy_(torch.randn_like(v) if v.is_floating_point() else v+n)
+            states.append(copied(model)); avg.update(model)
+    want = averages(states, decay)
+    for k,v in avg.model.state_dict().items(): torch.testing.assert_close(v.double(), want[k], rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=1e-6 if dtype == torch.float32 else 1e-12, msg=k)
+    assert same(copied(model), states[-1]) and not any(p.requires_grad for p in avg.parameters()) and not any(m.training for m in avg.modules())
+
+def test_a_moving_average_shares_nothing_with_its_model(data):
+    model = tiny()
+    model.trunk[0].register_forward_hook(lambda *_: (_ for _ in ()).throw(KeyError('hook'))); model.register_forward_pre_hook(lambda *_: None)
+    model.out.weight.grad = torch.ones_like(model.out.weight)
+    avg, before = MovingAverage(model), copied(model)
+    with torch.no_grad():
+        for v in model.state_dict().values(): v.add_(1)
+    assert same(copied(avg.model), before) and all(p.grad is None or p is not q and not p.requires_grad for p,q in zip(avg.parameters(), model.parameters()))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in avg.modules()) and len(model.trunk[0]._forward_hooks) == 1
+    assert avg(data.val.batch(slice(3))[0]).shape == (3,2) and model.training
+
+class Locked(nn.Module):
+    "Cannot be copied"
+    def __init__(self): super().__init__(); self.f,self.lock = tiny(),threading.Lock()
+    def forward(self, x): return self.f(x)
+
+def test_a_model_that_cannot_be_copied_is_refused_unless_there_is_no_gate(data, ae):
+    with pytest.raises(InputError, match='cannot be copied.*use gate=') as e: fit(data, tsynd(ae, gate=.5), model=Locked())
+    assert '\n' not in str(e.value)
+    assert fit(data, tsynd(ae, gate=0.), model=Locked()).tsynd.count == 10
+
+class Weights(Callback):
+    "All weights and buffers, at the start and after each optimiser step"
+    order = 50
+    def before_fit(self): self.states = [copied(self.model)]
+    def after_step(self): self.states.append(copied(self.model))
+
+@pytest.mark.parametrize('n_acc,steps', [(None, 10), (16, 5), (40, 2)])
+@pytest.mark.parametrize('share', [1., .2])
+def test_the_judge_follows_every_optimiser_step(data, ae, n_acc, steps, share):
+    learn = fit(data, [tsynd(ae, gate=.5, share=share), Weights(), *([GradientAccumulation(n_acc)] if n_acc else [])])
+    judge, want = learn.tsynd.judge, averages(learn.weights.states, .99)
+    assert judge.n == steps == len(learn.weights.states)-1
+    for k,v in judge.model.state_dict().items(): torch.testing.assert_close(v.double(), want[k], rtol=1e-4, atol=1e-6, msg=k)
+    quiet(learn, learn.validate)
+    assert judge.n == steps
+
+def test_no_gate_no_judge(data, ae, calls):
+    assert fit(data, tsynd(ae, gate=0.)).tsynd.judge is None and all(c.judge is None for c in calls)
+    t = fit(data, tsynd(ae, gate=.5)).tsynd
+    assert all(c.judge is t.judge for c in calls[10:]) and fit(data, tsynd(ae, gate=.5)).tsynd.judge is not t.judge
+
+
+# The gate in training
+
+@pytest.fixture
+def gates(monkeypatch):
+    "A function that lets the gate say, image by image, what it is told"
+    call = Synthesizer.__call__
+    def say(*gate):
+        monkeypatch.setattr(Synthesizer, '__call__', lambda self, model, x, y, **kwargs: replace(call(self, model, x, y, **kwargs), gate=torch.tensor(gate*len(x))[:len(x)]))
+    return say
+
+class Rows(Callback):
+    "What went through the model in training mode, batch by batch"
+    order = 90
+    def before_fit(self): self.batches,self.now = [],[]; self.hook = self.model.register_forward_pre_hook(lambda m, inp: self.now.append(inp[0].detach().clone()) if m.training else None)
+    def after_loss(self):
+        if self.training: self.batches.append((self.now, self.x.clone(), self.learn.tsynd.syn))
+        self.now = []
+    def after_fit(self): self.hook.remove()
+
+@pytest.mark.parametrize('gate', [(0.,1.,.5,0.,.25), (1.,), (1.,0.,0.,0.)], ids=str)
+def test_dropped_images_never_reach_the_model(data, ae, gates, gate):
+    gates(*gate)
+    learn = fit(data, [tsynd(ae), Rows()])
+    for rows,x,syn in learn.rows.batches:
+        assert len(rows) == 2 and torch.equal(rows[0], x) and torch.equal(rows[1], syn.x[syn.gate > 0])
+        assert len(rows[1]) == sum(gate[i%len(gate)] > 0 for i in range(8))
+
+@pytest.mark.parametrize('kind', ['classes','labels'])
+def test_a_step_follows_the_kept_images_and_their_labels(data, ae, several, several_ae, kind, gates):
+    d,a = (data,ae) if kind == 'classes' else (several,several_ae)
+    keep = [1,2,4,6,7]
+    gates(0.,1.,.5,0.,.25)
+    class Last(Callback):
+        order = 90
+        def after_loss(self): self.learn.batch = self.x.clone(), self.y.clone(), self.learn.tsynd.syn
+        def after_step(self): raise CancelFitException()
+    with seeded(8): learn = fit(d, [tsynd(a, weight=.7), Last()], epochs=1, lr=.1, opt=SGD)
+    by_hand, loss = tiny(d.n_classes).train(), F.binary_cross_entropy_with_logits if d.multilabel else F.cross_entropy
+    with seeded(8):
+        image_dls(d, bs=8).train.__iter__().__next__()
+        x,y,syn = learn.batch
+        (loss(by_hand(x), y) + .7*loss(by_hand(syn.x[keep]), y[keep])).backward()
+    for (n,p),q in zip(by_hand.named_parameters(), learn.model.parameters()): torch.testing.assert_close(p.detach()-.1*p.grad, q.detach(), atol=1e-6, rtol=1e-4, msg=n)
+
+@pytest.mark.parametrize('gate', [(0.,), (1., *[0.]*7)], ids=['none','one of eight'])
+def test_where_none_is_kept_the_step_is_the_plain_one(data, ae, gates, gate):
+    "Nor where a single one is, which batch norm could not train on"
+    def run(*cbs):
+        with seeded(4): return everything(fit(data, cbs))
+    plain = run()
+    gates(*gate)
+    assert same(plain, run(tsynd(ae)))
+
+def test_a_batch_of_one_is_trained_on(data, ae):
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(.5), nn.Linear(144, 2))
+    learn = fit(data, [tsynd(ae, share=.1), Rows()], model=model)
+    assert all(len(rows) == 2 and len(rows[1]) == 1 for rows,_,_ in learn.rows.batches)
+
+def test_images_are_those_trained_on_and_provenance_is_of_all(data, ae, gates):
+    gates(0.,1.,.5,0.,.25)
+    t = fit(data, [tsynd(ae), Rows()])
+    t,batches = t.tsynd, t.rows.batches[5:]
+    assert torch.equal(t.images.x, torch.cat([rows[1] for rows,_,_ in batches])) and (t.images.gate > 0).all() and len(t.images) == 25
+    p = t.provenance
+    assert p.gate.tolist() == [0.,1.,.5,0.,.25,0.,1.,.5]*5 and p.source_index[p.gate > 0].tolist() == t.images.index.tolist()
+    assert np.isfinite(p.to_numpy()).all()
+
+@pytest.mark.parametrize('kind', ['classes','labels'])
+def test_at_rest_the_judge_is_the_classifier_and_what_it_keeps_passes(data, ae, several, several_ae, kind):
+    "With a learning rate of 0"
+    d,a = (data,ae) if kind == 'classes' else (several,several_ae)
+    with seeded(0): model = nn.Sequential(nn.AdaptiveAvgPool2d(12), nn.Flatten(), nn.Linear(144, 16), nn.Tanh(), nn.Dropout(.5), nn.Linear(16, d.n_classes)).eval()
+    with torch.no_grad(): model[-1].bias -= model(a(d.train.batch(slice(None))[0])).mean(0)                     # near its boundaries
+    t = fit(d, tsynd(a, gate=.5, radius=2., step=1.), model=model, lr=0.).tsynd
+    s = S.cat(t.kept)
+    assert same(copied(t.judge.model), copied(model)) and len(s) == 40
+    assert set(s.gate.tolist()) <= {0.,.25,.5,.75,1.} and (s.gate > 0).any() and (s.gate < 1).any()
+    torch.testing.assert_close(s.x, a.decode(s.z).detach(), rtol=1e-4, atol=1e-4)
+    with torch.no_grad(): after, before = model.eval()(s.x), model(s.reconstruction)
+    ok = after.argmax(1) == s.y if kind == 'classes' else (((after > 0) == (s.y == 1)) | ((before > 0) != (s.y == 1))).all(1)
+    assert torch.equal(ok, s.gate > 0)
+
+def test_a_cancelled_fit_leaves_the_images_of_its_last_batch(data, ae):
+    class Stop(Callback):
+        def after_batch(self):
+            if self.training and self.iter == 2: raise CancelFitException()
+    t = fit(data, [tsynd(ae, gate=.5), Stop()], epochs=3).tsynd
+    assert len(t.provenance) == 8 and t.count == 3 and np.isfinite(t.provenance.to_numpy()).all()
+
+
+# In bfloat16
+
+class Inside(Callback):
+    "In what the layers of the model compute, and the loss; where, in training or in validation"
+    order = 50
+    def before_fit(self):
+        self.seen, self.losses = set(), set()
+        note = lambda m, inp, out: self.seen.add((self.training, out.dtype))
+        self.hooks = [m.register_forward_hook(note) for m in (self.model.trunk[0], self.model.out)]
+    def after_loss(self): self.losses |= {self.learn.loss.dtype, self.learn.loss_grad.dtype, self.pred.dtype}
+    def after_backward(self): assert {p.grad.dtype for p in self.model.parameters()} == {torch.float32} and not torch.is_autocast_enabled('cpu')
+    def after_fit(self):
+        for h in self.hooks: h.remove()
+
+def hooks(model): return sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for m in model.modules())
+
+@pytest.mark.parametrize('company', [lambda ae: [], lambda ae: [tsynd(ae, gate=.5)], lambda ae: [tsynd(ae), MixUp(), GradientAccumulation(16), GradientClip(.1)]], ids=['alone','TSynD','all'])
+def test_bfloat16_is_inside_the_model_and_nowhere_else(data, ae, company):
+    learn = fit(data, [BF16(), Inside(), *company(ae)])
+    assert learn.inside.seen == {(True, torch.bfloat16), (False, torch.bfloat16)} and learn.inside.losses == {torch.float32}
+    assert {v.dtype for v in learn.model.state_dict().values()} <= {torch.float32, torch.int64} and hooks(learn.model) == 0
+    assert not torch.is_autocast_enabled('cpu') and all(torch.isfinite(p).all() for p in learn.model.parameters())
+    quiet(learn, learn.fit, 1, 1e-2)
+    assert hooks(learn.model) == 0
+
+def test_without_it_there_is_none(data):
+    assert {t for _,t in fit(data, Inside()).inside.seen} == {torch.float32}
+
+class Moves(Callback):
+    "The model as it trains, after each step, on the same images: moves, and is the one its weights say"
+    order = 60
+    def before_fit(self): self.last, self.n, self.x0 = None, 0, self.dls.valid.dataset.batch(slice(8))[0]
+    def after_step(self):
+        with torch.no_grad():
+            by_hand = self.model.forward
+            modes = [(m, m.training) for m in self.model.modules()]
+            self.model.eval()
+            out, want = self.model(self.x0), by_hand(self.x0)
+            for m,t in modes: m.training = t
+        torch.testing.assert_close(out, want, rtol=.03, atol=.03)
+        assert not torch.equal(out, want) and (self.last is None or (out-self.last).abs().max() > 1e-3)
+        self.last, self.n = out, self.n+1
+
+@pytest.mark.parametrize('with_tsynd', [True, False])
+def test_in_bfloat16_every_step_trains_what_the_next_one_runs(data, ae, with_tsynd):
+    "An autocast that stays open keeps a copy of the weights, and the model stands still"
+    learn = fit(data, [BF16(), Moves(), Weights(), *([tsynd(ae)] if with_tsynd else [])], lr=.3, opt=SGD)
+    a = learn.weights.states
+    assert learn.moves.n == 10 and all(not torch.equal(u['out.weight'], v['out.weight']) and not torch.equal(u['trunk.0.weight'], v['trunk.0.weight']) for u,v in zip(a, a[1:]))
+
+def test_a_training_in_bfloat16_is_nearly_the_same(data):
+    def run(*cbs):
+        with seeded(4): return torch.stack(fit(data, cbs, opt=SGD).recorder.losses)
+    full, half = run(), run(BF16())
+    torch.testing.assert_close(half, full, rtol=.02, atol=.02); assert not torch.equal(half, full)
+
+def test_at_weight_zero_nothing_changes_in_bfloat16_either(data, ae):
+    def run(*cbs):
+        with seeded(4): return everything(fit(data, [BF16(), *cbs]))
+    assert same(run(), run(tsynd(ae, weight=0., gate=.5)))
+
+@pytest.mark.parametrize('place', ['training','synthesis'])
+def test_an_error_leaves_no_autocast_open(data, ae, place):
+    model, count = tiny(), [0]
+    def fail(m, inp):
+        count[0] += m.training == (place == 'training')
+        if count[0] == 3: raise KeyError('k')
+    model.trunk.register_forward_pre_hook(fail)
+    with pytest.raises(KeyError): fit(data, [BF16(), tsynd(ae, gate=.5)], model=model)
+    assert not torch.is_autocast_enabled('cpu') and model.out.weight.dtype == torch.float32
+
+@pytest.mark.parametrize('given,company,want', [(None, True, True), (None, False, False), (True, False, True), (False, True, False)])
+def test_synthesis_is_in_bfloat16_if_training_is_unless_it_is_said(data, ae, given, company, want):
+    seen = set()
+    hook = ae.dec[0].register_forward_hook(lambda m, inp, out: seen.add(out.dtype))
+    try: t = fit(data, [tsynd(ae, bf16=given, gate=.5), *([BF16()] if company else [])]).tsynd
+    finally: hook.remove()
+    assert seen == {torch.bfloat16 if want else torch.float32} and t.engine.bf16 == want
+    assert t.images.x.dtype == t.images.z.dtype == t.images.mi_after.dtype == torch.float32
+
+
+# The budget
+
+class Batches:
+    "A clock with a time of its own: `plain` and `average` in every batch, `extra` and `look` for synthesis from half a batch; the first of each kind is slow"
+    def __init__(self, budget, plain, extra, average=0., look=0., slow=5.):
+        self.clock,self.t,self.n,self.cost = Clock(budget),0.,0,(plain, extra, average, look)
+        self.clock.now,self.kinds,self.slow = (lambda: self.t),set(),slow
+    def batch(self):
+        plain,extra,average,look = self.cost
+        go = self.clock.start()
+        first = self.slow if go not in self.kinds else 1
+        self.kinds.add(go)
+        self.t += plain*first
+        if go:
+            self.t += extra*first*self.clock.share/.5
+            with self.clock.aside('look'): self.t += look*self.clock.share/.5
+        with self.clock.aside('average'): self.t += average*first
+        self.clock.stop(16*go)
+        return go
+    def run(self, n=300):
+        "Number of batches with synthesis, and the ratio to plain training, after the measurement"
+        while self.clock.rate is None: self.batch()
+        t0 = self.t
+        went = sum(self.batch() for _ in range(n))
+        return went, (self.t-t0)/(n*self.cost[0])
+
+costs = st.floats(1e-3, 1), st.floats(.05, 30), st.floats(0, .2), st.floats(0, 3)
+
+@given(st.floats(1.02, 4), *costs)
+def test_a_budget_is_kept_to_within_one_synthesis(budget, plain, extra, average, look):
+    b = Batches(budget, plain, plain*extra, plain*average, plain*look)
+    rate = (budget-1-average)/(extra+look)
+    assume(abs(rate-1) > 1e-6 and abs(rate) > 1e-6)
+    went, ratio = b.run(300)
+    cost, slack = b.clock.cost, 300*1e-9
+    if rate < 0: assert went == 0 == b.clock.rate and ratio == pytest.approx(1+average) and ratio > budget                 # the average alone is too dear
+    elif rate < 1: assert b.clock.share == .5 and abs(went-300*rate) <= 1+slack and abs(ratio-budget) <= (extra+look)/300*(1+slack)+slack
+    else: assert went == 300 and b.clock.rate == 1 and b.clock.share == pytest.approx(min(1, .5*rate)) and ratio == pytest.approx(min(budget, 1+average+2*(extra+look)))
+    assert cost['rate'] == b.clock.rate and cost['share'] == b.clock.share and cost['plain_ms'] == pytest.approx(1e3*plain) and cost['extra_ms'] == pytest.approx(1e3*plain*(extra+look))
+    assert cost['images_per_second'] == pytest.approx(16/(plain*(extra+look))) and cost['ratio'] == pytest.approx(ratio, abs=(extra+look)/300*1.01 if 0 < rate < 1 else 1e-6)
+
+def test_synthesis_is_spread_evenly():
+    b = Batches(1.5, 1., 2.)
+    while b.clock.rate is None: b.batch()
+    assert [i for i in range(41) if b.batch()] == list(range(3, 41, 4))
+
+def test_one_slow_batch_does_not_spoil_the_measurement():
+    b = Batches(1.5, 1., 2., .1)
+    for k in range(16):
+        b.cost = (40. if k == 4 else 1., 90. if k == 12 else 2., 3. if k == 9 else .1, 0.)
+        b.batch()
+    assert b.clock.rate == pytest.approx(.2)
+
+@pytest.mark.parametrize('budget', [1, 1., .9, 0, -1, math.nan, math.inf, True, '1.3'])
+def test_impossible_budgets_are_refused(ae, budget):
+    with pytest.raises(InputError, match='budget is') as e: TSynD(ae, budget=budget)
+    assert '\n' not in str(e.value)
+
+@pytest.mark.parametrize('kwargs', [dict(share=.3), dict(every=3), dict(share=.25, every=4)], ids=str)
+def test_a_budget_and_what_it_chooses_do_not_go_together(ae, kwargs):
+    with pytest.raises(InputError, match='a budget chooses them itself'): TSynD(ae, budget=1.3, **kwargs)
+
+@pytest.fixture
+def own_time(monkeypatch):
+    "In trainings too: a batch takes 1 s, a synthesis 4 s for each image, an update of the average .1 s"
+    t, call, update = [0.], Synthesizer.__call__, MovingAverage.update
+    monkeypatch.setattr(Clock, 'now', lambda self: t[0])
+    def synthesis(self, model, x, y, **kwargs): t[0] += 4*len(x); return call(self, model, x, y, **kwargs)
+    def average(self, model): t[0] += .1; return update(self, model)
+    monkeypatch.setattr(Synthesizer, '__call__', synthesis); monkeypatch.setattr(MovingAverage, 'update', average)
+    class Second(Callback):
+        def after_pred(self): t[0] += self.training
+    return t, Second
+
+@pytest.mark.parametrize('gate', [.5, 0.])
+@pytest.mark.parametrize('warmup', [0, .39])
+def test_a_training_keeps_to_its_budget(data, ae, calls, own_time, gate, warmup):
+    "Synthesis from one image of two, so 4 s"
+    t, Second = own_time
+    class Times(Callback):
+        order, run_valid = -20, False
+        def before_fit(self): self.t = []
+        def before_batch(self): self.t.append((t[0], len(calls)))
+    learn = fit(data, [tsynd(ae, 'reconstruction', budget=1.8, gate=gate, warmup=warmup, keep=0, measure_every=10**6), Second(), Times()], epochs=8, bs=2)
+    ts, cost = learn.times.t, learn.tsynd.cost
+    plain = max(8, math.ceil(160*warmup))
+    first = next(i for i,(_,n) in enumerate(ts) if n)-1
+    assert len(ts) == 160 and first == plain and all(c.n == 1 for c in calls) and learn.tsynd.n_images == len(calls)
+    assert cost['rate'] == pytest.approx((.8-.1*(gate > 0))/4) and cost['ratio'] == pytest.approx(1.8) and cost['images_per_second'] == pytest.approx(.25)
+    start = first+8
+    (t0,n0),rest = ts[start],160-start
+    assert abs(len(calls)-n0-rest*cost['rate']) <= 1 and abs((t[0]-t0)-1.8*rest) <= 4
+
+def test_a_large_budget_raises_the_share_first_to_all(data, ae, calls, own_time):
+    learn = fit(data, [tsynd(ae, 'reconstruction', budget=50., keep=0, measure_every=10**6), own_time[1]()], epochs=3, bs=4)
+    assert [c.n for c in calls] == [2]*8+[4]*14 and learn.tsynd.cost['share'] == 1 == learn.tsynd.cost['rate']
+    assert learn.tsynd.cost['ratio'] == pytest.approx(1+16)
+
+def test_the_cost_is_known_once_it_is_measured(data, ae):
+    with pytest.raises(InputError, match='no measured cost'): tsynd(ae, budget=1.3).cost
+    for t in (fit(data, tsynd(ae)).tsynd, fit(data, tsynd(ae, budget=1.3), epochs=3).tsynd):     # none asked for; 15 batches, one too few
+        with pytest.raises(InputError, match='no measured cost') as e: t.cost
+        assert '\n' not in str(e.value)
+    learn = fit(data, tsynd(ae, budget=1.3), epochs=4)
+    assert learn.tsynd.cost['rate'] >= 0 and learn.tsynd.cost['plain_ms'] > 0
+    quiet(learn, learn.fit, 1)
+    with pytest.raises(InputError): learn.tsynd.cost                             # each fit measures anew
+
+
+# The guard of the single step
+
+@pytest.fixture
+def looks(monkeypatch):
+    "A function that lets the looks say whether MI rose; for ever the last word"
+    measure = Synthesizer.measure
+    def say(*rose):
+        words = list(rose)
+        def told(self, model, syn, **kwargs):
+            s, up = measure(self, model, syn, **kwargs), words.pop(0) if len(words) > 1 else words[0]
+            return replace(s, mi_after=s.mi_before+(.01 if up else -.01))
+        monkeypatch.setattr(Synthesizer, 'measure', told)
+    return say
+
+@pytest.mark.parametrize('every', [1, 2])
+@pytest.mark.parametrize('seed', range(3))
+def test_a_single_step_is_halved_where_mi_falls_and_grows_back(data, ae, looks, seed, every):
+    words = (np.random.default_rng(seed).random(30) < .5).tolist()
+    looks(*words)
+    h = fit(data, tsynd(ae, step=.8, measure_every=every, keep=0), epochs=4, lr=0.).tsynd.history
+    want, length = [], .8
+    for up in words[:20//every]:
+        want.append(length)
+        length = min(.8, 2*length) if up else length/2
+    assert [i['step_length'] for i in h] == want and min(want) < .8 and [i['rose'] for i in h] == [float(w) for w in words[:len(h)]]
+    assert [i['distance_latent'] for i in h] == pytest.approx([.3*w for w in want], rel=1e-3)                # it is the step that is made
+
+def test_the_guard_starts_anew_with_each_fit(data, ae, looks):
+    looks(False)
+    learn = fit(data, tsynd(ae, measure_every=1, keep=0, step=.5))
+    assert learn.tsynd.engine.step == .5**11
+    quiet(learn, learn.fit, 1)
+    assert [h['step_length'] for h in learn.tsynd.history] == [.5**k for k in range(1, 6)]
+
+def test_several_steps_need_no_guard(data, ae, looks):
+    looks(False)
+    t = fit(data, tsynd(ae, steps=2, measure_every=1, step=.5)).tsynd
+    assert t.engine.step == .5 and {h['step_length'] for h in t.history} == {.5}
+
+
+# Warm starts
+
+@pytest.fixture
+def begun(monkeypatch):
+    "For each ascent: did it start at the source, image by image?"
+    seen, f = [], S.ascend
+    monkeypatch.setattr(S, 'ascend', lambda U, z0, r, steps, step, start: (seen.append((start == z0).flatten(1).all(1).tolist()), f(U, z0, r, steps, step, start))[1])
+    return seen
+
+def test_warm_starts_from_the_second_epoch_on(data, ae, begun):
+    for warm in (True, False):
+        begun.clear()
+        with seeded(3): learn = fit(data, tsynd(ae, warm=warm), epochs=3, balanced=False)
+        assert begun[:5] == [[True]*8]*5 and begun[5:] == [[not warm]*8]*10 and learn.tsynd.bank.encoded == 40
+    bank = learn.tsynd.bank
+    quiet(learn, learn.fit, 1)
+    assert begun[15:] == [[True]*8]*5 and learn.tsynd.bank is not bank
+
+def test_without_a_source_index_warm_is_cold(data, ae, begun):
+    items = [data.train[i] for i in range(40)]
+    def run(warm):
+        with seeded(2), warnings.catch_warnings():
+            warnings.simplefilter('error', UserWarning)
+            dls = DataLoaders(DataLoader(items, bs=8, num_workers=0), DataLoader(items[:16], bs=8, num_workers=0), device=torch.device('cpu'))
+            learn = Learner(dls, tiny(), loss_func=CrossEntropyLossFlat(), cbs=tsynd(ae, warm=warm, gate=.5))
+            quiet(learn, learn.fit, 2)
+        return learn.tsynd.images, copied(learn.model)
+    (a,p),(b,q) = run(True), run(False)
+    assert torch.equal(a.x, b.x) and same(p, q) and begun == [[True]*8]*20

@@ -1,9 +1,10 @@
 """The ascent on real held-out images, its gradient against finite differences, its radius, its labels, and what it leaves behind."""
 import copy, math, warnings
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import numpy as np, pytest, torch, torch.nn.functional as F
-from hypothesis import given, settings, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from states import same, state
 from torch import nn
 
@@ -424,3 +425,407 @@ def test_twins_copy_each_distance():
     k = torch.linspace(.1, 1, len(x), dtype=torch.float64).view(-1,1,1,1)
     syn = replace(syn, z=syn.z0+k*(syn.z-syn.z0))
     torch.testing.assert_close(moved(engine.at_distance(syn), ae), moved(syn, ae))
+
+
+# A single step
+
+def with_start(start):
+    "A bank that knows one batch: encodes as ever, starts where it is told"
+    return SimpleNamespace(recall=lambda ae, x, index: (ae.encode(x), start), store=lambda index, z: None)
+
+def in_ball(z0, r, seed, far=1.):
+    "Points in balls of radius `r` about `z0`, up to `far` of the way out"
+    d = torch.randn(z0.shape, generator=torch.Generator().manual_seed(seed)).to(z0)
+    return z0 + far*r*torch.linspace(0, 1, len(z0)).to(z0).view(-1,1,1,1)*d/S._norm(d)
+
+@given(st.integers(0, 10**6), st.floats(1e-2, 10), st.floats(.01, 3), st.floats(0, 1))
+def test_one_step_is_the_projected_normalised_gradient_step(seed, r, step, far):
+    "On a paraboloid, whose gradient at z is 2A(top-z)"
+    rng = np.random.default_rng(seed)
+    z0,top,d = rng.normal(size=(3,5,6)); A = rng.uniform(.1, 2, 6)
+    start = z0 + far*r*d/np.linalg.norm(d, axis=1, keepdims=True)
+    g = 2*A*(top-start)
+    move = start + step*r*g/np.linalg.norm(g, axis=1, keepdims=True) - z0
+    want = z0 + move*np.minimum(1, r/np.linalg.norm(move, axis=1, keepdims=True))
+    U = lambda z: -(torch.tensor(A)*(z-torch.tensor(top))**2).sum(1)
+    z,trace = ascend(U, torch.tensor(z0), r, 1, step, torch.tensor(start))
+    torch.testing.assert_close(z, torch.tensor(want)); torch.testing.assert_close(trace, U(torch.tensor(start))[None])
+
+@tasks
+@pytest.mark.parametrize('o', ['mi','entropy','cross_entropy'])
+@pytest.mark.parametrize('step', [.3, 1.5])
+def test_one_step_of_the_engine_is_that_step(task, o, step):
+    ae, model, x, y = made(task, dtype=torch.float64)
+    multi, engine = TASKS[task][2], Synthesizer(ae, o, T=4, steps=1, step=step, multilabel=TASKS[task][2])
+    with torch.no_grad(): z0 = ae.encode(x)
+    r = .3*.8*math.sqrt(z0[0].numel())
+    start = in_ball(z0, r, 5)
+    syn = engine(model, x, y, seed=7, index=torch.arange(4), bank=with_start(start))
+    z = start.clone().requires_grad_()
+    with S.frozen(ae), MCDropout(model, 4, 7) as mc: u = OBJECTIVES[o](mc(ae.decode(z)), y, multi)
+    g = torch.autograd.grad(u.sum(), z)[0].flatten(1)
+    move = start.flatten(1) + step*r*g/g.pow(2).sum(1, keepdim=True).sqrt() - z0.flatten(1)
+    want = z0.flatten(1) + move*(r/move.pow(2).sum(1, keepdim=True).sqrt()).clamp(max=1)
+    torch.testing.assert_close(syn.z.flatten(1), want); torch.testing.assert_close(syn.trace, u.detach()[None])
+    assert (moved(syn, ae) <= .3+1e-9).all() and ((moved(syn, ae) < .29).any() if step < 1 else (moved(syn, ae) > .29).any())
+
+def test_several_steps_go_on_from_the_start_and_end_no_lower():
+    ae, model, x, y = made(dtype=torch.float64)
+    engine = Synthesizer(ae, T=4, steps=3)
+    with torch.no_grad(): z0 = ae.encode(x); start = in_ball(z0, engine.length(z0), 1, far=.9)
+    syn = engine(model, x, y, index=torch.arange(4), bank=with_start(start))
+    with torch.no_grad(), MCDropout(model, 4, 0) as mc: torch.testing.assert_close(syn.trace[0], mutual_information(mc(ae.decode(start))))
+    assert (syn.trace.amax(0) >= syn.trace[0]).all() and (moved(syn, ae) <= .3+1e-9).all()
+
+@pytest.fixture
+def starts(monkeypatch):
+    "Where each ascent started, with its centres and radius"
+    seen, f = [], S.ascend
+    monkeypatch.setattr(S, 'ascend', lambda U, z0, r, steps, step, start: (seen.append((start, z0, r)), f(U, z0, r, steps, step, start))[1])
+    return seen
+
+@pytest.mark.parametrize('jitter', [0., .2, 1.])
+@pytest.mark.parametrize('far', [0., 1.])
+def test_jitter_is_a_short_random_step_inside_the_ball(jitter, far, starts):
+    "From the source exactly as long as asked for, from elsewhere no longer, since the ball is convex"
+    ae, model, x, y = made(dtype=torch.float64)
+    engine = Synthesizer(ae, T=4, steps=1, jitter=jitter)
+    with torch.no_grad(): z0 = ae.encode(x); before = in_ball(z0, engine.length(z0), 3, far=far)
+    run = lambda seed: engine(model, x, y, seed=seed, index=torch.arange(4), bank=with_start(before))
+    a,b,c = run(1), run(1), run(2)
+    for start,z0,r in starts:
+        step = S._norm(start-before).flatten()/r
+        assert (step <= jitter+1e-9).all() and (S._norm(start-z0) <= r*(1+1e-9)).all()
+        if far == 0: torch.testing.assert_close(step, torch.full_like(step, jitter))
+    assert torch.equal(a.z, b.z) and torch.equal(starts[0][0], starts[1][0])
+    assert torch.equal(starts[0][0], starts[2][0]) == (jitter == 0) and (moved(a, ae) <= .3+1e-9).all()
+
+@pytest.mark.parametrize('jitter', [-.1, 1.1, math.nan])
+def test_impossible_jitter_is_refused(jitter):
+    with pytest.raises(InputError, match='jitter is'): Synthesizer(made()[0], jitter=jitter)
+
+
+# The label gate
+
+class Grid(nn.Module):
+    "An autoencoder whose latents are the pixels, so that images are straight lines along straight paths"
+    def __init__(self): super().__init__(); self.register_buffer('sigma', torch.tensor(1.))
+    def encode(self, x): return F.pixel_unshuffle(x, 4)
+    def decode(self, z): return F.pixel_shuffle(z, 4)
+    def latent_shape(self, shape): return shape[0]*16, shape[1]//4, shape[2]//4
+
+class Above(nn.Module):
+    "Class 1, or label 1, where the mean pixel is above a threshold; one threshold per label"
+    def __init__(self, *cuts): super().__init__(); self.register_buffer('cuts', torch.tensor(cuts, dtype=torch.float64)); self.looked = []
+    def forward(self, x):
+        self.looked.append(x.detach().clone())
+        over = 1e4*(x.mean((1,2,3)).double()[:,None] - self.cuts)
+        return torch.cat([-over, over], 1) if over.shape[1] == 1 else over
+
+class Always(nn.Module):
+    "Accepts everything, or nothing, whatever it sees"
+    def __init__(self, y, yes, multi): super().__init__(); self.y,self.yes,self.multi,self.calls = y,yes,multi,0
+    def forward(self, x):
+        self.calls += 1
+        y = self.y[:len(x)]
+        if not self.multi: return 50.*F.one_hot(y if self.yes else y+1, int(self.y.max())+2)
+        return 50*(2*y-1)*(1 if self.yes or self.calls == 1 else -1)              # right at the reconstruction, wrong ever after
+
+def paths(n=12, seed=0, radius=.05):
+    ae, g = Grid(), torch.Generator().manual_seed(seed)
+    x = torch.rand(n, 1, 8, 8, generator=g, dtype=torch.float64)*.6+.2
+    return Synthesizer(ae, 'random', radius=radius), x, (x.mean((1,2,3)) > .5).long()
+
+@settings(max_examples=60)
+@given(st.integers(0, 1000), st.floats(.4, .6), st.floats(.02, .3))
+def test_an_image_is_kept_as_far_out_as_the_judge_lets_it(seed, cut, radius):
+    engine, x, _ = paths(8, seed, radius)
+    y, model = torch.arange(8)%2, Smooth(size=8).eval()
+    free = engine(model, x, y, seed=seed)
+    m0,m1 = (i.mean((1,2,3)) for i in (engine.ae.decode(free.z0), free.x))
+    want = torch.zeros(8, dtype=torch.float64)
+    for t in (.25,.5,.75,1.):
+        m = m0+t*(m1-m0)
+        assume((m-cut).abs().min() > 1e-6)
+        want[(m > cut) == (y == 1)] = t                                        # the larger ones come later
+    syn, judge = engine(model, x, y, seed=seed, judge=Above(cut)), Above(cut)
+    assert torch.equal(syn.gate, want)
+    assert torch.equal(judge(syn.x).argmax(1) == y, want > 0)                  # on the images themselves
+    t = torch.where(want > 0, want, 1.).view(-1,1,1,1)
+    torch.testing.assert_close(syn.z, free.z0+t*(free.z-free.z0)); torch.testing.assert_close(syn.x, engine.ae.decode(syn.z))
+    torch.testing.assert_close(syn.distance_latent, radius*t.flatten())
+
+def test_all_shares_of_the_path_occur():
+    "A judge that stands in the way of each image at another place"
+    engine, x, _ = paths(40, 0, .3)
+    y, gates = torch.ones(40).long(), []
+    for cut in torch.linspace(.45, .55, 9).tolist(): gates += engine(Smooth(size=8).eval(), x, y, judge=Above(cut)).gate.tolist()
+    assert set(gates) == {0., .25, .5, .75, 1.}
+
+@tasks
+@objectives
+def test_a_judge_that_accepts_everything_changes_no_image(objective, task):
+    ae, model, x, y = made(task)
+    multi, engine = TASKS[task][2], Synthesizer(ae, objective, T=4, multilabel=TASKS[task][2])
+    free, syn = engine(model, x, y), engine(model, x, y, judge=Always(y, True, multi))
+    assert torch.equal(syn.x, free.x) and torch.equal(syn.trace, free.trace) and torch.equal(syn.gate, torch.ones(4)) and torch.equal(free.gate, torch.ones(4))
+    assert torch.equal(syn.z, free.z)
+
+@tasks
+def test_a_judge_that_accepts_nothing_drops_all_and_moves_none(task):
+    ae, model, x, y = made(task)
+    multi, engine = TASKS[task][2], Synthesizer(ae, T=4, multilabel=TASKS[task][2])
+    if multi: y = y[:1].expand_as(y).clone()                                    # for a judge that does not know whom it sees
+    else: y = torch.zeros_like(y)
+    free, judge = engine(model, x, y), Always(y, False, multi)
+    syn = engine(model, x, y, judge=judge)
+    assert torch.equal(syn.x, free.x) and torch.equal(syn.gate, torch.zeros(4)) and judge.calls == 3+multi
+    assert torch.equal(syn.z, free.z)
+    assert syn.table().gate.tolist() == [0]*4
+
+@pytest.mark.parametrize('task', ['grey','colour'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_what_the_gate_keeps_is_on_the_path_and_passes(task, dtype):
+    "A true autoencoder, and another classifier as judge"
+    kept = []
+    for seed in range(3):
+        ae, model, x, y = made(task, n=16, seed=seed, dtype=dtype)
+        judge = made(task, n=16, seed=seed+50, dtype=dtype)[1]
+        engine = Synthesizer(ae, T=4, radius=2.)
+        with torch.no_grad():
+            free, rec = engine(model, x, y), ae.decode(ae.encode(x))
+            judge.f[-1].bias -= (judge(free.x)+judge(rec)).mean(0)/2            # so that paths cross its boundary
+            for p in judge.f[-1].parameters(): p.mul_(1e4)                        # and it is sure of itself
+            y = judge(rec).argmax(1)
+        syn = engine(model, x, y, judge=judge)
+        t = torch.where(syn.gate > 0, syn.gate, 1.).view(-1,1,1,1)
+        torch.testing.assert_close(syn.z, free.z0+t*(free.z-free.z0), rtol=1e-5, atol=1e-5)
+        with torch.no_grad():
+            torch.testing.assert_close(syn.x, ae.decode(syn.z), rtol=1e-5, atol=1e-5)
+            assert torch.equal(judge(syn.x).argmax(1) == y, syn.gate > 0) and torch.equal(judge(free.x).argmax(1) == y, syn.gate == 1)
+        torch.testing.assert_close(syn.distance_latent, free.distance_latent*t.flatten(), rtol=1e-4, atol=1e-5)
+        kept += syn.gate.tolist()
+    assert set(kept) <= {0., .25, .5, .75, 1.} and any(0 < g < 1 for g in kept)
+
+@given(st.integers(0, 1000), st.lists(st.floats(.42, .58), min_size=3, max_size=3), st.floats(.05, .3))
+@settings(max_examples=40)
+def test_of_several_labels_those_that_the_judge_gets_right_stay_right(seed, cuts, radius):
+    engine, x, _ = paths(8, seed, radius)
+    engine.multilabel = True
+    y = torch.rand(8, 3, generator=torch.Generator().manual_seed(seed)).round().double()
+    free = engine(Smooth(C=3, size=8).eval(), x, y, seed=seed)
+    m0,m1,c = x.mean((1,2,3))[:,None], free.x.mean((1,2,3))[:,None], torch.tensor(cuts, dtype=torch.float64)
+    right = lambda m: (m > c) == (y == 1)
+    want = torch.zeros(8, dtype=torch.float64)
+    for t in (.25,.5,.75,1.):
+        m = m0+t*(m1-m0)
+        assume((m-c).abs().min() > 1e-6 and (m0-c).abs().min() > 1e-6)
+        want[(right(m) | ~right(m0)).all(1)] = t
+    assert torch.equal(engine(Smooth(C=3, size=8).eval(), x, y, seed=seed, judge=Above(*cuts)).gate, want)
+
+def test_labels_that_the_judge_never_got_right_do_not_count():
+    engine, x, _ = paths()
+    engine.multilabel = True
+    y = torch.tensor([[0.,1.]]).double().repeat(12, 1)
+    assert (engine(Smooth(size=8).eval(), x, y, judge=Above(-1., 2.)).gate == 1).all()          # says yes and no to all
+    assert (engine(Smooth(size=8).eval(), x, y, judge=Above(2., 2.)).gate == 1).all()
+
+def test_the_judge_sees_what_the_classifier_sees():
+    engine, x, y = paths()
+    judge = Above(.5)
+    engine.prepare = lambda x: 2*x+3
+    syn = engine(Smooth(size=8).eval(), x, y, judge=judge)
+    torch.testing.assert_close(judge.looked[0], 2*engine.ae.decode(syn.z0+(syn.z-syn.z0)/torch.where(syn.gate > 0, syn.gate, 1.).view(-1,1,1,1))+3)
+
+@pytest.mark.parametrize('error', [None, KeyError('k'), RuntimeError('r'), KeyboardInterrupt()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize('task', ['grey','labels'])
+def test_the_judge_is_left_as_it_was(error, task):
+    ae, model, x, y = made(task)
+    judge = mixed(made(task, seed=9)[1])
+    mixed(ae); mixed(model)
+    before, engine = state(ae, model, judge), Synthesizer(ae, T=4, multilabel=TASKS[task][2])
+    judge.fail = error
+    if error is None: engine(model, x, y, judge=judge)
+    else:
+        with pytest.raises(type(error)): engine(model, x, y, judge=judge)
+    assert same(state(ae, model, judge), before)
+    judge.fail = None
+    assert len(engine(model, x, y, judge=judge)) == 4
+
+def test_a_judge_that_drops_and_normalises_in_training_does_neither_here():
+    ae, model, x, y = made()
+    judge = made(seed=9)[1]
+    runs = [Synthesizer(ae, T=4, radius=1.)(model, x, y, judge=judge.train(mode)) for mode in (True, False)]
+    assert torch.equal(runs[0].gate, runs[1].gate) and torch.equal(runs[0].x, runs[1].x)
+
+
+# The bank
+
+def encoded(ae, x):
+    with torch.no_grad(): return ae.encode(x)
+
+def calls_of(ae, monkeypatch):
+    "How many images were encoded, call by call"
+    seen, f = [], ae.encode
+    monkeypatch.setattr(ae, 'encode', lambda x: (seen.append(len(x)), f(x))[1])
+    return seen
+
+@pytest.mark.parametrize('warm', [True, False])
+def test_each_image_is_encoded_once(warm, monkeypatch):
+    ae, model, x, y = made(n=6)
+    z, seen, bank, engine = encoded(ae, x), calls_of(ae, monkeypatch), S.LatentBank(warm), Synthesizer(ae, T=3, steps=1)
+    for epoch in range(4):
+        order = torch.randperm(6, generator=torch.Generator().manual_seed(epoch))
+        for i in order.split(4):
+            syn = engine(model, x[i], y[i], index=10*i, bank=bank)
+            torch.testing.assert_close(syn.z0, z[i], rtol=1e-5, atol=1e-6)
+    assert seen == [4,2] and bank.encoded == 6
+
+@given(st.lists(st.lists(st.integers(-3, 10**9), min_size=1, max_size=5, unique=True), min_size=1, max_size=6))
+@settings(max_examples=40)
+def test_indices_come_in_any_order(batches):
+    g = torch.Generator().manual_seed(0)
+    ae, bank = Grid(), S.LatentBank()
+    images = {i: torch.rand(1, 8, 8, generator=g) for b in batches for i in b}
+    for b in batches:
+        x = torch.stack([images[i] for i in b])
+        z0,start = bank.recall(ae, x, torch.tensor(b))
+        assert torch.equal(z0, ae.encode(x))
+        bank.store(torch.tensor(b), z0+1)
+    assert bank.encoded == len(images)
+    every = torch.tensor(list(images))
+    assert torch.equal(bank.recall(ae, torch.stack(list(images.values())), every)[1], ae.encode(torch.stack(list(images.values())))+1)
+
+def test_twice_the_same_image_in_a_batch():
+    ae, model, x, y = made()
+    i, bank = torch.tensor([2,0,2,2]), S.LatentBank()
+    for _ in range(2):
+        syn = Synthesizer(ae, T=3, steps=1)(model, x[i], y[i], index=i, bank=bank)
+        torch.testing.assert_close(syn.z0, encoded(ae, x[i]), rtol=1e-5, atol=1e-6)
+        assert torch.isfinite(syn.z).all() and (moved(syn, ae) <= .3+1e-5).all() and len(bank.rows) == 2
+
+@pytest.mark.parametrize('warm', [True, False])
+def test_a_warm_start_is_where_the_last_ascent_ended(warm, starts):
+    ae, model, x, y = made()
+    bank, engine = S.LatentBank(warm), Synthesizer(ae, T=3, steps=1, step=.4)
+    syns = [engine(model, x, y, seed=k, index=torch.arange(4), bank=bank) for k in range(4)]
+    for (start,z0,r),last in zip(starts, [None, *syns]):
+        assert torch.equal(start, z0 if last is None or not warm else last.z)
+    assert (moved(syns[-1], ae) <= .3+1e-5).all()
+
+def test_a_moved_back_image_starts_where_it_was_left_and_a_dropped_one_at_its_source(starts):
+    i, y, model, gates, x = torch.arange(40), torch.ones(40).long(), Smooth(size=8).double().eval(), [], paths(40)[1]
+    engine = Synthesizer(Grid(), T=3, steps=1, step=1., radius=.3)
+    for cut in torch.linspace(.45, .55, 9).tolist():
+        bank = S.LatentBank()
+        syn = engine(model, x, y, index=i, bank=bank, judge=Above(cut))
+        engine(model, x, y, index=i, bank=bank)
+        assert torch.equal(starts[-1][0], torch.where(syn.gate.view(-1,1,1,1) > 0, syn.z, syn.z0))
+        gates += syn.gate.tolist()
+    assert set(gates) == {0., .25, .5, .75, 1.}
+
+def test_a_changed_image_is_new(starts):
+    ae, model, x, y = made()
+    bank, engine, i = S.LatentBank(), Synthesizer(ae, T=3, steps=1), torch.arange(4)
+    first = engine(model, x, y, index=i, bank=bank)
+    other = x.clone(); other[1] = other[1].flip(-1); other[3] = 1-other[3]
+    syn = engine(model, other, y, index=i, bank=bank)
+    start = starts[-1][0]
+    torch.testing.assert_close(syn.z0, encoded(ae, other), rtol=1e-5, atol=1e-6)
+    assert bank.encoded == 6 and torch.equal(start[[1,3]], syn.z0[[1,3]]) and torch.equal(start[[0,2]], first.z[[0,2]])
+    back = engine(model, x, y, index=i, bank=bank)
+    torch.testing.assert_close(back.z0, encoded(ae, x), rtol=1e-5, atol=1e-6)
+    assert bank.encoded == 8
+
+CHANGES = {'flip': lambda x: x.flip(-1), 'shift': lambda x: x.roll(1, -1), 'brighter': lambda x: x+1/255, 'darker': lambda x: x-1/255, 'turned': lambda x: x.rot90(1, (2,3))}
+
+@pytest.mark.parametrize('change', CHANGES)
+@pytest.mark.parametrize('shape', [(1,28,28), (3,28,28)])
+def test_a_bank_finds_small_changes_by_fingerprint(change, shape):
+    g = torch.Generator().manual_seed(0)
+    x = (F.avg_pool2d(torch.rand(50, shape[0], shape[1]+4, shape[2]+4, generator=g), 5, 1)*253).round()/255+1/255  # smooth, in whole grey values
+    bank, other = S.LatentBank(), CHANGES[change](x)
+    for images,n in ((x, 50), (x+1e-6, 50), (other, 100), (other, 100)):
+        bank.recall(Grid(), images, torch.arange(50))
+        assert bank.encoded == n
+
+def test_a_fingerprint_does_not_depend_on_batch_mates_or_strides():
+    x = torch.rand(9, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    together = S._fingerprint(x)
+    for other in (torch.cat([S._fingerprint(x[i:i+1]) for i in range(9)]), S._fingerprint(x.contiguous(memory_format=torch.channels_last)), S._fingerprint(x.double()).float(),
+                  S._fingerprint((x-.48)/.23*.23+.48)):
+        torch.testing.assert_close(other, together, rtol=0, atol=1e-6)
+
+def test_a_bank_changes_nothing_but_the_start():
+    ae, model, x, y = made()
+    for kwargs in (dict(warm=True), dict(warm=False)):
+        bank = S.LatentBank(**kwargs)
+        for _ in range(1 if kwargs['warm'] else 3):
+            syn = Synthesizer(ae, T=3)(model, x, y, index=torch.arange(4), bank=bank)
+            assert torch.equal(syn.z, Synthesizer(ae, T=3)(model, x, y).z)
+
+
+# Precision
+
+def dtypes(*modules):
+    "What the convolutions and linear layers inside compute in"
+    seen = {m: set() for m in modules}
+    for top in modules:
+        for m in top.modules():
+            if isinstance(m, (nn.Conv2d, nn.Linear)): m.register_forward_hook(lambda _,inp,out,top=top: seen[top].add(out.dtype))
+    return seen
+
+@tasks
+@pytest.mark.parametrize('o', ['mi','entropy','cross_entropy'])
+def test_bfloat16_is_inside_and_float32_outside(task, o):
+    ae, model, x, y = made(task)
+    judge = made(task, seed=9)[1]
+    full = synthesize(ae, model, x, y, objective=o, T=4, steps=1, multilabel=TASKS[task][2])
+    seen = dtypes(ae.dec, ae.enc, model, judge)
+    engine = Synthesizer(ae, o, T=4, steps=1, multilabel=TASKS[task][2], bf16=True)
+    half = engine.measure(model, engine(model, x, y), seed=1)
+    engine(model, x, y, judge=judge)
+    assert set.union(*seen.values()) == {torch.bfloat16} and all(seen.values())
+    for f in fields(Synthetic):
+        if f.name != 'y' and (v := getattr(half, f.name)) is not None: assert v.dtype == torch.float32, f.name
+    assert {p.dtype for m in (ae, model, judge) for p in m.parameters()} == {torch.float32}
+    torch.testing.assert_close(half.x, full.x, rtol=0, atol=.1); torch.testing.assert_close(half.z0, full.z0, rtol=.05, atol=.05)
+    assert (half.x-full.x).abs().mean() < .02 and not torch.equal(half.x, full.x)
+    torch.testing.assert_close(half.mi_before, full.mi_before, rtol=.1, atol=5e-3)
+
+@pytest.mark.parametrize('outer', [False, True])
+@pytest.mark.parametrize('error', [None, KeyError('k'), KeyboardInterrupt()], ids=lambda e: type(e).__name__)
+def test_autocast_is_afterwards_as_before(error, outer):
+    ae, model, x, y = made()
+    judge, engine = made(seed=9)[1], Synthesizer(ae, T=4, bf16=True)
+    with torch.autocast('cpu', torch.bfloat16, enabled=outer):
+        for m in (model, judge):
+            m.fail = error
+            if error is None: engine.measure(model, engine(model, x, y, judge=judge))
+            else:
+                with pytest.raises(type(error)): engine(model, x, y, judge=judge)
+            assert torch.is_autocast_enabled('cpu') == outer
+            m.fail = None
+    assert not torch.is_autocast_enabled('cpu')
+
+@tasks
+def test_all_of_it_in_float64(task):
+    ae, model, x, y = made(task, dtype=torch.float64)
+    judge, bank, engine = made(task, seed=9, dtype=torch.float64)[1], S.LatentBank(), Synthesizer(ae, T=4, steps=1, jitter=.2, multilabel=TASKS[task][2])
+    for _ in range(2): syn = engine.measure(model, engine(model, x, y, index=torch.arange(4), judge=judge, bank=bank))
+    assert {getattr(syn, f.name).dtype for f in fields(Synthetic) if f.name not in ('y','index')} == {torch.float64}
+
+
+# Picking
+
+@pytest.mark.parametrize('i', [[4,0], torch.tensor([4,0]), np.array([4,0]), range(1, 4), [True,False,False,False,True,False], torch.tensor([1,0,0,1,0,1]) > 0, torch.zeros(6).bool()],
+                         ids=['list','tensor','array','range','list of bool','mask','empty mask'])
+def test_picked_images_bring_all_they_have(i):
+    ae, model, x, y = made(n=6)
+    s = synthesize(ae, model, x, y, T=4, index=torch.arange(6)*7)
+    p, where = s.pick(i), np.arange(6)[np.asarray(i)]
+    assert len(p) == len(where) and p.table().source_index.tolist() == (7*where).tolist()
+    for f in fields(Synthetic):
+        v = getattr(s, f.name)
+        assert torch.equal(getattr(p, f.name), v[:,where] if f.name == 'trace' else v[where]), f.name
+    assert Synthesizer(ae, T=4)(model, x, y).pick(i).mi_after is None
