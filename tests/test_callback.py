@@ -525,6 +525,7 @@ def test_at_rest_the_judge_is_the_classifier_and_what_it_keeps_passes(data, ae, 
     torch.testing.assert_close(s.x, a.decode(s.z).detach(), rtol=1e-4, atol=1e-4)
     with torch.no_grad(): after, before = model.eval()(s.x), model(s.reconstruction)
     ok = after.argmax(1) == s.y if kind == 'classes' else (((after > 0) == (s.y == 1)) | ((before > 0) != (s.y == 1))).all(1)
+    ok &= (ok.view(-1, 8).sum(1) > 1).repeat_interleave(8)                     # one alone is dropped: batch norm cannot train on it
     assert torch.equal(ok, s.gate > 0)
 
 def test_a_cancelled_fit_leaves_the_images_of_its_last_batch(data, ae):
@@ -569,7 +570,7 @@ class Moves(Callback):
     def before_fit(self): self.last, self.n, self.x0 = None, 0, self.dls.valid.dataset.batch(slice(8))[0]
     def after_step(self):
         with torch.no_grad():
-            by_hand = self.model.forward
+            by_hand = partial(type(self.model).forward, self.model)
             modes = [(m, m.training) for m in self.model.modules()]
             self.model.eval()
             out, want = self.model(self.x0), by_hand(self.x0)
@@ -794,3 +795,55 @@ def test_without_a_source_index_warm_is_cold(data, ae, begun):
         return learn.tsynd.images, copied(learn.model)
     (a,p),(b,q) = run(True), run(False)
     assert torch.equal(a.x, b.x) and same(p, q) and begun == [[True]*8]*20
+
+
+# What a broken fit or a strict gate leaves
+
+@pytest.mark.parametrize('error', [KeyError('k'), KeyboardInterrupt()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize('place', ['forward','batch'])
+def test_bfloat16_after_a_fit_that_broke_off(data, error, place):
+    class Stop(Callback):
+        def after_batch(self):
+            if place == 'batch': raise error
+    def fail(m, inp):
+        if place == 'forward': raise error
+    model = tiny()
+    hook = model.trunk.register_forward_pre_hook(fail)
+    with pytest.raises(type(error)): fit(data, [BF16(), Stop()], model=model)
+    hook.remove()
+    assert not torch.is_autocast_enabled('cpu')
+    fit(data, [BF16(), Moves(), Weights()], model=model, lr=.3, opt=SGD)
+    assert not torch.is_autocast_enabled('cpu') and 'forward' not in vars(model)
+
+def test_a_gate_that_drops_all_says_so(data, ae, gates):
+    gates(0.)
+    t = fit(data, tsynd(ae)).tsynd
+    for f in (lambda: t.images, t.show):
+        with pytest.raises(InputError, match='gate has dropped all 40'): f()
+    assert len(t.provenance) == 40
+
+def test_one_image_alone_is_dropped(data, ae, gates):
+    gates(1., *[0.]*7)
+    t = fit(data, [tsynd(ae), Rows()])
+    assert all(len(rows) == 1 for rows,_,_ in t.rows.batches) and (t.tsynd.provenance.gate == 0).all()
+
+def test_the_average_of_a_model_whose_weights_come_from_hooks():
+    with seeded(0):
+        model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 4)), nn.Dropout(.5), nn.Linear(4, 2))
+        x, average = torch.randn(5, 4), MovingAverage(model, decay=0.)
+        with torch.no_grad():
+            for p in model.parameters(): p.add_(torch.randn_like(p))
+        for _ in range(300): model.train(); model(x)
+        model.eval(); average.update(model)
+        torch.testing.assert_close(average(x), model(x))
+
+@pytest.mark.parametrize('share,every,warmup', [(.5,2,0), (.25,1,0), (1,3,0)])
+def test_rare_images_count_for_more(data, ae, share, every, warmup):
+    "The mean loss of those in a batch is weighted with w/ρ"
+    class Added(Callback):
+        order = -4
+        def before_fit(self): self.sum = 0.
+        def after_loss(self):
+            if self.training and self.learn.tsynd.syn is not None: self.sum += ((self.learn.loss_grad-self.learn.loss)/self.learn.tsynd.syn_loss).item()
+    learn = fit(data, [tsynd(ae, share=share, every=every, weight=.7), Added()], epochs=6)
+    assert learn.added.sum == pytest.approx(.7*30/share, rel=1e-4)                # 30 batches, a mean over a share of each

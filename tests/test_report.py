@@ -43,7 +43,7 @@ def make_run(folder, n=12, edit=lambda m: None, labels=None, moves=True, **kw):
     np.savez(folder/'synthetic.npz', train_images=new, train_source=g.integers(0, 256, shape, dtype=np.uint8), train_reconstruction=rec)
     before = g.uniform(0, .3, n)
     pd.DataFrame(dict(source_index=range(n), label=0, label_name=labels or [m['data']['classes'][i % len(m['data']['classes'])] for i in range(n)],
-                      distance_latent=.3, radius=.3, distance_pixel=.04, mi_source=before, mi_before=before, mi_after=before + .1*moves, p_before=.9, p_after=.8)
+                      gate=1., distance_latent=.3, radius=.3, distance_pixel=.04, mi_source=before, mi_before=before, mi_after=before + .1*moves, p_before=.9, p_after=.8)
                  ).to_csv(folder/'provenance.csv', index=False)
     return folder
 

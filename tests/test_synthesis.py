@@ -829,3 +829,25 @@ def test_picked_images_bring_all_they_have(i):
         v = getattr(s, f.name)
         assert torch.equal(getattr(p, f.name), v[:,where] if f.name == 'trace' else v[where]), f.name
     assert Synthesizer(ae, T=4)(model, x, y).pick(i).mi_after is None
+
+def test_the_same_image_twice_in_a_batch_augmented_differently():
+    ae, model, x, y = made()
+    x,y,i = torch.cat([x, x[:1].flip(-1)]), torch.cat([y, y[:1]]), torch.tensor([0,1,2,3,0])
+    syn = Synthesizer(ae, T=3, steps=1)(model, x, y, index=i, bank=S.LatentBank())
+    torch.testing.assert_close(syn.z0, encoded(ae, x), rtol=1e-5, atol=1e-6)
+
+@pytest.mark.parametrize('size', [12, 64, 224])
+@pytest.mark.parametrize('ch', [1, 3])
+@pytest.mark.parametrize('change', CHANGES)
+def test_fingerprints_at_other_sizes(change, size, ch):
+    g = torch.Generator().manual_seed(0)
+    x = (F.avg_pool2d(torch.rand(20, ch, size+4, size+4, generator=g), 5, 1)*253).round()/255+1/255
+    assert ((S._fingerprint(x)-S._fingerprint(CHANGES[change](x))).abs() > 1e-4).any(1).all()
+
+def test_picking_nothing():
+    ae, model, x, y = made()
+    for i in ([], range(0)): assert len(Synthesizer(ae, T=4)(model, x, y).pick(i)) == 0
+
+@pytest.mark.parametrize('gate', [-.1, 1.1, math.nan])
+def test_impossible_gates_are_refused(gate):
+    with pytest.raises(InputError, match='gate is'): Synthesizer(made()[0], gate=gate)

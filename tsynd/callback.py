@@ -23,23 +23,23 @@ from .classifier import check_dropout
 from .data import InputError, check_range, show_images
 from .synthesis import LatentBank, Synthesizer, Synthetic, cat
 
-# %% ../nbs/05_callback.ipynb #36f55407
+# %% ../nbs/05_callback.ipynb #18250540
 class TSynD(Callback):
     "Train on targeted synthetic images besides the real ones (Niemeijer et al. 2024, arXiv 2406.17473)"
     order,run_valid,name = -5,False,'tsynd'
     def __init__(self,
                  autoencoder:Autoencoder, # trained on the same images
                  objective:str='mi',      # what to climb, a key of `tsynd.synthesis.OBJECTIVES`
-                 T:int=16,                # dropout draws in the ascent, at least 2 for MI
-                 steps:int=4,             # K, ascent steps
+                 T:int=8,                 # dropout draws in the ascent, at least 2 for MI
+                 steps:int=1,             # K, ascent steps
                  radius:float=.3,         # RMS displacement per latent, in standard deviations
-                 step:float=.33,          # first step, in units of the radius
+                 step:float=.33,          # length of the first step, in units of the radius
                  jitter:float=0.,         # random step before the ascent, in units of the radius, in [0,1]
-                 warm:bool=False,         # start where the image's last ascent ended? needs `DataLoaders` that say which image it is
-                 gate:bool=True,          # let the moving average of the classifier judge the labels?
-                 weight:float=1.,         # w, of the synthetic loss
-                 share:float=1.,          # ρ, share of each batch to synthesise from, in (0,1]
-                 every:int=1,             # synthesise in every m-th batch
+                 warm:bool=True,          # start where the image's last ascent ended? needs `DataLoaders` that say which image it is
+                 gate:float=.5,           # probability that the classifier's moving average must give the source's label, in [0,1]; 0 for no gate
+                 weight:float=1.,         # w, of the synthetic loss; divided by ρ, so that rare images count for more
+                 share:float=.5,          # ρ, share of each batch to synthesise from, in (0,1]
+                 every:int=2,             # synthesise in every m-th batch
                  budget:float=None,       # choose share and rate so that training takes so many times as long, more than 1
                  warmup:float=.1,         # share of the training to wait first, in [0,1]
                  bf16:bool=None,          # synthesise in bfloat16? default: if the `Learner` trains with `BF16`
@@ -47,11 +47,11 @@ class TSynD(Callback):
                  keep:int=1000,           # at most so many images of the last epoch are kept, with provenance
                  measure_every:int=10     # look at MI under fresh draws in every so-manieth synthesis
                 ):
-        self.engine = Synthesizer(autoencoder, objective, T, steps, radius, step, jitter)
+        self.engine = Synthesizer(autoencoder, objective, T, steps, radius, step, jitter, gate)
         store_attr('step,warm,gate,weight,share,every,budget,warmup,bf16,seed,keep,measure_every')
         self._check(); self._reset()
 
-# %% ../nbs/05_callback.ipynb #8a29f700
+# %% ../nbs/05_callback.ipynb #6c7b3ea9
 @patch
 def _check(self:TSynD):
     check_range('weight', self.weight, lo=0); check_range('share', self.share, lo=0, hi=1, open_lo=True)
@@ -59,7 +59,7 @@ def _check(self:TSynD):
     check_range('keep', self.keep, lo=0, integer=True); check_range('measure_every', self.measure_every, lo=1, integer=True)
     if self.budget is None: return
     check_range('budget', self.budget, lo=1, open_lo=True)
-    if (self.share, self.every) != (1, 1): raise InputError(f"budget is {self.budget} and share is {self.share}, every {self.every}, expected one of them: a budget chooses them itself")
+    if (self.share, self.every) != (.5, 2): raise InputError(f"budget is {self.budget} and share is {self.share}, every {self.every}, expected one of them: a budget chooses them itself")
 
 @patch
 def _reset(self:TSynD):
@@ -67,7 +67,7 @@ def _reset(self:TSynD):
     self.bank,self.clock = LatentBank(self.warm),None
     self.engine.step = self.step
 
-# %% ../nbs/05_callback.ipynb #9ac64ea2
+# %% ../nbs/05_callback.ipynb #30d86ca9
 @patch
 def before_fit(self:TSynD):
     check_dropout(self.learn.model)
@@ -78,7 +78,7 @@ def before_fit(self:TSynD):
     self.norm = _normalize(self.learn.dls.train, dev)
     self.engine.prepare = self._normalise if self.norm else None
     self.engine.bf16 = any(isinstance(c, BF16) for c in self.learn.cbs) if self.bf16 is None else self.bf16
-    if self.gate: self.judge = MovingAverage(self.learn.model)
+    if self.gate > 0: self.judge = MovingAverage(self.learn.model)
     if self.budget: self.clock = Clock(self.budget, dev)
 
 @patch
@@ -89,7 +89,7 @@ def _normalize(dl, device):
     found = [f for f in fs if isinstance(f, Normalize)]
     return tuple(torch.as_tensor(t).as_subclass(Tensor).to(device) for t in (found[0].mean, found[0].std)) if found else None
 
-# %% ../nbs/05_callback.ipynb #0f1ed14e
+# %% ../nbs/05_callback.ipynb #6e343a24
 class MovingAverage(nn.Module):
     "A copy of `model` that follows its weights and buffers at a distance; raises `InputError` if it cannot be copied"
     def __init__(self, model:nn.Module,
@@ -97,8 +97,9 @@ class MovingAverage(nn.Module):
                 ):
         super().__init__()
         try: self.model = copy.deepcopy(model)
-        except Exception as e: raise InputError(f"the classifier cannot be copied ({e}), but the label gate needs a copy; use gate=False") from None
-        for m in self.model.modules(): m._forward_hooks.clear(); m._forward_pre_hooks.clear()
+        except Exception as e: raise InputError(f"the classifier cannot be copied ({e}), but the label gate needs a copy; use gate=0") from None
+        self.model.__dict__.pop('forward', None)                       # of `BF16`
+        for m in self.model.modules(): _own_hooks_only(m._forward_hooks); _own_hooks_only(m._forward_pre_hooks)
         self.requires_grad_(False).eval()
         self.decay,self.n = decay,0
 
@@ -115,20 +116,24 @@ class MovingAverage(nn.Module):
             for a,b in pairs:
                 if not a.is_floating_point(): a.copy_(b)
 
-# %% ../nbs/05_callback.ipynb #729a2422
+def _own_hooks_only(hooks): # those of torch, such as spectral norm's, and not those with which somebody looks at the original
+    for k in [k for k,h in hooks.items() if not type(h).__module__.startswith('torch')]: del hooks[k]
+
+# %% ../nbs/05_callback.ipynb #b9b87c1e
 class BF16(Callback):
     "Train in bfloat16 autocast, on CPU and GPU; the loss is computed in float32"
     def before_fit(self):
-        self.stack,dev = [],next(self.learn.model.parameters()).device.type
-        def enter(m, inp): self.stack.append(torch.autocast(dev, torch.bfloat16)); self.stack[-1].__enter__()
-        def leave(m, inp, out):
-            self.stack.pop().__exit__(None, None, None)
+        self.after_fit()                                               # a fit that broke off left it
+        model,device = self.learn.model,next(self.learn.model.parameters()).device.type
+        forward = model.forward
+        def in_bf16(*args, **kwargs):
+            with torch.autocast(device, torch.bfloat16): out = forward(*args, **kwargs)
             return out.float() if isinstance(out, Tensor) else out
-        self.hooks = [self.learn.model.register_forward_pre_hook(enter), self.learn.model.register_forward_hook(leave, always_call=True)]
-    def after_fit(self):
-        for h in self.hooks: h.remove()
+        model.forward = in_bf16
 
-# %% ../nbs/05_callback.ipynb #dbb06ec8
+    def after_fit(self): self.learn.model.__dict__.pop('forward', None)
+
+# %% ../nbs/05_callback.ipynb #f1cb2e06
 @patch
 def before_batch(self:TSynD):
     self.syn,due = None,self.clock.start() if self.clock else self.learn.train_iter % self.every == 0
@@ -140,6 +145,7 @@ def before_batch(self:TSynD):
     self.engine.multilabel = y.ndim == 2 and y.is_floating_point()
     x01,index = x[:n]*self.norm[1]+self.norm[0] if self.norm else x[:n],self._source_index(n)
     self.syn = self.engine(self.learn.model, x01, y[:n], seed=self._batch_seed(), index=index, judge=self.judge, bank=None if index is None else self.bank)
+    if (self.syn.gate > 0).sum() < min(2, n): self.syn.gate.zero_()      # batch norm cannot train on one image
     with self.clock.aside('look') if self.clock else nullcontext(): self._record()
     self.last_syn = self.syn
     self.count += 1; self.n_images += n
@@ -170,16 +176,21 @@ def _keep(self:TSynD):
     room = self.keep - sum(map(len, self.kept))
     self.kept.append(cat([self.syn]).pick(range(min(room, len(self.syn)))))
 
-# %% ../nbs/05_callback.ipynb #5caaa270
+# %% ../nbs/05_callback.ipynb #fbdc6961
 @patch
 def after_loss(self:TSynD):
     if self.syn is None or self.weight == 0: return
     syn = self.syn.pick(self.syn.gate > 0)
-    if len(syn) < min(2, len(self.syn)): return                        # all dropped; batch norm cannot train on one
+    if not len(syn): return
     pred = self.learn.model(self.engine.look(syn.x))
     self.syn_loss = self.base_loss(pred, syn.y)
     if not torch.isfinite(self.syn_loss): raise InputError(f"loss on synthetic images is {float(self.syn_loss)} in epoch {self.learn.epoch}, but must be finite; lower the learning rate")
-    self.learn.loss_grad = self.learn.loss_grad + self.weight*self.syn_loss
+    self.learn.loss_grad = self.learn.loss_grad + self.weight/self._rate()*self.syn_loss
+
+@patch
+def _rate(self:TSynD): # ρ: synthetic images per real one
+    if self.clock: return self.clock.share*(1 if self.clock.rate is None else self.clock.rate)
+    return self.share/self.every
 
 @patch
 def after_step(self:TSynD):
@@ -190,7 +201,7 @@ def after_step(self:TSynD):
 def after_batch(self:TSynD):
     if self.clock: self.clock.stop(0 if self.syn is None else len(self.syn))
 
-# %% ../nbs/05_callback.ipynb #3975c032
+# %% ../nbs/05_callback.ipynb #057630f0
 @patch
 def after_cancel_fit(self:TSynD):
     if self.kept or self.last_syn is None or not self.keep: return
@@ -198,20 +209,22 @@ def after_cancel_fit(self:TSynD):
     self._keep()
 
 @patch(as_prop=True)
+def last_epoch(self:TSynD)->Synthetic:
+    "All synthetic images of the last epoch, at most `keep`, dropped ones too; raises `InputError` if there are none"
+    if not self.kept: raise InputError("there are no synthetic images: no batch has been trained on after the warm-up")
+    return cat(self.kept)
+
+@patch(as_prop=True)
 def images(self:TSynD)->Synthetic:
     "The synthetic images of the last epoch that were trained on; raises `InputError` if there are none"
-    s = self._all()
+    s = self.last_epoch
+    if not (s.gate > 0).any(): raise InputError(f"there are no synthetic images: the label gate has dropped all {len(s)} of the last epoch; train longer, or lower the gate")
     return s.pick(s.gate > 0)
 
 @patch(as_prop=True)
 def provenance(self:TSynD)->pd.DataFrame:
     "One row per synthetic image of the last epoch, at most `keep`; a gate of 0 marks those that were dropped"
-    return self._all().table()
-
-@patch
-def _all(self:TSynD):
-    if not self.kept: raise InputError("there are no synthetic images: no batch has been trained on after the warm-up")
-    return cat(self.kept)
+    return self.last_epoch.table()
 
 # %% ../nbs/05_callback.ipynb #ec1fdf59
 @patch

@@ -26,7 +26,7 @@ RUN = '''Train an autoencoder on the training images, then a classifier without 
 and with the same batches; measure both on the test split: clean, randomly perturbed, and under attack (PGD). Everything
 goes into one new folder: report.html, metrics.json, figures, synthetic images with their provenance, models.'''
 
-# %% ../nbs/11_cli.ipynb #226c4831
+# %% ../nbs/11_cli.ipynb #25ba7dbc
 OPTIONS = [ # name, type, help
     ('subset', int, 'number of labelled training images, stratified (default: all)'),
     ('size', int, 'height and width in pixels: 28, 64, 128 or 224 (default: 28)'),
@@ -40,14 +40,16 @@ OPTIONS = [ # name, type, help
     ('bs', int, 'batch size (default: 32)'),
     ('lr', float, 'highest learning rate (default: 0.002)'),
     ('radius', float, 'how far an image may move, in standard deviations of its latents (default: 0.3)'),
-    ('steps', int, 'steps of the ascent (default: 4)'),
-    ('T', int, 'dropout draws in the ascent (default: 16)'),
-    ('weight', float, 'of the loss on synthetic images (default: 1.0)'),
-    ('share', float, 'share of each batch to synthesise from (default: 1.0)'),
-    ('every', int, 'synthesise in every m-th batch (default: 1)'),
+    ('steps', int, 'steps of the ascent (default: 1)'),
+    ('T', int, 'dropout draws in the ascent (default: 8)'),
+    ('weight', float, 'of the loss on synthetic images; the rarer they are, the more each counts (default: 1.0)'),
+    ('gate', float, "probability that a moving average of the classifier must give the source's label; 0: no gate (default: 0.5)"),
+    ('share', float, 'share of a batch to synthesise from (default: 0.5)'),
+    ('every', int, 'synthesise in every m-th batch (default: 2)'),
+    ('budget', float, 'let training take X times as long instead, such as 1.3; the numbers then depend on the machine'),
     ('warmup', float, 'share of the training without synthesis (default: 0.1)')]
 
-# %% ../nbs/11_cli.ipynb #c45cb30a
+# %% ../nbs/11_cli.ipynb #9627ed7e
 class _Parser(argparse.ArgumentParser):
     def error(self, message): self.exit(2, f'{self.prog}: {message}; see {self.prog} --help\n')
 
@@ -63,6 +65,7 @@ def parser()->argparse.ArgumentParser:
     r.add_argument('--root', help='folder of the MedMNIST npz files (default: $MEDMNIST_ROOT, then ~/.medmnist)')
     r.add_argument('--out', metavar='DIR', help='a new folder for the results (default: runs/ and a name made of the options)')
     r.add_argument('--quick', action='store_true', help='a smoke run: few images, few steps; under 30 seconds')
+    r.add_argument('--bf16', action='store_true', help='compute in bfloat16: about twice as fast on recent processors')
     for name,typ,text in OPTIONS: r.add_argument(f'--{name}', type=typ, metavar={int:'N', float:'X', str:'NAME'}[typ], help=text)
     v = sub.add_parser('report', help='draw the report of a run anew', description='Draw report.html and the figures of a run folder anew.')
     v.add_argument('folder', help='a folder written by tsynd run')

@@ -6,7 +6,7 @@
 __all__ = ['EPS', 'RunConfig', 'device', 'synthesis', 'resolve', 'prepare_data', 'BatchOrder', 'train_arm', 'versions', 'Result',
            'compare', 'save_result', 'new_folder', 'run']
 
-# %% ../nbs/08_experiment.ipynb #0e269df3
+# %% ../nbs/08_experiment.ipynb #a6c9d6fa
 import hashlib, json, math, os, platform, shutil, tempfile, time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -18,13 +18,13 @@ import torch
 from fastai.callback.core import Callback
 
 from .autoencoder import load_autoencoder, quality, save_model, train_autoencoder
-from .callback import TSynD
+from .callback import BF16, TSynD
 from .classifier import check_dropout, make_classifier, predict, train_classifier
 from .data import ImageData, InputError, Split, check_classes, check_range, load_data, save_npz, seeded, stratified_order, subset, to_numpy
 from .robustness import robustness_table
 from .synthesis import COLUMNS
 
-# %% ../nbs/08_experiment.ipynb #33a88bfe
+# %% ../nbs/08_experiment.ipynb #e7522bc6
 @dataclass
 class RunConfig:
     "What to run; two equal records give equal numbers on the same machine"
@@ -42,12 +42,16 @@ class RunConfig:
     balanced: bool = True        # draw every class equally often?
     autoencoder: str = None      # a saved autoencoder; trained here by default
     ae_steps: int = 400          # updates of the autoencoder
-    T: int = 16                  # dropout draws in the ascent
-    steps: int = 4               # ascent steps
+    T: int = 8                   # dropout draws in the ascent
+    steps: int = 1               # ascent steps
     radius: float = .3           # RMS displacement per latent, in standard deviations
-    weight: float = 1.           # of the synthetic loss
-    share: float = 1.            # share of each batch to synthesise from
-    every: int = 1               # synthesise in every m-th batch
+    weight: float = 1.           # of the synthetic loss, divided by synthetic images per real one
+    share: float = .5            # share of a batch to synthesise from
+    every: int = 2               # synthesise in every m-th batch
+    budget: float = None         # choose the two above so that training takes so many times as long
+    warm: bool = True            # start each ascent where the image's last one ended?
+    gate: float = .5             # probability that the classifier's moving average must give the source's label; 0 for no gate
+    bf16: bool = False           # train and synthesise in bfloat16, both arms?
     warmup: float = .1           # share of the training without synthesis
     attack_n: int = 1000         # test images to attack, at most
     quick: bool = False          # a smoke run: everything small, numbers mean nothing
@@ -65,12 +69,13 @@ def device(name:str # cpu, cuda, cuda:N or mps
     if not there: raise InputError(f"device is {name!r}, but this machine has no such device; use --device cpu")
     return d
 
-# %% ../nbs/08_experiment.ipynb #01dd0e97
+# %% ../nbs/08_experiment.ipynb #453218db
 def synthesis(c:RunConfig,
               autoencoder # trained, or None to check the settings only
              )->TSynD:
     "The callback that the configuration asks for"
-    return TSynD(autoencoder, c.objective, c.T, c.steps, c.radius, weight=c.weight, share=c.share, every=c.every, warmup=c.warmup, seed=c.seed, keep=5000)
+    kw = {k: getattr(c, k) for k in ('objective','T','steps','radius','warm','gate','weight','share','every','budget','warmup','seed')}
+    return TSynD(autoencoder, keep=5000, **kw)
 
 # %% ../nbs/08_experiment.ipynb #23112be9
 def resolve(c:RunConfig,   # what was asked for
@@ -116,7 +121,7 @@ class BatchOrder(Callback):
     @property
     def checksum(self): return self.md5.hexdigest()
 
-# %% ../nbs/08_experiment.ipynb #7f619bc4
+# %% ../nbs/08_experiment.ipynb #0a4b9dab
 def train_arm(c:RunConfig,        # resolved
               data:ImageData,     # prepared
               cbs=(),             # the callbacks that make the arm what it is
@@ -124,7 +129,7 @@ def train_arm(c:RunConfig,        # resolved
              )->tuple:            # (fastai Learner, facts about the training)
     "Train one classifier; arms of one configuration share subset, initial weights and batch order"
     order,start = BatchOrder(),time.perf_counter()
-    learn = train_classifier(data, c.model, c.epochs, c.lr, c.seed, c.dropout, progress, cbs=[order, *cbs],
+    learn = train_classifier(data, c.model, c.epochs, c.lr, c.seed, c.dropout, progress, cbs=[order, *([BF16()] if c.bf16 else []), *cbs],
                              bs=c.bs, balanced=c.balanced, device=device(c.device))
     facts = dict(optimizer_steps=int(learn.train_iter), images_seen=c.epochs*len(data.train), synthetic_images=0, batch_order=order.checksum,
                  history=[dict(epoch=i, train_loss=float(v[0]), valid_loss=float(v[1]), valid_auc=v[2]) for i,v in enumerate(learn.recorder.values)])
@@ -149,14 +154,14 @@ def versions()->dict:
     "Versions of what the numbers depend on"
     return dict(python=platform.python_version(), **{p: version(p) for p in ('tsynd','torch','fastai','numpy','medmnist')})
 
-# %% ../nbs/08_experiment.ipynb #7bf2ce14
+# %% ../nbs/08_experiment.ipynb #a7455c31
 @dataclass
 class Result:
     "What a run produced"
     data: ImageData
     autoencoder: object
     learners: dict        # arm to fastai Learner
-    synthetic: object     # `Synthetic` of the last epoch, or None
+    synthetic: object     # `Synthetic` of the last epoch, those that the gate dropped as well, or None
     metrics: dict         # as in metrics.json
 
     def table(self)->pd.DataFrame:
@@ -166,7 +171,7 @@ class Result:
         t = pd.DataFrame(rows).set_index(['condition','metric']).astype(float)
         return t.assign(difference=t.tsynd-t.baseline).round(1)
 
-# %% ../nbs/08_experiment.ipynb #a9dfba91
+# %% ../nbs/08_experiment.ipynb #9703c39a
 def compare(c:RunConfig,        # resolved
             data:ImageData,     # prepared
             progress:bool=False # show progress bars?
@@ -176,7 +181,7 @@ def compare(c:RunConfig,        # resolved
     cb = synthesis(c, ae)
     learners,arms,timing = {},{},dict(autoencoder=t_ae)
     for arm,cbs in dict(baseline=[], tsynd=[cb]).items(): learners[arm],arms[arm],timing[arm] = train_arm(c, data, cbs, progress and arm)
-    arms['tsynd'] |= dict(synthetic_images=cb.n_images, trace=cb.history)
+    arms['tsynd'] |= dict(synthetic_images=cb.n_images, trace=cb.history, cost=getattr(cb.clock, 'cost', None))
     start = time.perf_counter()
     for arm,m in _evaluate(c, data, learners, progress).items(): arms[arm]['metrics'] = m
     timing['evaluation'] = time.perf_counter()-start
@@ -184,9 +189,9 @@ def compare(c:RunConfig,        # resolved
     facts = dict(name=data.name, task=data.task, classes=list(data.classes), shape=list(data.shape), attacked=min(c.attack_n, len(data.test)),
                  md5=data.md5, licence=data.licence, source=data.source, **{s: len(getattr(data, s)) for s in ('train','val','test')})
     res = dict(config=asdict(c), versions=versions(), data=facts, autoencoder=ae_facts, conditions=list(arms['baseline']['metrics']), arms=arms, timing=timing)
-    return Result(data, ae, learners, cb.images if cb.kept else None, res)
+    return Result(data, ae, learners, cb.last_epoch if cb.kept else None, res)
 
-# %% ../nbs/08_experiment.ipynb #4375fafa
+# %% ../nbs/08_experiment.ipynb #38553b87
 def save_result(r:Result,
                 folder:Path # exists and is empty
                ):
@@ -198,8 +203,9 @@ def save_result(r:Result,
     s,data = r.synthetic,r.data
     if s is None: table = pd.DataFrame(columns=['source_index','label','label_name','radius',*COLUMNS])
     else:
-        split = Split((s.x.clamp(0,1)*255).round().byte(), s.y, s.index)
-        save_npz(folder/'synthetic.npz', replace(data, train=split), train_source=to_numpy(s.source), train_reconstruction=to_numpy(s.reconstruction))
+        k = s.pick(s.gate > 0)
+        split = Split((k.x.clamp(0,1)*255).round().byte(), k.y, k.index)
+        if len(k): save_npz(folder/'synthetic.npz', replace(data, train=split), train_source=to_numpy(k.source), train_reconstruction=to_numpy(k.reconstruction))
         names = [', '.join(data.classes[i] for i in y.nonzero()[:,0]) if data.multilabel else data.classes[y] for y in s.y]
         labels = [''.join(str(int(v)) for v in y) for y in s.y] if data.multilabel else s.y.tolist()
         table = s.table().assign(label=labels, label_name=names, radius=r.metrics['config']['radius'])

@@ -29,8 +29,8 @@ from matplotlib.lines import Line2D
 from .data import InputError, read_npz
 from .experiment import RunConfig
 
-# %% ../nbs/10_report.ipynb #fc52563e
-NUMBERS = ('distance_latent','radius','distance_pixel','mi_source','mi_before','mi_after','p_before','p_after')
+# %% ../nbs/10_report.ipynb #f3430cf7
+NUMBERS = ('gate', 'distance_latent','radius','distance_pixel','mi_source','mi_before','mi_after','p_before','p_after')
 OBJECTIVES = dict(mi='mutual information', entropy='entropy', cross_entropy='cross-entropy', random='a random step', reconstruction='reconstruction only')
 
 @dataclass
@@ -38,7 +38,7 @@ class RunFolder:
     "What a run left behind"
     folder: Path
     m: dict             # metrics.json
-    rows: pd.DataFrame  # provenance.csv, a row per synthetic image
+    rows: pd.DataFrame  # provenance.csv, a row per synthetic image that was trained on
     images: dict        # 'source', 'reconstruction', 'targeted': (N,H,W) or (N,H,W,3) uint8; empty if there are none
 
     @property
@@ -48,7 +48,7 @@ class RunFolder:
     @property
     def multilabel(self): return str(self.m['data'].get('task', '')).startswith('multi-label')
 
-# %% ../nbs/10_report.ipynb #f545e89e
+# %% ../nbs/10_report.ipynb #8880134d
 def _provenance(path):
     try: rows = pd.read_csv(path, dtype=str, keep_default_na=False)
     except pd.errors.EmptyDataError: rows = pd.DataFrame()
@@ -56,7 +56,8 @@ def _provenance(path):
     if missing and len(rows): raise InputError(f"{path} has no column {missing[0]}, expected the provenance of a run; make the run again")
     rows = rows.reindex(columns=[*rows.columns, *missing])
     names = rows.label_name.astype(str).str.strip().replace('', 'no label')
-    return rows.assign(label_name=names, **{c: pd.to_numeric(rows[c], errors='coerce') for c in NUMBERS})
+    rows = rows.assign(label_name=names, **{c: pd.to_numeric(rows[c], errors='coerce') for c in NUMBERS})
+    return rows[~(rows.gate == 0)].reset_index(drop=True)          # 0: dropped by the label gate
 
 def _images(path, n):
     a = read_npz(path)
@@ -64,7 +65,7 @@ def _images(path, n):
     for k in keys.values():
         if k not in a or len(a[k]) != n:
             found = len(a[k]) if k in a else 'no'
-            raise InputError(f"{path} has {found} images {k}, expected {n}, one per row of provenance.csv; make the run again")
+            raise InputError(f"{path} has {found} images {k}, expected {n}, one per row of provenance.csv whose gate is not 0; make the run again")
     return {name: a[k] for name,k in keys.items()}
 
 # %% ../nbs/10_report.ipynb #a2d8ce4a
@@ -475,7 +476,7 @@ learn = Learner(image_dls(data, bs=$bs, seed=$seed), model, loss_func=$loss(), c
 learn.fit_one_cycle($epochs, $lr)
 learn.tsynd.show()''')
 
-# %% ../nbs/10_report.ipynb #2aa3e945
+# %% ../nbs/10_report.ipynb #5bd891f6
 def python_lines(config:dict,          # as in metrics.json
                  multilabel:bool=False # several labels per image?
                 )->str:
@@ -486,12 +487,12 @@ def python_lines(config:dict,          # as in metrics.json
     args = ', '.join(f'{k}={r[k]}' for k in c if k not in defaults or c[k] != defaults[k])
     data = f"load_data({r['dataset']}, size={r['size']}{', seed='+r['seed'] if c['dataset']=='phantom' else ''})"
     if c['subset'] is not None: data = f"subset({data}, {r['subset']}, seed={r['seed']})"
-    settings = ', '.join(f'{k}={r[k]}' for k in ('objective','T','steps','radius','weight','share','every','warmup','seed') if k=='objective' or c[k] != defaults[k])
+    settings = ', '.join(f'{k}={r[k]}' for k in ('objective','T','steps','radius','warm','gate','weight','share','every','budget','warmup','seed') if k=='objective' or c[k] != defaults[k])
     return PYTHON.substitute(r, settings=settings, args=args, data=data, loss='BCEWithLogitsLoss' if multilabel else 'CrossEntropyLoss')
 
-# %% ../nbs/10_report.ipynb #736d7bd0
+# %% ../nbs/10_report.ipynb #5c6a6c3b
 FILES = {'metrics.json': 'every number of this page', 'synthetic.npz': 'the synthetic images of the last epoch, in the layout of a MedMNIST file',
-         'provenance.csv': 'one row per synthetic image: where it came from, how far it moved, MI before and after',
+         'provenance.csv': 'one row per synthetic image: where it came from, what the label gate did, how far it moved, MI before and after',
          'models': 'autoencoder and both classifiers: weights as safetensors, the rest as JSON', 'figures': 'the figures of this page'}
 
 def _size(n): return f'{n} B' if n < 1000 else f'{n/1e3:.0f} kB' if n < 1e6 else f'{n/1e6:.1f} MB'
@@ -506,11 +507,11 @@ def files_html(run)->str:
         if links: out.append(f'<div><dt>{links}</dt><dd>{about}</dd></div>')
     return f'<dl class=files>{"".join(out)}</dl>'
 
-# %% ../nbs/10_report.ipynb #1cba46dc
+# %% ../nbs/10_report.ipynb #7cc56b35
 READ = Template('''<p><strong>What was compared.</strong> Two classifiers started from the same weights and saw the same real images in the same order. The
 <em>baseline</em> learned from those images only. <em>$label</em> also learned, in every batch it was active, from synthetic images made while it trained.</p>
 <p><strong>How they are made.</strong> An autoencoder turns an image into a short code and back; what comes back is the <em>reconstruction</em>.
-$ascent The synthetic image keeps the label of its source.</p>
+$ascent The synthetic image keeps the label of its source.$gate</p>
 <p><strong>What MI is.</strong> Switch off a random part of a network’s last features, ask for its opinion, and repeat. Where the opinions agree, the network knows what
 it sees, even if it says “fifty-fifty”. Where each is confident but they contradict one another, it has not seen enough images like this one. Mutual
 information (MI) measures that disagreement, in nats: 0 when all agree, at most $limit here. It is an estimate from a limited number of opinions.</p>
@@ -519,7 +520,7 @@ information (MI) measures that disagreement, in nats: 0 when all agree, at most 
 A <em>point</em> is a hundredth.</p>
 <p><strong>What is measured.</strong> All measures are of the plain classifier with dropout <em>off</em>, on test images that took no part in training. Dropout is on only where MI is measured.</p>''')
 
-# %% ../nbs/10_report.ipynb #51129481
+# %% ../nbs/10_report.ipynb #13022dc2
 _ASCENT = dict(random='From there the code is moved a small way in a random direction.', reconstruction='With this objective the code stays where it is.')
 
 def read_html(run)->str:
@@ -528,11 +529,12 @@ def read_html(run)->str:
     limit = f"{C} × ln 2 = {C*math.log(2):.2f} (the sum over {C} labels)" if run.multilabel else f"ln {C} = {math.log(C):.2f}"
     aim = OBJECTIVES.get(run.objective, run.objective)
     ascent = _ASCENT.get(run.objective, f"From there the code is moved a few small steps, inside a fixed radius, to where the classifier’s {esc(aim)} is larger.")
-    return READ.substitute(label=esc(run.label), ascent=ascent, limit=limit)
+    gate = ' A slowly moving average of the classifier had to find that label probable; otherwise the image was moved back towards its source, or dropped.' if run.m['config'].get('gate') else ''
+    return READ.substitute(label=esc(run.label), ascent=ascent, gate=gate, limit=limit)
 
 LIMITS = '''<p>For research only: not a medical device, not validated for any clinical use. One data set, one seed, one setting. The attack is a first measurement and
 no guarantee: a stronger one may find more. MI is estimated with dropout, which is one way of asking a network how sure it is and not the only one; estimates are comparable only at the same number of draws.
-A synthetic image is no patient, its label is that of its source, and nobody has checked that it still holds.</p>'''
+A synthetic image is no patient, its label is that of its source, and no person has checked that it still holds.</p>'''
 
 # %% ../nbs/10_report.ipynb #ba7ce238
 CSS = '''*{box-sizing:border-box} html{-webkit-text-size-adjust:100%;scroll-behavior:smooth}

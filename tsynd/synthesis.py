@@ -89,7 +89,7 @@ OBJECTIVES = {'mi':             lambda logits_T_B_C, y, multilabel: mutual_infor
               'random':         None,   # a random direction, as far as the radius
               'reconstruction': None}   # no step at all
 
-# %% ../nbs/04_synthesis.ipynb #da999582
+# %% ../nbs/04_synthesis.ipynb #668e5a9f
 @dataclass
 class Synthesizer:
     "Makes targeted images from real ones; raises `InputError` on settings that make no sense"
@@ -100,6 +100,7 @@ class Synthesizer:
     radius:float=.3        # ε, RMS displacement per latent in units of its standard deviation
     step:float=.33         # length of the first step, in units of the radius
     jitter:float=0.        # length of a random step before the ascent, in units of the radius, in [0,1]
+    gate:float=.5          # probability that a judge, if there is one, must give the source's label, in [0,1]
     bf16:bool=False        # run both networks in bfloat16? the uncertainty is computed in float32 all the same
     multilabel:bool=False  # several labels per image?
     prepare:callable=None  # from images in [0,1] to the classifier's input; default: as they are
@@ -111,6 +112,7 @@ class Synthesizer:
         check_range('radius', self.radius, lo=0, open_lo=True)
         check_range('step', self.step, lo=0, open_lo=True)
         check_range('jitter', self.jitter, lo=0, hi=1)
+        check_range('gate', self.gate, lo=0, hi=1)
 
     def look(self, x): return x if self.prepare is None else self.prepare(x)
     def cast(self, x): return torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16)
@@ -216,7 +218,7 @@ def table(self:Synthetic)->pd.DataFrame:
     cols = {c: v.float().cpu().numpy() for c in COLUMNS if (v := getattr(self, c)) is not None}
     return pd.DataFrame(dict(source_index=index, **cols))
 
-# %% ../nbs/04_synthesis.ipynb #94bd7f84
+# %% ../nbs/04_synthesis.ipynb #de17fd78
 def _each(f, *syns): # f(values of one field, its image dimension) for every field
     vals = {o.name: [getattr(s, o.name) for s in syns] for o in fields(Synthetic)}
     return Synthetic(**{k: None if any(x is None for x in v) else f(v, 1 if k=='trace' else 0) for k,v in vals.items()})
@@ -231,7 +233,7 @@ def pick(self:Synthetic,
         )->Synthetic:
     "Some of the images"
     i = torch.as_tensor(i, device=self.x.device)
-    i = i.nonzero()[:,0] if i.dtype == torch.bool else i
+    i = i.nonzero()[:,0] if i.dtype == torch.bool else i.long()
     return _each(lambda v,dim: v[0].index_select(dim, i.to(v[0].device)), self)
 
 # %% ../nbs/04_synthesis.ipynb #cf529788
@@ -254,18 +256,18 @@ def at_distance(self:Synthesizer,
     z = syn.z0 + d*(_norm(syn.z-syn.z0)/_norm(d))
     with frozen(self.ae), torch.no_grad(): return replace(syn, x=self.ae.decode(z), z=z, trace=syn.trace[:0], mi_after=None, p_after=None, distance_pixel=None)
 
-# %% ../nbs/04_synthesis.ipynb #53d739e8
+# %% ../nbs/04_synthesis.ipynb #732e2c5e
 @patch
 @torch.no_grad()
 def _move_back(self:Synthesizer, judge, z0, z, x, y, tries=2):
     with frozen(judge):
-        want = self._labels_to_keep(judge, z0, y)
-        bad = (~self._holds(judge, x, want)).nonzero()[:,0]
+        spare = ~self._found(judge, self.ae.decode(z0), y) if self.multilabel else torch.zeros_like(y[:,None], dtype=torch.bool)
+        bad = (~(self._found(judge, x, y) | spare).all(1)).nonzero()[:,0]
         gate,back = z.new_ones(len(z)),z.new_zeros(len(bad))
         for k in range(tries if len(bad) else 0):
             mid = back + .5**(k+1)
             x_mid = self.ae.decode(z0[bad] + mid.view(-1,1,1,1)*(z-z0)[bad])
-            holds = self._holds(judge, x_mid, want[bad])
+            holds = (self._found(judge, x_mid, y[bad]) | spare[bad]).all(1)
             back = torch.where(holds, mid, back)
             x = x.index_copy(0, bad[holds], x_mid[holds])
     gate[bad] = back
@@ -273,34 +275,29 @@ def _move_back(self:Synthesizer, judge, z0, z, x, y, tries=2):
     return z0 + t*(z-z0), x, gate
 
 @patch
-def _holds(self:Synthesizer, judge, x, want):
+def _found(self:Synthesizer, judge, x, y): # (B,1), or (B,C) if multi-label: does the judge give each label at least the probability `gate`?
     logits = judge(self.look(x)).float()
-    return (((logits > 0) == want) | want.isnan()).all(1) if self.multilabel else logits.argmax(1) == want
+    if self.multilabel: return torch.where(y > 0, logits, -logits).sigmoid() >= self.gate
+    return logits.softmax(1).gather(1, y[:,None]) >= self.gate
 
-@patch
-def _labels_to_keep(self:Synthesizer, judge, z0, y): # of several labels, those that the judge gets right; the others are NaN
-    if not self.multilabel: return y
-    return torch.where((judge(self.look(self.ae.decode(z0))).float() > 0) == y, y, torch.nan)
-
-# %% ../nbs/04_synthesis.ipynb #98697acb
+# %% ../nbs/04_synthesis.ipynb #0f89686b
 class LatentBank:
     "Latents by source index: encodings, and where the last ascents ended; an image that has changed counts as new"
     def __init__(self, warm:bool=True): self.rows,self.warm,self.encoded = {},warm,0
 
     def recall(self, ae, x, index)->tuple: # (B,Z,h,w) encodings, and points to start from
         rows = self._find(ae, x, index)
-        mark = _fingerprint(x)
-        stale = ((mark-self.mark[rows]).abs() > 1e-4).any(1)
-        if stale.any():
-            new = rows[stale]
-            self.mark[new],self.z0[new] = mark[stale],ae.encode(x[stale])
-            self.z[new] = self.z0[new]
-            self.encoded += len(new)
-        return self.z0[rows], self.z[rows] if self.warm else self.z0[rows]
+        z0,start,mark = self.z0[rows],(self.z if self.warm else self.z0)[rows],_fingerprint(x)
+        new = ((mark-self.mark[rows]).abs() > 1e-4).any(1)
+        if new.any():
+            z0[new] = start[new] = ae.encode(x[new])
+            for kept,value in ((self.mark, mark), (self.z0, z0), (self.z, z0)): kept[rows[new]] = value[new]
+            self.encoded += int(new.sum())
+        return z0, start
 
     def store(self, index, z): self.z[self._row(index)] = z.detach()
 
-# %% ../nbs/04_synthesis.ipynb #275f92a2
+# %% ../nbs/04_synthesis.ipynb #e459f473
 @patch
 def _row(self:LatentBank, index): return torch.tensor([self.rows.setdefault(i, len(self.rows)) for i in index.tolist()])
 
@@ -316,4 +313,4 @@ def _find(self:LatentBank, ae, x, index):
 
 def _fingerprint(x): # four random projections of each image
     w = torch.randn(4, x[0].numel(), generator=torch.Generator().manual_seed(0)).to(x)
-    return torch.stack([(x.flatten(1)*v).mean(1) for v in w], 1)
+    return torch.stack([(x.flatten(1)*v).sum(1) for v in w], 1)/w.shape[1]**.5

@@ -17,17 +17,25 @@ from tsynd.classifier import train_classifier
 from tsynd.data import load_data, subset
 from tsynd.robustness import robustness_table
 
-one = dict(steps=1, T=8)
+full = dict(share=1., every=1)
+one = dict(full, steps=1, T=8, warm=False)
+four = dict(full, steps=4, T=16, warm=False)
 SEARCH = {'baseline': None,
-          'K=4, no gate': dict(gate=False), 'K=4': {}, 'K=4, radius .6': dict(radius=.6),
+          'K=4, no gate': dict(four, gate=0.), 'K=4': four, 'K=4, radius .6': dict(four, radius=.6),
           'K=1': one, 'K=1, step 1': dict(one, step=1.), 'K=1, step 1, jitter .5': dict(one, step=1., jitter=.5),
           'K=1, warm': dict(one, warm=True), 'K=1, warm, step .15': dict(one, warm=True, step=.15),
           'K=1, warm, step .6': dict(one, warm=True, step=.6), 'K=1, warm, radius .6': dict(one, warm=True, radius=.6),
-          'K=4, share 1/4': dict(share=.25), 'K=1, warm, share 1/4': dict(one, warm=True, share=.25),
+          'K=4, share 1/4': dict(four, share=.25), 'K=1, warm, share 1/4': dict(one, warm=True, share=.25),
           'K=1, warm, every 4th': dict(one, warm=True, every=4), 'K=1, warm, share 1/8': dict(one, warm=True, share=.125),
           'K=1, warm, share 1/4, weight 2': dict(one, warm=True, share=.25, weight=2.),
+          'K=1, warm, share 1/2 of every 2nd': {}, 'K=1, warm, share 1/2 of every 4th': dict(every=4),
+          'K=1, warm, share 1/2 of every 2nd, radius .6': dict(radius=.6), 'K=1, warm, share 1/2 of every 2nd, radius 1': dict(radius=1.), 'K=1, warm, share 1/2 of every 2nd, radius .6, weight 3': dict(radius=.6, weight=3.),
+          'K=1, warm, share 1/2 of every 2nd, weight 3': dict(weight=3.), 'K=1, warm, share 1/2 of every 2nd, weight 6': dict(weight=6.),
+          'K=1, warm, share 1/2 of every 4th, weight 6': dict(every=4, weight=6.), 'K=1, warm, share 1/2 of every 4th, radius .6, weight 6': dict(every=4, radius=.6, weight=6.),
+          'K=1, warm, share 1/2 of every 2nd, radius .45, weight 4': dict(radius=.45, weight=4.),
           'K=1, warm, share 1/4, radius .6': dict(one, warm=True, share=.25, radius=.6)}
-FINAL = {'baseline': None, 'unlimited': {}}
+SEARCH = {a: s if s is None else dict(s, weight=s.get('weight', 1.)*s.get('share', .5)/s.get('every', 2)) for a,s in SEARCH.items()}   # weights here are those of a batch
+FINAL = {'baseline': None, 'unlimited': four, 'default': {}, 'default, gate .8': dict(gate=.8), 'budget 1.3': dict(budget=1.3)}
 FOLDER = Path(__file__).parent
 
 
@@ -36,7 +44,7 @@ def measure(data, autoencoder, seed, settings, split):
     start = time.perf_counter()
     learn = train_classifier(data, epochs=75, seed=seed, cbs=[BF16(), *([cb] if cb else [])])
     seconds = time.perf_counter()-start
-    table = robustness_table(learn.model, *getattr(data, split).batch(slice(None)), data.task, eps=(2/255, 4/255), seed=seed)
+    table = robustness_table(learn.model, *getattr(data, split).batch(slice(None)), data.task, eps=(2/255, 4/255), attack_n=300, seed=seed)
     scores = {f'{k} {m}': round(v[m], 4) for k,v in table.items() for m in ('auc', 'accuracy', 'balanced_accuracy')}
     seen = {} if cb is None else pd.DataFrame(cb.history)[['rose','gate','distance_latent','mi_before','mi_after','step_length']].iloc[1:].mean().round(4).to_dict()
     return dict(scores, seconds=round(seconds, 1), synthetic=cb.n_images if cb else 0, **seen)
