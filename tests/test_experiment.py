@@ -246,7 +246,7 @@ def test_printed_table_has_the_numbers_of_metrics_json(layout):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    return small(tmp_path_factory.mktemp('trained')/'x', size=28, subset=32, ae_steps=150, epochs=8, T=8, steps=4, warm=False, quick=False, radius=.5)
+    return small(tmp_path_factory.mktemp('trained')/'x', size=28, subset=32, ae_steps=150, epochs=8, T=8, steps=4, quick=False, radius=.5)
 
 traineds = pytest.mark.xdist_group('trained')
 
@@ -490,10 +490,10 @@ def test_open_number_of_epochs_makes_about_300_updates(n, bs, epochs):
     assert resolve(RunConfig(bs=bs, epochs=7), data) == RunConfig(bs=bs, epochs=7)
 
 def test_quick_only_ever_makes_a_run_smaller():
-    data, wish = phantom(), RunConfig(quick=True, ae_steps=7, T=3, steps=1, attack_n=5, epochs=4)
+    data, wish = phantom(), RunConfig(quick=True, ae_steps=7, T=3, steps=1, attack_n=5, epochs=4, gate=0.)
     assert resolve(wish, data) == wish
     c = resolve(RunConfig(quick=True), data)
-    assert (c.epochs, c.ae_steps, c.T, c.steps, c.attack_n) == (1, 30, 8, 1, 100) and resolve(c, data) == c
+    assert (c.epochs, c.ae_steps, c.T, c.steps, c.attack_n, c.gate) == (1, 30, 8, 1, 100, 0) and resolve(c, data) == c
 
 @pytest.mark.parametrize('config, n', [(dict(), (200, 100, 500)), (dict(quick=True), (100, 100, 100)), (dict(subset=30), (30, 30, 500)),
                                        (dict(subset=150, quick=True), (150, 100, 100))], ids=str)

@@ -534,7 +534,7 @@ class Always(nn.Module):
 def paths(n=12, seed=0, radius=.05):
     ae, g = Grid(), torch.Generator().manual_seed(seed)
     x = torch.rand(n, 1, 8, 8, generator=g, dtype=torch.float64)*.6+.2
-    return Synthesizer(ae, 'random', radius=radius), x, (x.mean((1,2,3)) > .5).long()
+    return Synthesizer(ae, 'random', radius=radius, gate=.5), x, (x.mean((1,2,3)) > .5).long()
 
 @settings(max_examples=60)
 @given(st.integers(0, 1000), st.floats(.4, .6), st.floats(.02, .3))
@@ -566,7 +566,7 @@ def test_all_shares_of_the_path_occur():
 @objectives
 def test_a_judge_that_accepts_everything_changes_no_image(objective, task):
     ae, model, x, y = made(task)
-    multi, engine = TASKS[task][2], Synthesizer(ae, objective, T=4, multilabel=TASKS[task][2])
+    multi, engine = TASKS[task][2], Synthesizer(ae, objective, T=4, multilabel=TASKS[task][2], gate=.5)
     free, syn = engine(model, x, y), engine(model, x, y, judge=Always(y, True, multi))
     assert torch.equal(syn.x, free.x) and torch.equal(syn.trace, free.trace) and torch.equal(syn.gate, torch.ones(4)) and torch.equal(free.gate, torch.ones(4))
     assert torch.equal(syn.z, free.z)
@@ -574,7 +574,7 @@ def test_a_judge_that_accepts_everything_changes_no_image(objective, task):
 @tasks
 def test_a_judge_that_accepts_nothing_drops_all_and_moves_none(task):
     ae, model, x, y = made(task)
-    multi, engine = TASKS[task][2], Synthesizer(ae, T=4, multilabel=TASKS[task][2])
+    multi, engine = TASKS[task][2], Synthesizer(ae, T=4, multilabel=TASKS[task][2], gate=.5)
     if multi: y = y[:1].expand_as(y).clone()                                    # for a judge that does not know whom it sees
     else: y = torch.zeros_like(y)
     free, judge = engine(model, x, y), Always(y, False, multi)
@@ -591,7 +591,7 @@ def test_what_the_gate_keeps_is_on_the_path_and_passes(task, dtype):
     for seed in range(3):
         ae, model, x, y = made(task, n=16, seed=seed, dtype=dtype)
         judge = made(task, n=16, seed=seed+50, dtype=dtype)[1]
-        engine = Synthesizer(ae, T=4, radius=2.)
+        engine = Synthesizer(ae, T=4, radius=2., gate=.5)
         with torch.no_grad():
             free, rec = engine(model, x, y), ae.decode(ae.encode(x))
             judge.f[-1].bias -= (judge(free.x)+judge(rec)).mean(0)/2            # so that paths cross its boundary
@@ -643,7 +643,7 @@ def test_the_judge_is_left_as_it_was(error, task):
     ae, model, x, y = made(task)
     judge = mixed(made(task, seed=9)[1])
     mixed(ae); mixed(model)
-    before, engine = state(ae, model, judge), Synthesizer(ae, T=4, multilabel=TASKS[task][2])
+    before, engine = state(ae, model, judge), Synthesizer(ae, T=4, multilabel=TASKS[task][2], gate=.5)
     judge.fail = error
     if error is None: engine(model, x, y, judge=judge)
     else:
@@ -655,7 +655,7 @@ def test_the_judge_is_left_as_it_was(error, task):
 def test_a_judge_that_drops_and_normalises_in_training_does_neither_here():
     ae, model, x, y = made()
     judge = made(seed=9)[1]
-    runs = [Synthesizer(ae, T=4, radius=1.)(model, x, y, judge=judge.train(mode)) for mode in (True, False)]
+    runs = [Synthesizer(ae, T=4, radius=1., gate=.5)(model, x, y, judge=judge.train(mode)) for mode in (True, False)]
     assert torch.equal(runs[0].gate, runs[1].gate) and torch.equal(runs[0].x, runs[1].x)
 
 
@@ -673,7 +673,7 @@ def calls_of(ae, monkeypatch):
 @pytest.mark.parametrize('warm', [True, False])
 def test_each_image_is_encoded_once(warm, monkeypatch):
     ae, model, x, y = made(n=6)
-    z, seen, bank, engine = encoded(ae, x), calls_of(ae, monkeypatch), S.LatentBank(warm), Synthesizer(ae, T=3, steps=1)
+    z, seen, bank, engine = encoded(ae, x), calls_of(ae, monkeypatch), S.LatentBank(warm), Synthesizer(ae, T=3, steps=1, gate=.5)
     for epoch in range(4):
         order = torch.randperm(6, generator=torch.Generator().manual_seed(epoch))
         for i in order.split(4):
@@ -700,14 +700,14 @@ def test_twice_the_same_image_in_a_batch():
     ae, model, x, y = made()
     i, bank = torch.tensor([2,0,2,2]), S.LatentBank()
     for _ in range(2):
-        syn = Synthesizer(ae, T=3, steps=1)(model, x[i], y[i], index=i, bank=bank)
+        syn = Synthesizer(ae, T=3, steps=1, gate=.5)(model, x[i], y[i], index=i, bank=bank)
         torch.testing.assert_close(syn.z0, encoded(ae, x[i]), rtol=1e-5, atol=1e-6)
         assert torch.isfinite(syn.z).all() and (moved(syn, ae) <= .3+1e-5).all() and len(bank.rows) == 2
 
 @pytest.mark.parametrize('warm', [True, False])
 def test_a_warm_start_is_where_the_last_ascent_ended(warm, starts):
     ae, model, x, y = made()
-    bank, engine = S.LatentBank(warm), Synthesizer(ae, T=3, steps=1, step=.4)
+    bank, engine = S.LatentBank(warm), Synthesizer(ae, T=3, steps=1, step=.4, gate=.5)
     syns = [engine(model, x, y, seed=k, index=torch.arange(4), bank=bank) for k in range(4)]
     for (start,z0,r),last in zip(starts, [None, *syns]):
         assert torch.equal(start, z0 if last is None or not warm else last.z)
@@ -715,7 +715,7 @@ def test_a_warm_start_is_where_the_last_ascent_ended(warm, starts):
 
 def test_a_moved_back_image_starts_where_it_was_left_and_a_dropped_one_at_its_source(starts):
     i, y, model, gates, x = torch.arange(40), torch.ones(40).long(), Smooth(size=8).double().eval(), [], paths(40)[1]
-    engine = Synthesizer(Grid(), T=3, steps=1, step=1., radius=.3)
+    engine = Synthesizer(Grid(), T=3, steps=1, step=1., radius=.3, gate=.5)
     for cut in torch.linspace(.45, .55, 9).tolist():
         bank = S.LatentBank()
         syn = engine(model, x, y, index=i, bank=bank, judge=Above(cut))
@@ -726,7 +726,7 @@ def test_a_moved_back_image_starts_where_it_was_left_and_a_dropped_one_at_its_so
 
 def test_a_changed_image_is_new(starts):
     ae, model, x, y = made()
-    bank, engine, i = S.LatentBank(), Synthesizer(ae, T=3, steps=1), torch.arange(4)
+    bank, engine, i = S.LatentBank(), Synthesizer(ae, T=3, steps=1, gate=.5), torch.arange(4)
     first = engine(model, x, y, index=i, bank=bank)
     other = x.clone(); other[1] = other[1].flip(-1); other[3] = 1-other[3]
     syn = engine(model, other, y, index=i, bank=bank)
@@ -761,8 +761,8 @@ def test_a_bank_changes_nothing_but_the_start():
     for kwargs in (dict(warm=True), dict(warm=False)):
         bank = S.LatentBank(**kwargs)
         for _ in range(1 if kwargs['warm'] else 3):
-            syn = Synthesizer(ae, T=3)(model, x, y, index=torch.arange(4), bank=bank)
-            assert torch.equal(syn.z, Synthesizer(ae, T=3)(model, x, y).z)
+            syn = Synthesizer(ae, T=3, gate=.5)(model, x, y, index=torch.arange(4), bank=bank)
+            assert torch.equal(syn.z, Synthesizer(ae, T=3, gate=.5)(model, x, y).z)
 
 
 # Precision
@@ -782,7 +782,7 @@ def test_bfloat16_is_inside_and_float32_outside(task, o):
     judge = made(task, seed=9)[1]
     full = synthesize(ae, model, x, y, objective=o, T=4, steps=1, multilabel=TASKS[task][2])
     seen = dtypes(ae.dec, ae.enc, model, judge)
-    engine = Synthesizer(ae, o, T=4, steps=1, multilabel=TASKS[task][2], bf16=True)
+    engine = Synthesizer(ae, o, T=4, steps=1, multilabel=TASKS[task][2], bf16=True, gate=.5)
     half = engine.measure(model, engine(model, x, y), seed=1)
     engine(model, x, y, judge=judge)
     assert set.union(*seen.values()) == {torch.bfloat16} and all(seen.values())
@@ -797,7 +797,7 @@ def test_bfloat16_is_inside_and_float32_outside(task, o):
 @pytest.mark.parametrize('error', [None, KeyError('k'), KeyboardInterrupt()], ids=lambda e: type(e).__name__)
 def test_autocast_is_afterwards_as_before(error, outer):
     ae, model, x, y = made()
-    judge, engine = made(seed=9)[1], Synthesizer(ae, T=4, bf16=True)
+    judge, engine = made(seed=9)[1], Synthesizer(ae, T=4, bf16=True, gate=.5)
     with torch.autocast('cpu', torch.bfloat16, enabled=outer):
         for m in (model, judge):
             m.fail = error
@@ -811,7 +811,7 @@ def test_autocast_is_afterwards_as_before(error, outer):
 @tasks
 def test_all_of_it_in_float64(task):
     ae, model, x, y = made(task, dtype=torch.float64)
-    judge, bank, engine = made(task, seed=9, dtype=torch.float64)[1], S.LatentBank(), Synthesizer(ae, T=4, steps=1, jitter=.2, multilabel=TASKS[task][2])
+    judge, bank, engine = made(task, seed=9, dtype=torch.float64)[1], S.LatentBank(), Synthesizer(ae, T=4, steps=1, jitter=.2, multilabel=TASKS[task][2], gate=.5)
     for _ in range(2): syn = engine.measure(model, engine(model, x, y, index=torch.arange(4), judge=judge, bank=bank))
     assert {getattr(syn, f.name).dtype for f in fields(Synthetic) if f.name not in ('y','index')} == {torch.float64}
 
@@ -828,12 +828,12 @@ def test_picked_images_bring_all_they_have(i):
     for f in fields(Synthetic):
         v = getattr(s, f.name)
         assert torch.equal(getattr(p, f.name), v[:,where] if f.name == 'trace' else v[where]), f.name
-    assert Synthesizer(ae, T=4)(model, x, y).pick(i).mi_after is None
+    assert Synthesizer(ae, T=4, gate=.5)(model, x, y).pick(i).mi_after is None
 
 def test_the_same_image_twice_in_a_batch_augmented_differently():
     ae, model, x, y = made()
     x,y,i = torch.cat([x, x[:1].flip(-1)]), torch.cat([y, y[:1]]), torch.tensor([0,1,2,3,0])
-    syn = Synthesizer(ae, T=3, steps=1)(model, x, y, index=i, bank=S.LatentBank())
+    syn = Synthesizer(ae, T=3, steps=1, gate=.5)(model, x, y, index=i, bank=S.LatentBank())
     torch.testing.assert_close(syn.z0, encoded(ae, x), rtol=1e-5, atol=1e-6)
 
 @pytest.mark.parametrize('size', [12, 64, 224])
@@ -846,7 +846,7 @@ def test_fingerprints_at_other_sizes(change, size, ch):
 
 def test_picking_nothing():
     ae, model, x, y = made()
-    for i in ([], range(0)): assert len(Synthesizer(ae, T=4)(model, x, y).pick(i)) == 0
+    for i in ([], range(0)): assert len(Synthesizer(ae, T=4, gate=.5)(model, x, y).pick(i)) == 0
 
 @pytest.mark.parametrize('gate', [-.1, 1.1, math.nan])
 def test_impossible_gates_are_refused(gate):

@@ -23,7 +23,7 @@ from .classifier import check_dropout
 from .data import InputError, check_range, show_images
 from .synthesis import LatentBank, Synthesizer, Synthetic, cat
 
-# %% ../nbs/05_callback.ipynb #18250540
+# %% ../nbs/05_callback.ipynb #623d3f31
 class TSynD(Callback):
     "Train on targeted synthetic images besides the real ones (Niemeijer et al. 2024, arXiv 2406.17473)"
     order,run_valid,name = -5,False,'tsynd'
@@ -36,7 +36,7 @@ class TSynD(Callback):
                  step:float=.33,          # length of the first step, in units of the radius
                  jitter:float=0.,         # random step before the ascent, in units of the radius, in [0,1]
                  warm:bool=True,          # start where the image's last ascent ended? needs `DataLoaders` that say which image it is
-                 gate:float=.5,           # probability that the classifier's moving average must give the source's label, in [0,1]; 0 for no gate
+                 gate:float=.8,           # probability that the classifier's moving average must give the source's label, in [0,1]; 0 for no gate
                  weight:float=1.,         # w, of the synthetic loss; divided by ρ, so that rare images count for more
                  share:float=.5,          # ρ, share of each batch to synthesise from, in (0,1]
                  every:int=2,             # synthesise in every m-th batch

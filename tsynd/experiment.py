@@ -24,7 +24,7 @@ from .data import ImageData, InputError, Split, check_classes, check_range, load
 from .robustness import robustness_table
 from .synthesis import COLUMNS
 
-# %% ../nbs/08_experiment.ipynb #e7522bc6
+# %% ../nbs/08_experiment.ipynb #01393ef8
 @dataclass
 class RunConfig:
     "What to run; two equal records give equal numbers on the same machine"
@@ -49,8 +49,7 @@ class RunConfig:
     share: float = .5            # share of a batch to synthesise from
     every: int = 2               # synthesise in every m-th batch
     budget: float = None         # choose the two above so that training takes so many times as long
-    warm: bool = True            # start each ascent where the image's last one ended?
-    gate: float = .5             # probability that the classifier's moving average must give the source's label; 0 for no gate
+    gate: float = .8             # probability that the classifier's moving average must give the source's label; 0 for no gate
     bf16: bool = False           # train and synthesise in bfloat16, both arms?
     warmup: float = .1           # share of the training without synthesis
     attack_n: int = 1000         # test images to attack, at most
@@ -69,15 +68,15 @@ def device(name:str # cpu, cuda, cuda:N or mps
     if not there: raise InputError(f"device is {name!r}, but this machine has no such device; use --device cpu")
     return d
 
-# %% ../nbs/08_experiment.ipynb #453218db
+# %% ../nbs/08_experiment.ipynb #ac238bcc
 def synthesis(c:RunConfig,
               autoencoder # trained, or None to check the settings only
              )->TSynD:
     "The callback that the configuration asks for"
-    kw = {k: getattr(c, k) for k in ('objective','T','steps','radius','warm','gate','weight','share','every','budget','warmup','seed')}
+    kw = {k: getattr(c, k) for k in ('objective','T','steps','radius','gate','weight','share','every','budget','warmup','seed')}
     return TSynD(autoencoder, keep=5000, **kw)
 
-# %% ../nbs/08_experiment.ipynb #23112be9
+# %% ../nbs/08_experiment.ipynb #be33ae60
 def resolve(c:RunConfig,   # what was asked for
             data:ImageData # what it is to run on
            )->RunConfig:
@@ -88,7 +87,7 @@ def resolve(c:RunConfig,   # what was asked for
     if c.epochs is not None: check_range('epochs', c.epochs, lo=1, integer=True)
     synthesis(c, None)
     _check_model(c, data)
-    if c.quick: c = replace(c, epochs=c.epochs or 1, ae_steps=min(c.ae_steps, 30), T=min(c.T, 8), steps=min(c.steps, 2), attack_n=min(c.attack_n, 100))
+    if c.quick: c = replace(c, epochs=c.epochs or 1, ae_steps=min(c.ae_steps, 30), T=min(c.T, 8), steps=min(c.steps, 2), attack_n=min(c.attack_n, 100), gate=0.)
     per_epoch = math.ceil(len(data.train)/c.bs)
     return c if c.epochs else replace(c, epochs=max(1, round(300/per_epoch)))
 

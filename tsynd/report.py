@@ -476,7 +476,7 @@ learn = Learner(image_dls(data, bs=$bs, seed=$seed), model, loss_func=$loss(), c
 learn.fit_one_cycle($epochs, $lr)
 learn.tsynd.show()''')
 
-# %% ../nbs/10_report.ipynb #5bd891f6
+# %% ../nbs/10_report.ipynb #bed9e8c7
 def python_lines(config:dict,          # as in metrics.json
                  multilabel:bool=False # several labels per image?
                 )->str:
@@ -487,7 +487,7 @@ def python_lines(config:dict,          # as in metrics.json
     args = ', '.join(f'{k}={r[k]}' for k in c if k not in defaults or c[k] != defaults[k])
     data = f"load_data({r['dataset']}, size={r['size']}{', seed='+r['seed'] if c['dataset']=='phantom' else ''})"
     if c['subset'] is not None: data = f"subset({data}, {r['subset']}, seed={r['seed']})"
-    settings = ', '.join(f'{k}={r[k]}' for k in ('objective','T','steps','radius','warm','gate','weight','share','every','budget','warmup','seed') if k=='objective' or c[k] != defaults[k])
+    settings = ', '.join(f'{k}={r[k]}' for k in ('objective','T','steps','radius','gate','weight','share','every','budget','warmup','seed') if k=='objective' or c[k] != defaults[k])
     return PYTHON.substitute(r, settings=settings, args=args, data=data, loss='BCEWithLogitsLoss' if multilabel else 'CrossEntropyLoss')
 
 # %% ../nbs/10_report.ipynb #5c6a6c3b

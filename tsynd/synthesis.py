@@ -89,7 +89,7 @@ OBJECTIVES = {'mi':             lambda logits_T_B_C, y, multilabel: mutual_infor
               'random':         None,   # a random direction, as far as the radius
               'reconstruction': None}   # no step at all
 
-# %% ../nbs/04_synthesis.ipynb #668e5a9f
+# %% ../nbs/04_synthesis.ipynb #91744651
 @dataclass
 class Synthesizer:
     "Makes targeted images from real ones; raises `InputError` on settings that make no sense"
@@ -100,7 +100,7 @@ class Synthesizer:
     radius:float=.3        # ε, RMS displacement per latent in units of its standard deviation
     step:float=.33         # length of the first step, in units of the radius
     jitter:float=0.        # length of a random step before the ascent, in units of the radius, in [0,1]
-    gate:float=.5          # probability that a judge, if there is one, must give the source's label, in [0,1]
+    gate:float=.8          # probability that a judge, if there is one, must give the source's label, in [0,1]
     bf16:bool=False        # run both networks in bfloat16? the uncertainty is computed in float32 all the same
     multilabel:bool=False  # several labels per image?
     prepare:callable=None  # from images in [0,1] to the classifier's input; default: as they are

@@ -34,8 +34,8 @@ SEARCH = {'baseline': None,
           'K=1, warm, share 1/2 of every 4th, weight 6': dict(every=4, weight=6.), 'K=1, warm, share 1/2 of every 4th, radius .6, weight 6': dict(every=4, radius=.6, weight=6.),
           'K=1, warm, share 1/2 of every 2nd, radius .45, weight 4': dict(radius=.45, weight=4.),
           'K=1, warm, share 1/4, radius .6': dict(one, warm=True, share=.25, radius=.6)}
-SEARCH = {a: s if s is None else dict(s, weight=s.get('weight', 1.)*s.get('share', .5)/s.get('every', 2)) for a,s in SEARCH.items()}   # weights here are those of a batch
-FINAL = {'baseline': None, 'unlimited': four, 'default': {}, 'default, gate .8': dict(gate=.8), 'budget 1.3': dict(budget=1.3)}
+SEARCH = {a: s if s is None else {**dict(gate=.5), **s, 'weight': s.get('weight', 1.)*s.get('share', .5)/s.get('every', 2)} for a,s in SEARCH.items()}   # weights here are those of a batch
+FINAL = {'baseline': None, 'unlimited': dict(four, gate=.5), 'default': {}, 'default, gate .5': dict(gate=.5), 'budget 1.3': dict(budget=1.3)}
 FOLDER = Path(__file__).parent
 
 
@@ -47,7 +47,8 @@ def measure(data, autoencoder, seed, settings, split):
     table = robustness_table(learn.model, *getattr(data, split).batch(slice(None)), data.task, eps=(2/255, 4/255), attack_n=300, seed=seed)
     scores = {f'{k} {m}': round(v[m], 4) for k,v in table.items() for m in ('auc', 'accuracy', 'balanced_accuracy')}
     seen = {} if cb is None else pd.DataFrame(cb.history)[['rose','gate','distance_latent','mi_before','mi_after','step_length']].iloc[1:].mean().round(4).to_dict()
-    return dict(scores, seconds=round(seconds, 1), synthetic=cb.n_images if cb else 0, **seen)
+    rho = dict(rho=round(cb.n_images/int(learn.train_iter)/32, 4)) if cb else {}
+    return dict(scores, seconds=round(seconds, 1), synthetic=cb.n_images if cb else 0, **rho, **seen)
 
 
 def main(which='search', seeds=1, *only):
@@ -67,6 +68,6 @@ def main(which='search', seeds=1, *only):
 
 
 COLUMNS = ['dataset','seed','arm', *[f'{c} {m}' for c in ('clean','perturbed','PGD 2/255','PGD 4/255') for m in ('auc','accuracy','balanced_accuracy')],
-           'seconds','synthetic','rose','gate','distance_latent','mi_before','mi_after','step_length']
+           'seconds','synthetic','rho','rose','gate','distance_latent','mi_before','mi_after','step_length']
 
 if __name__ == '__main__': main(*sys.argv[1:])
