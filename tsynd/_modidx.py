@@ -16,6 +16,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'tsynd.callback.MovingAverage.forward': ('callback.html#movingaverage.forward', 'tsynd/callback.py'),
                                 'tsynd.callback.MovingAverage.update': ('callback.html#movingaverage.update', 'tsynd/callback.py'),
                                 'tsynd.callback.TSynD': ('callback.html#tsynd', 'tsynd/callback.py'),
+                                'tsynd.callback.TSynD.__getstate__': ('callback.html#tsynd.__getstate__', 'tsynd/callback.py'),
                                 'tsynd.callback.TSynD.__init__': ('callback.html#tsynd.__init__', 'tsynd/callback.py'),
                                 'tsynd.callback.TSynD._batch_seed': ('callback.html#tsynd._batch_seed', 'tsynd/callback.py'),
                                 'tsynd.callback.TSynD._check': ('callback.html#tsynd._check', 'tsynd/callback.py'),

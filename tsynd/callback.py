@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TSynD', 'MovingAverage', 'BF16', 'Clock']
 
-# %% ../nbs/05_callback.ipynb #0d43e207
-import copy, math, time
+# %% ../nbs/05_callback.ipynb #2ac283ac
+import copy, math, time, warnings
 from collections import defaultdict
 from contextlib import contextmanager, nullcontext
 from statistics import mean, median
@@ -23,7 +23,7 @@ from .classifier import check_dropout
 from .data import InputError, check_range, show_images
 from .synthesis import LatentBank, Synthesizer, Synthetic, cat
 
-# %% ../nbs/05_callback.ipynb #e80cf2bb
+# %% ../nbs/05_callback.ipynb #138f8c81
 class TSynD(Callback):
     "Train on targeted synthetic images besides the real ones (Niemeijer et al. 2024, arXiv 2406.17473)"
     order,run_valid,name = -5,False,'tsynd'
@@ -37,8 +37,8 @@ class TSynD(Callback):
                  jitter:float=0.,         # random step before the ascent, in units of the radius, in [0,1]
                  warm:bool=True,          # start where the image's last ascent ended? needs `DataLoaders` that say which image it is
                  gate:float=.8,           # probability that the classifier's moving average must give the source's label, in [0,1]; 0 for no gate
-                 weight:float=1.,         # w, of the synthetic loss, times min(6, 1/ρ), so that rare images count for more
-                 share:float=.5,          # ρ, share of each batch to synthesise from, in (0,1]
+                 weight:float=1.,         # w, of the synthetic loss, times min(6, 1/ρ) with ρ = share/every, so that rare images count for more
+                 share:float=.5,          # of a batch to synthesise from, in (0,1]
                  every:int=2,             # synthesise in every m-th batch
                  budget:float=None,       # choose share and rate so that training takes so many times as long, more than 1
                  warmup:float=.1,         # share of the training to wait first, in [0,1]
@@ -133,7 +133,7 @@ class BF16(Callback):
 
     def after_fit(self): self.learn.model.__dict__.pop('forward', None)
 
-# %% ../nbs/05_callback.ipynb #f1cb2e06
+# %% ../nbs/05_callback.ipynb #e7d335cf
 @patch
 def before_batch(self:TSynD):
     self.syn,due = None,self.clock.start() if self.clock else self.learn.train_iter % self.every == 0
@@ -141,11 +141,11 @@ def before_batch(self:TSynD):
     if len(self.learn.xb) != 1 or len(self.learn.yb) != 1:
         raise InputError(f"batches have {len(self.learn.xb)} inputs and {len(self.learn.yb)} targets, but TSynD needs (image, target) batches")
     x,y = (o[0].as_subclass(Tensor) for o in (self.learn.xb, self.learn.yb))
-    n = math.ceil((self.clock.share if self.clock else self.share)*len(x))
+    n = max(min(2, len(x)), math.ceil((self.clock.share if self.clock else self.share)*len(x)))   # batch norm cannot train on one
     self.engine.multilabel = y.ndim == 2 and y.is_floating_point()
     x01,index = x[:n]*self.norm[1]+self.norm[0] if self.norm else x[:n],self._source_index(n)
     self.syn = self.engine(self.learn.model, x01, y[:n], seed=self._batch_seed(), index=index, judge=self.judge, bank=None if index is None else self.bank)
-    if (self.syn.gate > 0).sum() < min(2, n): self.syn.gate.zero_()      # batch norm cannot train on one image
+    if (self.syn.gate > 0).sum() < min(2, n): self.syn.gate.zero_()
     with self.clock.aside('look') if self.clock else nullcontext(): self._record()
     self.last_syn = self.syn
     self.count += 1; self.n_images += n
@@ -158,7 +158,7 @@ def _source_index(self:TSynD, n):
     f = getattr(self.learn.dl, 'batch_index', None)
     return None if f is None else f(self.learn.iter)[:n]
 
-# %% ../nbs/05_callback.ipynb #80927dae
+# %% ../nbs/05_callback.ipynb #ff169ed7
 @patch
 def _record(self:TSynD):
     last = self.learn.epoch == self.learn.n_epoch-1 and sum(map(len, self.kept)) < self.keep
@@ -167,7 +167,8 @@ def _record(self:TSynD):
         self.syn = self.engine.measure(self.learn.model, self.syn, seed=self._batch_seed()+1)
         self._keep()
     s = self.syn if last else self.engine.measure(self.learn.model, self.syn.pick(range(min(32, len(self.syn)))), seed=self._batch_seed()+1)
-    means = dict(rose=(s.mi_after > s.mi_before).float().mean().item(), step_length=self.engine.step, **s.table().mean().drop('source_index').to_dict())
+    used = s.pick(s.gate > 0) if (s.gate > 0).any() else s
+    means = dict(used.table().mean().drop('source_index'), rose=(used.mi_after > used.mi_before).float().mean().item(), step_length=self.engine.step, gate=s.gate.mean().item())
     self.history.append(dict(step=int(self.learn.train_iter), epoch=int(self.learn.epoch), **means))
     if self.engine.steps == 1: self.engine.step = min(self.step, 2*self.engine.step) if means['mi_after'] > means['mi_before'] else self.engine.step/2
 
@@ -226,6 +227,12 @@ def provenance(self:TSynD)->pd.DataFrame:
     "One row per synthetic image of the last epoch, at most `keep`; a gate of 0 marks those that were dropped"
     return self.last_epoch.table()
 
+# %% ../nbs/05_callback.ipynb #51b208b3
+@patch
+def __getstate__(self:TSynD):
+    left = dict(kept=[], syn=None, last_syn=None, syn_loss=None, judge=None, clock=None, bank=LatentBank(self.warm))
+    return {k: left.get(k, v) for k,v in vars(self).items()}
+
 # %% ../nbs/05_callback.ipynb #ec1fdf59
 @patch
 def show(self:TSynD,
@@ -248,7 +255,7 @@ def plot_mi(self:TSynD, ax=None):
     ax.set(xlabel='training step', ylabel='MI (nats)', ylim=(0, None)); ax.legend(fontsize=7)
     return ax
 
-# %% ../nbs/05_callback.ipynb #177387ab
+# %% ../nbs/05_callback.ipynb #fa13e02a
 class Clock:
     "Finds how many batches may synthesise if training is to take `budget` times as long"
     def __init__(self, budget:float,
@@ -259,7 +266,7 @@ class Clock:
 
     def now(self):
         if self.device is None or self.device.type == 'cpu': return time.process_time()   # what else the machine does is not our cost
-        if self.rate is None and self.device.type == 'cuda': torch.cuda.synchronize(self.device)
+        if self.rate is None: getattr(torch, self.device.type).synchronize()
         return time.perf_counter()
 
     def start(self)->bool: # synthesise in this batch?
@@ -274,7 +281,7 @@ class Clock:
         yield
         self.times[what].append(self.now()-t); self.out += self.times[what][-1]
 
-# %% ../nbs/05_callback.ipynb #cdff5d1f
+# %% ../nbs/05_callback.ipynb #df7bbfa6
 @patch
 def stop(self:Clock, n:int): # images synthesised in this batch
     if self.rate is None:
@@ -284,16 +291,18 @@ def stop(self:Clock, n:int): # images synthesised in this batch
 
 @patch
 def _choose(self:Clock, n):
-    t = {k: mean(v) if k == 'look' else median(v[1:]) for k,v in self.times.items()}
+    t = {k: mean(v) if k == 'look' else median(v[1:] or v) for k,v in self.times.items()}
     extra,average = max(t['with']-t['plain'] + t.get('look', 0), 1e-9),t.get('average', 0)
+    average *= len(self.times['average'])/(len(self.times['plain'])+len(self.times['with']))       # fewer than batches, where gradients are accumulated
     self.rate = max(0., ((self.budget-1)*t['plain']-average)/extra)
+    if not self.rate: warnings.warn(f"budget is {self.budget}, but following the classifier for the label gate alone costs {1+average/t['plain']:.2f}; nothing will be synthesised; raise the budget or use gate=0")
     if self.rate > 1: self.share,self.rate = min(1., self.share*self.rate),1.
     self.cost = dict(share=self.share, rate=self.rate, plain_ms=1e3*t['plain'], extra_ms=1e3*extra, images_per_second=n/extra,
                      ratio=1+(average+self.rate*extra*self.share/.5)/t['plain'])
 
-# %% ../nbs/05_callback.ipynb #db2ab0fc
+# %% ../nbs/05_callback.ipynb #b1793943
 @patch(as_prop=True)
 def cost(self:TSynD)->dict:
     "What the budget bought: share, rate of batches, milliseconds, synthetic images per second, ratio to plain training; raises `InputError`"
-    if self.clock is None or self.clock.rate is None: raise InputError("there is no measured cost: it is measured with a budget, over the first 16 batches after the warm-up; train longer, or give share and every")
+    if self.clock is None or self.clock.rate is None: raise InputError("there is no measured cost: it is measured with a budget, over eight plain batches and the first eight that synthesise; train longer, or give share and every")
     return self.clock.cost

@@ -24,10 +24,10 @@ from .data import ImageData, InputError, Split, check_classes, check_range, load
 from .robustness import robustness_table
 from .synthesis import COLUMNS
 
-# %% ../nbs/08_experiment.ipynb #1197c822
+# %% ../nbs/08_experiment.ipynb #c5a9bc8a
 @dataclass
 class RunConfig:
-    "What to run; two equal records give equal numbers on the same machine"
+    "What to run; two equal records give equal numbers on the same machine, unless a budget is given"
     dataset: str = 'phantom'     # or one of the twelve 2D MedMNIST sets
     subset: int = None           # labelled training images; all by default
     size: int = 28               # pixels

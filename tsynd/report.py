@@ -520,7 +520,7 @@ information (MI) measures that disagreement, in nats: 0 when all agree, at most 
 A <em>point</em> is a hundredth.</p>
 <p><strong>What is measured.</strong> All measures are of the plain classifier with dropout <em>off</em>, on test images that took no part in training. Dropout is on only where MI is measured.</p>''')
 
-# %% ../nbs/10_report.ipynb #13022dc2
+# %% ../nbs/10_report.ipynb #5d31a56d
 _ASCENT = dict(random='From there the code is moved a small way in a random direction.', reconstruction='With this objective the code stays where it is.')
 
 def read_html(run)->str:
@@ -528,7 +528,7 @@ def read_html(run)->str:
     C = len(run.m['data'].get('classes', [])) or 2
     limit = f"{C} × ln 2 = {C*math.log(2):.2f} (the sum over {C} labels)" if run.multilabel else f"ln {C} = {math.log(C):.2f}"
     aim = OBJECTIVES.get(run.objective, run.objective)
-    ascent = _ASCENT.get(run.objective, f"From there the code is moved a few small steps, inside a fixed radius, to where the classifier’s {esc(aim)} is larger.")
+    ascent = _ASCENT.get(run.objective, f"From there the code is moved in one or more small steps, inside a fixed radius, to where the classifier’s {esc(aim)} is larger.")
     gate = ' A slowly moving average of the classifier had to find that label probable; otherwise the image was moved back towards its source, or dropped.' if run.m['config'].get('gate') else ''
     return READ.substitute(label=esc(run.label), ascent=ascent, gate=gate, limit=limit)
 

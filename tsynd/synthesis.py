@@ -280,7 +280,7 @@ def _found(self:Synthesizer, judge, x, y): # (B,1), or (B,C) if multi-label: doe
     if self.multilabel: return torch.where(y > 0, logits, -logits).sigmoid() >= self.gate
     return logits.softmax(1).gather(1, y[:,None]) >= self.gate
 
-# %% ../nbs/04_synthesis.ipynb #0f89686b
+# %% ../nbs/04_synthesis.ipynb #5943f12c
 class LatentBank:
     "Latents by source index: encodings, and where the last ascents ended; an image that has changed counts as new"
     def __init__(self, warm:bool=True): self.rows,self.warm,self.encoded = {},warm,0
@@ -295,15 +295,15 @@ class LatentBank:
             self.encoded += int(new.sum())
         return z0, start
 
-    def store(self, index, z): self.z[self._row(index)] = z.detach()
+    def store(self, index, z): self.z[self._row(index).to(z.device)] = z.detach()
 
-# %% ../nbs/04_synthesis.ipynb #e459f473
+# %% ../nbs/04_synthesis.ipynb #d09f1ed8
 @patch
 def _row(self:LatentBank, index): return torch.tensor([self.rows.setdefault(i, len(self.rows)) for i in index.tolist()])
 
 @patch
 def _find(self:LatentBank, ae, x, index):
-    rows,shape = self._row(index),ae.latent_shape(x.shape[1:])
+    rows,shape = self._row(index).to(x.device),ae.latent_shape(x.shape[1:])
     if not hasattr(self, 'z'): self.z,self.z0,self.mark = x.new_zeros(0, *shape),x.new_zeros(0, *shape),x.new_zeros(0, 4)
     more = len(self.rows)-len(self.z)
     if more:

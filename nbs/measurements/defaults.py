@@ -1,4 +1,4 @@
-"""What the defaults of TSynD rest on: one setting changed at a time, 100 labelled images, measured on validation images only.
+"""What radius and objective rest on: one setting changed at a time, 100 labelled images, measured on validation images only.
 
     MEDMNIST_ROOT=path/to/medmnist python nbs/measurements/defaults.py [seeds]
 
@@ -15,7 +15,8 @@ from tsynd.classifier import train_classifier
 from tsynd.data import load_data, subset
 from tsynd.robustness import robustness_table
 
-ARMS = {'baseline': None, 'TSynD, defaults': {}, 'objective=reconstruction': dict(objective='reconstruction'), 'objective=random': dict(objective='random'),
+BASE = dict(steps=4, T=16, share=1., every=1, warm=False, gate=0.)
+ARMS = {'baseline': None, 'K=4, T=16, all images, no gate': {}, 'objective=reconstruction': dict(objective='reconstruction'), 'objective=random': dict(objective='random'),
         'objective=entropy': dict(objective='entropy'), 'objective=cross_entropy, radius=0.2': dict(objective='cross_entropy', radius=.2),
         'radius=0.15': dict(radius=.15), 'radius=0.6': dict(radius=.6), 'steps=2': dict(steps=2), 'steps=8, step=0.25': dict(steps=8, step=.25),
         'weight=0.5': dict(weight=.5), 'weight=2': dict(weight=2.)}
@@ -23,7 +24,7 @@ OUT = Path(__file__).with_suffix('.csv')
 
 
 def measure(data, autoencoder, seed, settings):
-    cbs = [] if settings is None else [TSynD(autoencoder, seed=seed, keep=1, measure_every=10**9, **settings)]
+    cbs = [] if settings is None else [TSynD(autoencoder, seed=seed, keep=1, measure_every=10**9, **(BASE | settings))]
     start = time.perf_counter()
     learn = train_classifier(data, epochs=75, seed=seed, cbs=cbs)
     seconds = time.perf_counter()-start

@@ -20,9 +20,20 @@ from tsynd.synthesis import LatentBank, Synthesizer
 from tsynd.uncertainty import mutual_information
 
 OUT = Path(__file__).with_suffix('.csv')
-SETTINGS = [(m, s, b) for m in ('small_resnet', 'resnet18') for s,b in ((28, 128), (28, 32), (64, 32))]
+SETTINGS = [('resnet18', 28, 128), *[('small_resnet', s, b) for s,b in ((28, 128), (28, 32), (64, 32))], ('resnet18', 28, 32), ('resnet18', 64, 32)]
 full = dict(share=1., every=1)
 LEARNERS = {'plain': None, 'all, K=4, T=16': dict(full, steps=4, T=16, warm=False), 'all': full, 'default': {}, 'budget 1.3': dict(budget=1.3)}
+
+
+found = Synthesizer._found
+def as_in_earnest(self, judge, x, y):
+    "The judge looks, but as it has learned nothing and would drop all, 1 of 5 passes at first and 3 of 5 later, about as in labels.csv"
+    found(self, judge, x, y)
+    self.first = not getattr(self, "first", False) or len(x) == self.n
+    if self.first: self.n = len(x)
+    return (torch.arange(len(x), device=x.device) % 5 < (1 if self.first else 3))[:,None]
+
+Synthesizer._found = as_in_earnest
 
 
 def clock(device):
@@ -92,7 +103,7 @@ def memory(model, size, B, name):
 import gc, torch, speed
 read = lambda k: next(int(l.split()[1])/1024 for l in open('/proc/self/status') if l.startswith(k))
 before = read('VmRSS')
-speed.learner({model!r}, {size}, {B}, torch.device('cpu'), speed.LEARNERS[{name!r}], 12, 0)
+speed.learner({model!r}, {size}, {B}, torch.device('cpu'), speed.LEARNERS[{name!r}], {28 if name.startswith('budget') else 12}, 0)
 print(read('VmHWM')-before)"""
     return float(subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True).stdout.split()[-1])
 
@@ -108,7 +119,7 @@ def measure(model, size, B, device, repeats):
     rows += [dict(kind='part', what=k, ms=v, ratio=v/ms['plain'], images_per_second=1e3*B/v) for k,v in ms.items()]
     plain = None
     for name,settings in LEARNERS.items():
-        t,cb = learner(model, size, B, device, settings, *((56, 16) if name.startswith('budget') else (12, 4)))
+        t,cb = learner(model, size, B, device, settings, *((56, 16) if name.startswith('budget') else (24, 4) if name == 'default' else (12, 4)))
         plain = plain or t
         made = 0 if cb is None else B*(cb.share/cb.every if cb.clock is None else cb.clock.share*cb.clock.rate)
         rows.append(dict(kind='training', what=name, ms=1e3*t, ratio=t/plain, images_per_second=made/(t-plain) if made else None))
