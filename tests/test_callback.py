@@ -839,17 +839,6 @@ def test_the_average_of_a_model_whose_weights_come_from_hooks():
         model.eval(); average.update(model)
         torch.testing.assert_close(average(x), model(x))
 
-@pytest.mark.parametrize('share,every,warmup', [(.5,2,0), (.25,1,0), (1,3,0), (.5,5,0)])
-def test_rare_images_count_for_more(data, ae, share, every, warmup):
-    "The mean loss of those in a batch is weighted with w/ρ, and with 6w at most"
-    class Added(Callback):
-        order = -4
-        def before_fit(self): self.sum = 0.
-        def after_loss(self):
-            if self.training and self.learn.tsynd.syn is not None: self.sum += ((self.learn.loss_grad-self.learn.loss)/self.learn.tsynd.syn_loss).item()
-    learn = fit(data, [tsynd(ae, share=share, every=every, weight=.7), Added()], epochs=6)
-    assert learn.added.sum == pytest.approx(.7*min(6, every/share)*30/every, rel=1e-4)
-
 def test_a_pickled_callback_carries_no_image(data, ae):
     tsynd_ = fit(data, tsynd(ae, gate=.5, warm=True)).tsynd
     n, again = len(tsynd_.images), pickle.loads(pickle.dumps(tsynd_))

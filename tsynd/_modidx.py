@@ -24,7 +24,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'tsynd.callback.TSynD._normalise': ('callback.html#tsynd._normalise', 'tsynd/callback.py'),
                                 'tsynd.callback.TSynD._record': ('callback.html#tsynd._record', 'tsynd/callback.py'),
                                 'tsynd.callback.TSynD._reset': ('callback.html#tsynd._reset', 'tsynd/callback.py'),
-                                'tsynd.callback.TSynD._rho': ('callback.html#tsynd._rho', 'tsynd/callback.py'),
                                 'tsynd.callback.TSynD._source_index': ('callback.html#tsynd._source_index', 'tsynd/callback.py'),
                                 'tsynd.callback.TSynD.after_batch': ('callback.html#tsynd.after_batch', 'tsynd/callback.py'),
                                 'tsynd.callback.TSynD.after_cancel_fit': ('callback.html#tsynd.after_cancel_fit', 'tsynd/callback.py'),

@@ -23,7 +23,7 @@ from .classifier import check_dropout
 from .data import InputError, check_range, show_images
 from .synthesis import LatentBank, Synthesizer, Synthetic, cat
 
-# %% ../nbs/05_callback.ipynb #138f8c81
+# %% ../nbs/05_callback.ipynb #e1cce55d
 class TSynD(Callback):
     "Train on targeted synthetic images besides the real ones (Niemeijer et al. 2024, arXiv 2406.17473)"
     order,run_valid,name = -5,False,'tsynd'
@@ -37,7 +37,7 @@ class TSynD(Callback):
                  jitter:float=0.,         # random step before the ascent, in units of the radius, in [0,1]
                  warm:bool=True,          # start where the image's last ascent ended? needs `DataLoaders` that say which image it is
                  gate:float=.8,           # probability that the classifier's moving average must give the source's label, in [0,1]; 0 for no gate
-                 weight:float=1.,         # w, of the synthetic loss, times min(6, 1/ρ) with ρ = share/every, so that rare images count for more
+                 weight:float=1.,         # w, of the synthetic loss: more buys robustness and costs clean accuracy
                  share:float=.5,          # of a batch to synthesise from, in (0,1]
                  every:int=2,             # synthesise in every m-th batch
                  budget:float=None,       # choose share and rate so that training takes so many times as long, more than 1
@@ -177,7 +177,7 @@ def _keep(self:TSynD):
     room = self.keep - sum(map(len, self.kept))
     self.kept.append(cat([self.syn]).pick(range(min(room, len(self.syn)))))
 
-# %% ../nbs/05_callback.ipynb #4f0f804a
+# %% ../nbs/05_callback.ipynb #2478e695
 @patch
 def after_loss(self:TSynD):
     if self.syn is None or self.weight == 0: return
@@ -186,12 +186,7 @@ def after_loss(self:TSynD):
     pred = self.learn.model(self.engine.look(syn.x))
     self.syn_loss = self.base_loss(pred, syn.y)
     if not torch.isfinite(self.syn_loss): raise InputError(f"loss on synthetic images is {float(self.syn_loss)} in epoch {self.learn.epoch}, but must be finite; lower the learning rate")
-    self.learn.loss_grad = self.learn.loss_grad + self.weight*min(6, 1/self._rho())*self.syn_loss
-
-@patch
-def _rho(self:TSynD): # synthetic images per real one
-    if self.clock: return self.clock.share*(1 if self.clock.rate is None else self.clock.rate)
-    return self.share/self.every
+    self.learn.loss_grad = self.learn.loss_grad + self.weight*self.syn_loss
 
 @patch
 def after_step(self:TSynD):

@@ -24,7 +24,7 @@ from .data import ImageData, InputError, Split, check_classes, check_range, load
 from .robustness import robustness_table
 from .synthesis import COLUMNS
 
-# %% ../nbs/08_experiment.ipynb #c5a9bc8a
+# %% ../nbs/08_experiment.ipynb #1619fa89
 @dataclass
 class RunConfig:
     "What to run; two equal records give equal numbers on the same machine, unless a budget is given"
@@ -45,7 +45,7 @@ class RunConfig:
     T: int = 8                   # dropout draws in the ascent
     steps: int = 1               # ascent steps
     radius: float = .3           # RMS displacement per latent, in standard deviations
-    weight: float = 1.           # of the synthetic loss; the rarer the images, the more each counts
+    weight: float = 1.           # of the synthetic loss: more buys robustness, costs clean accuracy
     share: float = .5            # share of a batch to synthesise from
     every: int = 2               # synthesise in every m-th batch
     budget: float = None         # choose the two above so that training takes so many times as long

@@ -34,8 +34,9 @@ SEARCH = {'baseline': None,
           'K=1, warm, share 1/2 of every 4th, weight 6': dict(every=4, weight=6.), 'K=1, warm, share 1/2 of every 4th, radius .6, weight 6': dict(every=4, radius=.6, weight=6.),
           'K=1, warm, share 1/2 of every 2nd, radius .45, weight 4': dict(radius=.45, weight=4.),
           'K=1, warm, share 1/4, radius .6': dict(one, warm=True, share=.25, radius=.6)}
-SEARCH = {a: s if s is None else {**dict(gate=.5), **s, 'weight': s.get('weight', 1.)/min(6, s.get('every', 2)/s.get('share', .5))} for a,s in SEARCH.items()}   # weights here are those of a batch
-FINAL = {'baseline': None, 'unlimited': dict(four, gate=.5), 'default': {}, 'default, gate .5': dict(gate=.5), 'budget 1.3': dict(budget=1.3)}
+SEARCH = {a: s if s is None else {**dict(gate=.5), **s} for a,s in SEARCH.items()}
+FINAL = {'baseline': None, 'unlimited': dict(four, gate=.5), 'default': {}, 'default, weight 4': dict(weight=4.),
+         'default, gate .5, weight 4': dict(gate=.5, weight=4.), 'budget 1.3': dict(budget=1.3), 'budget 1.3, weight 6': dict(budget=1.3, weight=6.)}
 FOLDER = Path(__file__).parent
 
 
