@@ -270,7 +270,7 @@ def test_distances_are_those_of_the_saved_images(trained):
 @traineds
 def test_synthetic_images_are_less_certain_than_where_they_started(trained):
     rows = trained.rows
-    assert (rows.mi_after > rows.mi_before).mean() > .8 and rows.mi_after.mean() > 1.5*rows.mi_before.mean()
+    assert (rows.mi_after > rows.mi_before).mean() > .7 and rows.mi_after.mean() > 1.2*rows.mi_before.mean()       # a classifier of eight epochs
     last = pd.DataFrame(trained.m['arms']['tsynd']['trace']).query('epoch == 7')
     assert last[['mi_before', 'mi_after', 'p_before']].mean().tolist() == pytest.approx(rows[['mi_before', 'mi_after', 'p_before']].mean().tolist(), rel=1e-4)
 
