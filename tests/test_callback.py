@@ -1,5 +1,5 @@
 """The callback in trainings of many kinds: off means off, each image where and when it should be, validation untouched."""
-import copy, math, pickle, random, threading, warnings
+import math, pickle, random, threading, warnings
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace

@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 import tsynd
 from tsynd.autoencoder import autoencoder_learner, load_autoencoder
+from tsynd.callback import TSynD
 from tsynd.classifier import load_classifier, mc_logits
 from tsynd.cli import main
 from tsynd.data import InputError, image_dls, load_data, load_npz, phantom, subset
@@ -246,7 +247,9 @@ def test_printed_table_has_the_numbers_of_metrics_json(layout):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    return small(tmp_path_factory.mktemp('trained')/'x', size=28, subset=32, ae_steps=150, epochs=8, T=8, steps=4, quick=False, radius=.5)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr('tsynd.experiment.TSynD', partial(TSynD, warm=False))            # each ascent from its source
+        return small(tmp_path_factory.mktemp('trained')/'x', size=28, subset=32, ae_steps=150, epochs=8, T=8, steps=4, quick=False, radius=.5)
 
 traineds = pytest.mark.xdist_group('trained')
 
@@ -270,7 +273,7 @@ def test_distances_are_those_of_the_saved_images(trained):
 @traineds
 def test_synthetic_images_are_less_certain_than_where_they_started(trained):
     rows = trained.rows
-    assert (rows.mi_after > rows.mi_before).mean() > .7 and rows.mi_after.mean() > 1.2*rows.mi_before.mean()       # a classifier of eight epochs
+    assert (rows.mi_after > rows.mi_before).mean() > .8 and rows.mi_after.mean() > 1.5*rows.mi_before.mean()
     last = pd.DataFrame(trained.m['arms']['tsynd']['trace']).query('epoch == 7')
     assert last[['mi_before', 'mi_after', 'p_before']].mean().tolist() == pytest.approx(rows[['mi_before', 'mi_after', 'p_before']].mean().tolist(), rel=1e-4)
 

@@ -7,7 +7,7 @@ from hypothesis import given, strategies as st
 from PIL import Image
 
 from tsynd.data import InputError
-from tsynd.report import (PALETTE, RunFolder, _strong, attack, caution, compare, esc, figure_style, finding, gallery_html, gallery_plot, page_html, pick,
+from tsynd.report import (PALETTE, RunFolder, _strong, attack, caution, compare, esc, figure_style, finding, gallery_html, gallery_plot, pick,
                           python_lines, read_run, robustness_plot, table_html, training_plot, trace_plot, write_report)
 
 CONDITIONS = ['clean', 'perturbed', 'PGD 1/255', 'PGD 4/255']

@@ -492,7 +492,7 @@ def test_jitter_is_a_short_random_step_inside_the_ball(jitter, far, starts):
     engine = Synthesizer(ae, T=4, steps=1, jitter=jitter)
     with torch.no_grad(): z0 = ae.encode(x); before = in_ball(z0, engine.length(z0), 3, far=far)
     run = lambda seed: engine(model, x, y, seed=seed, index=torch.arange(4), bank=with_start(before))
-    a,b,c = run(1), run(1), run(2)
+    a,b,_ = run(1), run(1), run(2)
     for start,z0,r in starts:
         step = S._norm(start-before).flatten()/r
         assert (step <= jitter+1e-9).all() and (S._norm(start-z0) <= r*(1+1e-9)).all()

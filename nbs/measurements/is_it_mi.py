@@ -117,7 +117,7 @@ def measure(data, far, seed, models, plain):
     x,y = data.test.batch(slice(None))
     logits = sum(predict(m, x) for m in (models if len(models) > 1 else [plain]))/len(models)
     fixed = {'clean auc': metrics(y, probabilities(logits), data.task)['auc'], 'cost': cost(models, plain, x[:32])}
-    xh,yh = x[:HELD_OUT],y[:HELD_OUT]
+    xh = x[:HELD_OUT]
     features = lambda x: predict(plain.trunk, (x-.5)/.5)
     margin,wrong = (logits[:,1]-logits[:,0]).abs()[:HELD_OUT].numpy(),(logits.argmax(1) != y)[:HELD_OUT].numpy()
     norm,held,strange,hole = features(xh).norm(dim=1).numpy(),draws(models, xh),draws(models, far),None
