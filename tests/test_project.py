@@ -11,7 +11,7 @@ from nbdev.test import nb_test_cells
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = Path(sys.executable).parent
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
-CHAPTERS = [f for f in NOTEBOOKS if re.match(r'\d\d_', f.name)]
+CHAPTERS = [f for f in NOTEBOOKS if re.match(r'\d\d[a-z]?_', f.name)]
 TEXTS = [f for pattern in ('*.md', '*.ini', '*.toml', '.gitignore', '.ci/*', '.github/workflows/*', 'tsynd/*.py', 'tests/*.py')
          for f in sorted(ROOT.glob(pattern)) if f.is_file()]
 MACHINE = re.compile(r'(?<![\w./+])(?:/(?:root|home|Users|work|tmp|mnt|opt|private)/|[A-Z]:\\\\?Users)')
@@ -25,7 +25,9 @@ def code(nb): return [c for c in read_nb(nb).cells if c.cell_type == 'code' and 
 
 def where(nb, cell): return f'{nb.name} cell {cell.id}: {cell.source[:60]!r}'
 
-def number(nb): return int(nb.name[:2])
+def number(nb): return nb.stem.split('_')[0]   # 06, then 06a, then 07
+
+def module(nb): return nb.stem.split('_', 1)[1]
 
 
 @pytest.fixture(scope='module')
@@ -113,14 +115,14 @@ def test_readme_can_be_followed():
 WITHOUT_MODULE = {'12_speed.ipynb'}   # only shows what was measured
 
 def test_chapters_are_numbered_and_named_like_their_modules():
-    assert [number(f) for f in CHAPTERS][:6] == [0, 1, 2, 3, 4, 5] and ROOT/'nbs'/'index.ipynb' in NOTEBOOKS
+    assert [number(f) for f in CHAPTERS][:6] == ['00', '01', '02', '03', '04', '05'] and ROOT/'nbs'/'index.ipynb' in NOTEBOOKS
     assert len({number(f) for f in CHAPTERS}) == len(CHAPTERS)
     exported = {f.name: re.search(r'^#\|\s*default_exp\s+(\S+)', code(f)[0].source, re.M) for f in CHAPTERS}
-    assert {f: m[1] for f, m in exported.items() if m} == {f.name: f.stem[3:] for f in CHAPTERS if f.name not in WITHOUT_MODULE}
+    assert {f: m[1] for f, m in exported.items() if m} == {f.name: module(f) for f in CHAPTERS if f.name not in WITHOUT_MODULE}
     assert not any(re.search(r'^#\|\s*export', c.source, re.M) for f in CHAPTERS if f.name in WITHOUT_MODULE for c in code(f))
 
 
-@pytest.mark.parametrize('nb', [f for f in CHAPTERS if number(f) <= 5], ids=lambda f: f.stem)
+@pytest.mark.parametrize('nb', [f for f in CHAPTERS if number(f) <= '05'], ids=lambda f: f.stem)
 def test_no_cell_of_the_first_chapters_is_skipped(nb):
     "nbdev itself says which cells it would run"
     run = {c.id for c in nb_test_cells(nb, skip_flags=get_config(ROOT).tst_flags.split())}
@@ -195,7 +197,7 @@ def modules(): return {f.stem: ast.parse(f.read_text(encoding='utf-8')) for f in
 
 
 def test_modules_import_only_earlier_ones():
-    chapter = {f.stem[3:]: number(f) for f in CHAPTERS}
+    chapter = {module(f): number(f) for f in CHAPTERS}
     found = [(name, other[1:].split('.')[0]) for name, tree in modules().items() for other in imported(tree) if other[0] == '.']
     assert [f'{a} imports {b}' for a, b in found if b in chapter and chapter[b] >= chapter[a]] == []
 

@@ -23,7 +23,7 @@ from .classifier import check_dropout
 from .data import InputError, check_range, show_images
 from .synthesis import LatentBank, Synthesizer, Synthetic, cat
 
-# %% ../nbs/05_callback.ipynb #e1cce55d
+# %% ../nbs/05_callback.ipynb #e7cb3c6c
 class TSynD(Callback):
     "Train on targeted synthetic images besides the real ones (Niemeijer et al. 2024, arXiv 2406.17473)"
     order,run_valid,name = -5,False,'tsynd'
@@ -39,7 +39,7 @@ class TSynD(Callback):
                  gate:float=.8,           # probability that the classifier's moving average must give the source's label, in [0,1]; 0 for no gate
                  weight:float=1.,         # w, of the synthetic loss: more buys robustness and costs clean accuracy
                  share:float=.5,          # of a batch to synthesise from, in (0,1]
-                 every:int=2,             # synthesise in every m-th batch
+                 every:int=3,             # synthesise in every m-th batch
                  budget:float=None,       # choose share and rate so that training takes so many times as long, more than 1
                  warmup:float=.1,         # share of the training to wait first, in [0,1]
                  bf16:bool=None,          # synthesise in bfloat16? default: if the `Learner` trains with `BF16`
@@ -51,7 +51,7 @@ class TSynD(Callback):
         store_attr('step,warm,gate,weight,share,every,budget,warmup,bf16,seed,keep,measure_every')
         self._check(); self._reset()
 
-# %% ../nbs/05_callback.ipynb #6c7b3ea9
+# %% ../nbs/05_callback.ipynb #d599dc8f
 @patch
 def _check(self:TSynD):
     check_range('weight', self.weight, lo=0); check_range('share', self.share, lo=0, hi=1, open_lo=True)
@@ -59,7 +59,7 @@ def _check(self:TSynD):
     check_range('keep', self.keep, lo=0, integer=True); check_range('measure_every', self.measure_every, lo=1, integer=True)
     if self.budget is None: return
     check_range('budget', self.budget, lo=1, open_lo=True)
-    if (self.share, self.every) != (.5, 2): raise InputError(f"budget is {self.budget} and share is {self.share}, every {self.every}, expected one of them: a budget chooses them itself")
+    if (self.share, self.every) != (.5, 3): raise InputError(f"budget is {self.budget} and share is {self.share}, every {self.every}, expected one of them: a budget chooses them itself")
 
 @patch
 def _reset(self:TSynD):

@@ -26,7 +26,7 @@ RUN = '''Train an autoencoder on the training images, then a classifier without 
 and with the same batches; measure both on the test split: clean, randomly perturbed, and under attack (PGD). Everything
 goes into one new folder: report.html, metrics.json, figures, synthetic images with their provenance, models.'''
 
-# %% ../nbs/11_cli.ipynb #bf95b8f0
+# %% ../nbs/11_cli.ipynb #e80972b6
 OPTIONS = [ # name, type, help
     ('subset', int, 'number of labelled training images, stratified (default: all)'),
     ('size', int, 'height and width in pixels: 28, 64, 128 or 224 (default: 28)'),
@@ -45,7 +45,7 @@ OPTIONS = [ # name, type, help
     ('weight', float, 'of the loss on synthetic images: more buys robustness, costs clean accuracy (default: 1.0)'),
     ('gate', float, "probability that a moving average of the classifier must give the source's label; 0: no gate (default: 0.8)"),
     ('share', float, 'share of a batch to synthesise from (default: 0.5)'),
-    ('every', int, 'synthesise in every m-th batch (default: 2)'),
+    ('every', int, 'synthesise in every m-th batch (default: 3)'),
     ('budget', float, 'let training take X times as long instead, such as 1.3; the numbers then depend on the machine'),
     ('warmup', float, 'share of the training without synthesis (default: 0.1)')]
 

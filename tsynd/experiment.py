@@ -24,7 +24,7 @@ from .data import ImageData, InputError, Split, check_classes, check_range, load
 from .robustness import robustness_table
 from .synthesis import COLUMNS
 
-# %% ../nbs/08_experiment.ipynb #1619fa89
+# %% ../nbs/08_experiment.ipynb #65afb8f3
 @dataclass
 class RunConfig:
     "What to run; two equal records give equal numbers on the same machine, unless a budget is given"
@@ -47,7 +47,7 @@ class RunConfig:
     radius: float = .3           # RMS displacement per latent, in standard deviations
     weight: float = 1.           # of the synthetic loss: more buys robustness, costs clean accuracy
     share: float = .5            # share of a batch to synthesise from
-    every: int = 2               # synthesise in every m-th batch
+    every: int = 3               # synthesise in every m-th batch
     budget: float = None         # choose the two above so that training takes so many times as long
     gate: float = .8             # probability that the classifier's moving average must give the source's label; 0 for no gate
     bf16: bool = False           # train and synthesise in bfloat16, both arms?

@@ -28,15 +28,15 @@ SEARCH = {'baseline': None,
           'K=4, share 1/4': dict(four, share=.25), 'K=1, warm, share 1/4': dict(one, warm=True, share=.25),
           'K=1, warm, every 4th': dict(one, warm=True, every=4), 'K=1, warm, share 1/8': dict(one, warm=True, share=.125),
           'K=1, warm, share 1/4, weight 2': dict(one, warm=True, share=.25, weight=2.),
-          'K=1, warm, share 1/2 of every 2nd': {}, 'K=1, warm, share 1/2 of every 4th': dict(every=4),
-          'K=1, warm, share 1/2 of every 2nd, radius .6': dict(radius=.6), 'K=1, warm, share 1/2 of every 2nd, radius 1': dict(radius=1.), 'K=1, warm, share 1/2 of every 2nd, radius .6, weight 3': dict(radius=.6, weight=3.),
-          'K=1, warm, share 1/2 of every 2nd, weight 3': dict(weight=3.), 'K=1, warm, share 1/2 of every 2nd, weight 6': dict(weight=6.),
+          'K=1, warm, share 1/2 of every 2nd': dict(every=2), 'K=1, warm, share 1/2 of every 4th': dict(every=4),
+          'K=1, warm, share 1/2 of every 2nd, radius .6': dict(every=2, radius=.6), 'K=1, warm, share 1/2 of every 2nd, radius 1': dict(every=2, radius=1.), 'K=1, warm, share 1/2 of every 2nd, radius .6, weight 3': dict(every=2, radius=.6, weight=3.),
+          'K=1, warm, share 1/2 of every 2nd, weight 3': dict(every=2, weight=3.), 'K=1, warm, share 1/2 of every 2nd, weight 6': dict(every=2, weight=6.),
           'K=1, warm, share 1/2 of every 4th, weight 6': dict(every=4, weight=6.), 'K=1, warm, share 1/2 of every 4th, radius .6, weight 6': dict(every=4, radius=.6, weight=6.),
-          'K=1, warm, share 1/2 of every 2nd, radius .45, weight 4': dict(radius=.45, weight=4.),
+          'K=1, warm, share 1/2 of every 2nd, radius .45, weight 4': dict(every=2, radius=.45, weight=4.),
           'K=1, warm, share 1/4, radius .6': dict(one, warm=True, share=.25, radius=.6)}
 SEARCH = {a: s if s is None else {**dict(gate=.5), **s} for a,s in SEARCH.items()}
 FINAL = {'baseline': None, 'unlimited': dict(four, gate=.5), 'default': {}, 'default, weight 4': dict(weight=4.),
-         'default, gate .5, weight 4': dict(gate=.5, weight=4.), 'budget 1.3': dict(budget=1.3), 'budget 1.3, weight 6': dict(budget=1.3, weight=6.)}
+         'budget 1.3': dict(budget=1.3), 'budget 1.3, weight 6': dict(budget=1.3, weight=6.)}
 FOLDER = Path(__file__).parent
 
 
