@@ -10,6 +10,7 @@ from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 import pandas as pd
+from fastai.callback.core import Callback
 
 from tsynd.autoencoder import train_autoencoder
 from tsynd.callback import BF16, TSynD
@@ -36,14 +37,20 @@ SEARCH = {'baseline': None,
           'K=1, warm, share 1/4, radius .6': dict(one, warm=True, share=.25, radius=.6)}
 SEARCH = {a: s if s is None else {**dict(gate=.5), **s} for a,s in SEARCH.items()}
 FINAL = {'baseline': None, 'unlimited': dict(four, gate=.5), 'default': {}, 'default, weight 4': dict(weight=4.),
-         'budget 1.3': dict(budget=1.3), 'budget 1.3, weight 6': dict(budget=1.3, weight=6.)}
+         'budget 1.3': dict(budget=1.3), 'budget 1.3, weight 6': dict(budget=1.3, weight=6.), 'default, naive': dict(naive=True)}
 FOLDER = Path(__file__).parent
 
 
+class Naive(Callback):
+    "Every draw through the whole network"
+    def before_fit(self): self.learn.model._mc_full = True
+
 def measure(data, autoencoder, seed, settings, split):
+    settings,naive = settings and dict(settings),settings and settings.get('naive')
+    if naive: settings.pop('naive')
     cb = None if settings is None else TSynD(autoencoder, seed=seed, **settings)
     start = time.perf_counter()
-    learn = train_classifier(data, epochs=75, seed=seed, cbs=[BF16(), *([cb] if cb else [])])
+    learn = train_classifier(data, epochs=75, seed=seed, cbs=[BF16(), *([Naive()] if naive else []), *([cb] if cb else [])])
     seconds = time.perf_counter()-start
     table = robustness_table(learn.model, *getattr(data, split).batch(slice(None)), data.task, eps=(2/255, 4/255), attack_n=300, seed=seed)
     scores = {f'{k} {m}': round(v[m], 4) for k,v in table.items() for m in ('auc', 'accuracy', 'balanced_accuracy')}

@@ -15,7 +15,7 @@ from tsynd.classifier import train_classifier
 from tsynd.data import load_data
 from tsynd.robustness import robustness_table
 
-ARMS = {'baseline': None, 'weight 4': dict(weight=4.), 'weight 2': dict(weight=2.), 'weight 1': {}, 'weight 2, gate .5': dict(weight=2., gate=.5),
+ARMS = {'baseline': None, **{f'weight {w}': dict(weight=float(w), every=2) for w in (4, 2, 1)}, 'weight 2, gate .5': dict(weight=2., gate=.5, every=2),
         'weight 1, all images': dict(share=1., every=1)}
 OUT = Path(__file__).with_suffix('.csv')
 

@@ -1,0 +1,174 @@
+"""What each arm promises: the distance of the random twin, the box of the attack, and that training without it is untouched."""
+import math
+
+import pytest, torch
+from fastai.callback.core import Callback
+
+from tsynd.arms import ARMS, AdversarialTraining, PixelSpace, TrivialAugment, adversarial, callbacks, extra_images
+from tsynd.autoencoder import train_autoencoder
+from tsynd.callback import TSynD
+from tsynd.classifier import make_classifier, train_classifier
+from tsynd.data import InputError, phantom, seeded
+from tsynd.synthesis import Synthesizer
+
+
+@pytest.fixture(scope='module')
+def data(): return phantom(n_train=24, n_val=8, n_test=8)
+
+@pytest.fixture(scope='module')
+def ae(data): return train_autoencoder(data, steps=20)
+
+@pytest.fixture(scope='module')
+def model(data): return train_classifier(data, epochs=4).model
+
+class Linear(torch.nn.Module):
+    "Log-odds that are linear in the pixels, so that the strongest attack is known"
+    def __init__(self, w): super().__init__(); self.w = torch.nn.Parameter(w)
+    def forward(self, x):
+        s = (x*self.w).sum((1,2,3))
+        return torch.stack([-s/2, s/2], 1)
+
+
+def test_every_arm_says_what_it_is():
+    for name, a in ARMS.items():
+        assert a.name == name and a.sentence and a.source and len(a.sentence) < 100
+        assert all(v is not None for v in a.settings.values())
+
+@pytest.mark.parametrize('name', ARMS)
+def test_every_arm_trains(name, data, ae):
+    settings = dict(gate=0.) if 'gate' in ARMS[name].settings else {}
+    losses = train_classifier(data, epochs=1, bs=8, cbs=callbacks(name, ae, seed=1, **settings)).recorder.losses
+    assert len(losses) == 3 and all(math.isfinite(l) for l in losses)
+
+@pytest.mark.parametrize('name, settings', [(a, dict(weight=0.)) for a in ARMS if 'weight' in ARMS[a].settings and a not in ('mi_fgsm','mi_mixup')]
+                         + [('trivialaugment', dict(p=0.)), ('mi_fgsm', dict(weight=0., attack_weight=0.))], ids=lambda v: v if isinstance(v, str) else '')
+def test_an_arm_without_weight_is_the_baseline(name, settings, data, ae):
+    "To the last bit: nothing an arm does touches the random stream or the buffers of the classifier"
+    def weights(cbs): return torch.cat([v.flatten().double() for v in train_classifier(data, epochs=1, bs=8, cbs=cbs).model.state_dict().values()])
+    assert torch.equal(weights(callbacks(name, ae, **settings)), weights([]))
+
+@pytest.mark.parametrize('name, settings, said', [('mi', dict(wieght=1), "no setting 'wieght', expected some of weight, radius"), ('nothing', {}, "arm is 'nothing', expected one of baseline"),
+    ('mi', dict(radius=-1), 'radius is -1'), ('mi', dict(gate=2.), 'gate is 2.0'), ('pgd', dict(eps=2.), 'eps is 2.0'), ('pgd', dict(steps=0), 'steps is 0'),
+    ('fgsm', dict(weight=-1.), 'weight is -1.0'), ('trivialaugment', dict(p=1.5), 'p is 1.5')], ids=str)
+def test_slips_are_named(name, settings, said, ae):
+    with pytest.raises(InputError) as e: callbacks(name, ae, **settings)
+    assert said in str(e.value) and '\n' not in str(e.value)
+
+
+# Synthesis
+
+def test_the_random_twin_moves_as_far_in_another_direction(data, ae):
+    class Both(Callback):
+        order, moves = -4, []
+        def before_batch(self):
+            s = self.learn.tsynd.syn
+            if s is not None: self.moves.append(((s.z-s.z0).flatten(1), s.distance_latent, s.gate))
+    both = Both(); both.moves = []
+    train_classifier(data, epochs=3, cbs=[*callbacks('random', ae, radius=.4), both])
+    assert both.moves
+    for d, distance, _ in both.moves:
+        assert torch.allclose(d.pow(2).mean(1).sqrt()/ae.sigma, distance, atol=1e-5) and (distance <= .4+1e-5).all()
+    assert len({round(v, 3) for m in both.moves for v in m[1].tolist()}) > 3     # not all of them are on the radius
+    own = callbacks('mi', ae, radius=.4)[0].engine(train_classifier(data, epochs=1).model, *data.train.batch(slice(0, 8)))
+    twin = callbacks('random', ae, radius=.4)[0].engine.at_distance(own, seed=3)
+    cos = torch.cosine_similarity((own.z-own.z0).flatten(1), (twin.z-twin.z0).flatten(1))
+    assert cos.abs().max() < .4
+
+def test_pixel_space_climbs_in_pixels(data, model):
+    x, y = data.train.batch(slice(0, 12))
+    s = Synthesizer(PixelSpace(), steps=4, radius=.03)
+    out = s.measure(model, s(model, x, y))
+    assert torch.allclose(out.x, out.z.clamp(0, 1)) and torch.equal(out.reconstruction, x)
+    rms = (out.z-x).pow(2).mean((1,2,3)).sqrt()
+    assert (rms <= .03+1e-6).all() and rms.max() > .001
+    assert (out.trace[-1] >= out.trace[0]-1e-7).all() and out.mi_after.mean() > out.mi_before.mean()
+
+def test_joint_stays_in_the_box_around_the_original_plus_the_displacement(data, ae):
+    cb, = callbacks('joint', ae, gate=0., eps=3/255)
+    train_classifier(data, epochs=2, cbs=cb)
+    s = cb.syn
+    with torch.no_grad(): base = (s.source + ae.decode(s.z)-ae.decode(s.z0)).clamp(0, 1)
+    d = (s.x-base).abs()
+    assert d.max() <= 3/255+1e-5 and d.mean() > 1/255 and 0 <= s.x.min() and s.x.max() <= 1
+
+
+# Attacks in training
+
+@pytest.mark.parametrize('steps', [1, 3, 10])
+def test_on_a_linear_model_the_attack_reaches_the_worst_corner(steps):
+    with seeded(0): w, x, y = torch.randn(1, 6, 6), .3+.4*torch.rand(16, 1, 6, 6), torch.arange(16) % 2
+    got, eps = adversarial(Linear(w), x, y, 4/255, steps), 4/255
+    sign = torch.where(y == 1, -1., 1.).view(-1, 1, 1, 1)
+    want = x + eps*sign*w.sign()
+    assert (got-x).abs().max() <= eps+1e-7
+    if steps > 1: assert torch.allclose(got, want, atol=1e-6)
+    else:                                          # 1.25 eps from anywhere in the box: most pixels end in the corner, none on the wrong side
+        assert ((got-x)*sign*w.sign()).min() >= .25*eps-1e-6 and ((got-want).abs() < 1e-6).float().mean() > .5
+
+def test_the_attack_depends_on_its_seed_and_leaves_the_model_alone(data, model):
+    x, y = data.train.batch(slice(0, 8))
+    model.train(); before = {k: v.clone() for k, v in model.state_dict().items()}
+    a, b, c = (adversarial(model, x, y, seed=s) for s in (0, 0, 1))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    assert model.training and all(p.requires_grad for p in model.parameters()) and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    model.eval()
+
+def test_multilabel_attack_raises_the_loss():
+    with seeded(0): net, x, y = make_classifier('small_resnet', 1, 3).eval(), torch.rand(8, 1, 28, 28), torch.randint(2, (8, 3)).float()
+    loss = lambda x: torch.nn.functional.binary_cross_entropy_with_logits(net(x), y)
+    assert loss(adversarial(net, x, y, 8/255, 3, multilabel=True)) > loss(x)
+
+def test_the_weighted_loss_is_added_to_that_of_the_batch(data):
+    seen = []
+    class Sum(Callback):
+        order = 5
+        def after_loss(self):
+            cb = self.learn.adversarial_training
+            seen.append((self.learn.loss_grad.item(), self.learn.loss.item(), cb.x, cb.y))
+            self.learn.model.eval(); extra = cb.base_loss(self.learn.model(cb.x), cb.y).item(); self.learn.model.train()
+            seen[-1] += (extra,)
+    learn = train_classifier(data, epochs=1, p=0., cbs=[AdversarialTraining(weight=2.), Sum()])
+    for total, plain, x, y, _ in seen: assert total > plain and len(x) == len(y) and (total-plain)/2 > 0
+
+def test_harder_training_makes_a_harder_classifier(data):
+    "On images it was trained on, attacked: adversarial training leaves more right"
+    x, y = data.train.batch(slice(None))
+    def right(cbs):
+        m = train_classifier(data, epochs=40, cbs=cbs).model
+        with torch.no_grad(): return (m(adversarial(m, x, y, 4/255, 10)).argmax(1) == y).float().mean()
+    assert right(callbacks('pgd', weight=4.)) > right([]) + .1
+
+
+# Augmentation
+
+def test_trivialaugment_changes_the_share_it_says(data):
+    seen = []
+    class Look(Callback):
+        order = 0
+        def before_batch(self):
+            if not self.training: return
+            i = self.learn.dl.batch_index(self.learn.iter)
+            where = {int(k): n for n, k in enumerate(data.train.index.tolist())}
+            real = data.train.x[[where[int(k)] for k in i]].float()/255
+            seen.extend(((self.learn.xb[0]-real).abs().amax((1,2,3)) > 1e-6).tolist())
+    for p in (0., .5, 1.):
+        seen.clear()
+        train_classifier(data, epochs=10, cbs=[TrivialAugment(p), Look()])
+        share = sum(seen)/len(seen)
+        assert share == 0 if p == 0 else .55*p < share <= p+.1            # identity is among the operations
+
+def test_augmented_images_are_images_and_repeatable(data):
+    a, b = (extra_images('trivialaugment', None, make_classifier('small_resnet', 1, 2), data, range(8)) for _ in range(2))
+    assert torch.equal(a, b) and 0 <= a.min() and a.max() <= 1 and a.shape == (8, 1, 28, 28)
+
+
+@pytest.mark.parametrize('name', ['baseline','reconstruction','random','mi','pixel_mi','joint','pgd'])
+def test_extra_images_are_those_of_the_named_sources(name, data, ae, model):
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    x = data.train.batch(slice(2, 8))[0]
+    out = extra_images(name, ae, model, data, range(2, 8))
+    assert out.shape == x.shape and 0 <= out.min() and out.max() <= 1
+    nearest = torch.cdist(out.flatten(1), x.flatten(1)).argmin(1)
+    assert (nearest == torch.arange(6)).float().mean() >= (.5 if name in ('reconstruction','random','mi') else 1)     # after 20 updates the decoder is coarse
+    assert torch.equal(out, x) == (name == 'baseline')
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

@@ -1,0 +1,203 @@
+"""A study that is stopped anywhere goes on and ends with the same table; what it compares is paired; slips are named."""
+import json, os, signal, subprocess, sys, time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest, torch
+from hypothesis import given, strategies as st
+from sklearn.metrics import log_loss
+
+from tsynd.data import InputError, phantom
+from tsynd.study import (Cell, StudyConfig, _todo, append, calibration, cell_data, cells, check_config, corrupted, estimate, make_arm, read_config,
+                         read_study, records, run_cell, run_study, to_toml, work)
+
+TINY = StudyConfig(name='tiny', datasets=['phantom'], n=[20, 40], seeds=2, arms={'baseline': {}, 'far': dict(arm='mi', radius=.6, gate=0.), 'long': dict(arm='baseline', longer=2.)},
+                   updates=6, ae_steps=10, attack_n=10, pgd_steps=2, eps=[2], corruptions=['gaussian_noise'], test_n=30)
+
+
+@pytest.fixture(scope='module')
+def study(tmp_path_factory): return run_study(TINY, tmp_path_factory.mktemp('study')/'s', jobs=2, progress=False)
+
+def toml(tmp_path, text):
+    f = tmp_path/'my.toml'
+    f.write_text(text)
+    return f
+
+GOOD = 'datasets = ["phantom"]\nn = [20]\nseeds = 2\n[arms.baseline]\n[arms.mi]\nradius = 0.5\n'
+
+
+# Configuration
+
+def test_a_configuration_survives_its_file(tmp_path):
+    c = replace(TINY, epochs=3, headline=[dict(arm='mi', reference='baseline')], arms={'a "quoted", label': dict(arm='mi', weight=2.5), 'baseline': {}})
+    assert asdict(read_config(toml(tmp_path, to_toml(c)))) == asdict(c)
+    assert read_config(toml(tmp_path, GOOD)).name == 'my'
+
+@pytest.mark.parametrize('old, new, said', [('seeds = 2', 'seeds = two', 'is not TOML'), ('seeds = 2', '', "has no key 'seeds'"), ('seeds', 'sedes', "has a key 'sedes'"),
+    ('seeds = 2', 'seeds = 0', 'seeds is 0'), ('[20]', '[1]', 'n is 1'), ('[20]', '["all"]', "n is 'all'"), ('[20]', '20', 'n is 20, expected a list'), ('radius', 'raduis', "no setting 'raduis'"),
+    ('arms.mi', 'arms.mu', "arm is 'mu'"), ('0.5', '-1.0', 'radius is -1.0'), ('seeds = 2', 'seeds = 2\nsplit = "train"', "split is 'train'"), ('seeds = 2', 'seeds = 2\nlr = 0.0', 'lr of arm'),
+    ('radius = 0.5', 'longer = 0', 'longer of arm mi is 0'), ('seeds = 2', 'seeds = 2\neps = [300]', 'eps is 300'), ('[arms.baseline]\n[arms.mi]\nradius = 0.5', 'arms = 3', 'arms is 3'),
+    ('[arms.baseline]\n[arms.mi]\nradius = 0.5', '[arms]\nmi = 1', 'arm mi is 1'), ('seeds = 2', 'seeds = 2\ndevice = "cuda:99"', "device is 'cuda:99'")], ids=lambda v: v[:20])
+def test_slips_in_a_configuration_are_named(tmp_path, old, new, said):
+    with pytest.raises(InputError) as e: read_config(toml(tmp_path, GOOD.replace(old, new)))
+    assert said in str(e.value) and '\n' not in str(e.value)
+
+def test_a_missing_configuration(tmp_path):
+    with pytest.raises(InputError, match='nowhere.toml cannot be read'): read_config(tmp_path/'nowhere.toml')
+
+def test_lr_and_length_belong_to_the_training():
+    c = replace(TINY, arms=dict(a=dict(arm='baseline', lr=.1, longer=3.), mi={}))
+    assert make_arm(c, 'a') == ([], .1, 3.) and make_arm(c, 'mi')[1:] == (c.lr, 1)
+
+
+# Cells
+
+def test_whole_seeds_first_and_groups_together():
+    todo = cells(replace(TINY, datasets=['phantom','breastmnist']))
+    assert len(todo) == len(set(c.id for c in todo)) == 2*2*2*3
+    assert [c.seed for c in todo] == sorted(c.seed for c in todo)
+    assert all(len({c.group for c in todo[i:i+3]}) == 1 for i in range(0, len(todo), 3))
+
+def test_data_of_a_cell(medmnist_root):
+    c = StudyConfig('x', ['breastmnist'], [50, 'full'], 1, dict(baseline={}), test_n=40)
+    small, held = cell_data(c, Cell('breastmnist', 50, 3, 'baseline'), medmnist_root)
+    assert (len(small.train), len(small.val), len(held)) == (50, 50, 40) and set(held.y.tolist()) == {0, 1}
+    assert len(cell_data(c, Cell('breastmnist', 'full', 3, 'baseline'), medmnist_root)[0].train) == 546
+    val = cell_data(replace(c, split='val', test_n=None), Cell('breastmnist', 50, 3, 'baseline'), medmnist_root)[1]
+    assert torch.equal(val.x, small.val.x)
+
+def test_arms_of_a_group_are_paired_and_groups_are_not(study):
+    t = study.cells
+    assert len(t) == 12 and (t.status == 'done').all()
+    same = t[t.arm != 'long'].groupby(['n','seed'])
+    for k in ('subset','weights','order'): assert (same[k].nunique() == 1).all()
+    assert (t.groupby(['n','seed']).weights.nunique() == 1).all()
+    assert t.subset.nunique() == 4 and t.groupby('n').weights.nunique().eq(2).all()                 # a seed draws the weights, whatever the subset
+    assert (t[t.arm == 'long'].steps.values == 2*t[t.arm == 'baseline'].steps.values).all()
+    assert (t.synthetic > 0).equals(t.arm == 'far')
+
+def test_what_is_measured(study):
+    r = study.results
+    assert set(r.condition) == {'clean','perturbed','PGD 0/255','PGD 2/255','corrupted','corrupted gaussian_noise', *(f'severity {s}' for s in range(1, 6))}
+    assert set(r[r.condition == 'clean'].measure) == {'accuracy','auc','balanced_accuracy','ece','nll'}
+    assert not r.duplicated(['dataset','n','arm','seed','condition','measure']).any() and r.value.between(0, 10).all()
+    for i, (y, p) in study.predictions.items():
+        assert p.shape == (30, 2) and abs(p.sum(1)-1).max() < 2e-3
+        k = study.cells.set_index('id').loc[i]
+        acc = r[(r.n == k.n) & (r.seed == k.seed) & (r.arm == k.arm) & (r.condition == 'clean') & (r.measure == 'accuracy')].value.item()
+        assert abs((p.argmax(1) == y).mean()-acc) < 1e-6
+
+def test_the_table_does_not_depend_on_the_number_of_processes(study, tmp_path):
+    one = run_study(TINY, tmp_path/'one', jobs=1, progress=False)
+    assert one.results.equals(study.results)
+
+
+# Killed at any moment
+
+def worker(folder): return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', f'from tsynd.study import work; work({str(folder)!r})'], env=dict(os.environ, OMP_NUM_THREADS='1'))
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic()+seconds
+    while not condition() and time.monotonic() < end: time.sleep(.02)
+    assert condition()
+
+@pytest.mark.parametrize('moment', ['training the autoencoder','after some cells'])
+def test_kill_9_loses_at_most_the_cell_in_flight(study, tmp_path, moment):
+    folder = tmp_path/'s'
+    folder.mkdir(); (folder/'study.toml').write_text(to_toml(TINY))
+    w = worker(folder)
+    wait_for(lambda: list(folder.glob('autoencoders/*.lock')) if moment.startswith('training') else len(records(folder)) >= 2)
+    w.send_signal(signal.SIGKILL); w.wait()
+    survived = {r['id']: r for r in records(folder).values()}
+    resumed = run_study(TINY, folder, jobs=2, progress=False)
+    assert resumed.results.equals(study.results) and {r['id']: r for r in records(folder).values() if r['id'] in survived} == survived
+    lines = (folder/'cells.jsonl').read_bytes().splitlines()
+    assert len(lines) == len(cells(TINY))                                                # nothing was done twice
+
+def test_workers_stop_when_their_parent_is_killed(tmp_path):
+    folder = tmp_path/'s'
+    code = f'import tests_study_config as t; from tsynd.study import run_study; run_study(t.C, {str(folder)!r}, jobs=2, progress=False)'
+    (tmp_path/'tests_study_config.py').write_text(f'from tsynd.study import StudyConfig\nC = StudyConfig(**{asdict(replace(TINY, seeds=40))!r})\n')
+    parent = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(tmp_path), OMP_NUM_THREADS='1'))
+    wait_for(lambda: len(records(folder)) >= 1)
+    parent.send_signal(signal.SIGKILL); parent.wait()
+    before = len(records(folder)); time.sleep(1)
+    def quiet():
+        a = len(records(folder)); time.sleep(4)
+        return len(records(folder)) == a
+    wait_for(quiet)
+    assert len(records(folder)) <= before + 3 < len(cells(replace(TINY, seeds=40)))
+
+@given(cut=st.integers(0, 200))
+def test_a_torn_line_is_cut_off(tmp_path_factory, cut):
+    d = tmp_path_factory.mktemp('torn')
+    for i in 'abc': append(d, dict(id=i, text='x'*20))
+    whole = (d/'cells.jsonl').read_bytes()
+    (d/'cells.jsonl').write_bytes(whole[:len(whole)-min(cut, len(whole))])
+    left = list(records(d))
+    append(d, dict(id='z'))
+    assert left == ['a','b','c'][:len(left)] and list(records(d)) == [*left, 'z'] and whole.startswith((d/'cells.jsonl').read_bytes().rsplit(b'{"id": "z"', 1)[0])
+
+def test_a_group_has_one_autoencoder(study):
+    made = sorted(p.name for p in (study.folder/'autoencoders').iterdir() if p.is_dir())
+    assert made == ['phantom-20-0','phantom-20-1','phantom-40-0','phantom-40-1']
+
+
+# What goes wrong
+
+def test_a_failing_cell_is_recorded_and_tried_again(tmp_path):
+    c = replace(TINY, n=[20, 100000], seeds=1, arms=dict(baseline={}))
+    s = run_study(c, tmp_path/'s', jobs=1, progress=False)
+    assert s.cells.status.tolist() == ['done','failed'] and 'subset is 100000' in s.cells.reason[1] and set(s.results.n) == {20}
+    lines = (tmp_path/'s'/'cells.jsonl').read_text().count('\n')
+    assert run_study(c, tmp_path/'s', jobs=1, progress=False).cells.status.tolist() == ['done','failed']
+    assert (tmp_path/'s'/'cells.jsonl').read_text().count('\n') == lines+1               # the failed one, once more
+
+def test_another_study_is_not_mixed_in(study):
+    with pytest.raises(InputError, match='holds a study whose updates is 6, not 7'): run_study(replace(TINY, updates=7), study.folder, progress=False)
+
+def test_a_folder_with_something_else(tmp_path):
+    (tmp_path/'letter.txt').write_text('dear')
+    with pytest.raises(InputError, match='is not empty and no study'): run_study(TINY, tmp_path, progress=False)
+    assert [f.name for f in tmp_path.iterdir()] == ['letter.txt']
+    with pytest.raises(InputError, match='holds no study.toml'): read_study(tmp_path)
+
+def test_an_unfinished_study_can_be_read(study, tmp_path):
+    (tmp_path/'study.toml').write_text(to_toml(TINY))
+    empty = read_study(tmp_path)
+    assert len(empty.cells) == 0 and len(empty.results) == 0
+    (tmp_path/'cells.jsonl').write_bytes(b''.join((study.folder/'cells.jsonl').read_bytes().splitlines(True)[:5]))
+    assert len(read_study(tmp_path).cells) == 5 and len(_todo(TINY, tmp_path)) == 7
+
+def test_a_worker_with_nothing_to_do_ends(study): assert work(study.folder) is None
+
+def test_jobs_are_checked(tmp_path):
+    with pytest.raises(InputError, match='jobs is 0'): run_study(TINY, tmp_path/'s', jobs=0)
+
+
+# Measures
+
+def test_calibration_against_sklearn_and_by_hand():
+    g = np.random.default_rng(0)
+    p = g.dirichlet(np.ones(3), 500); y = g.integers(0, 3, 500)
+    assert abs(calibration(y, p)['nll'] - log_loss(y, p, labels=range(3))) < 1e-9
+    p = np.array([[.9, .1]]*10); y = np.array([0]*7+[1]*3)
+    assert abs(calibration(y, p)['ece']-.2) < 1e-12
+    drawn = np.array([g.choice(2, p=[.7, .3]) for _ in range(20000)])
+    assert calibration(drawn, np.tile([.7, .3], (20000, 1)))['ece'] < .01
+
+def test_corrupted_means_by_hand():
+    rows = [dict(corruption='clean', severity=0, balanced_error=.5, accuracy=.5, auc=.5)]
+    rows += [dict(corruption=k, severity=s, balanced_error=e*s, accuracy=1-e*s, auc=.9) for k, e in (('a', .1), ('b', .05)) for s in (1, 2)]
+    got = corrupted(rows)
+    assert set(got) == {'corrupted','corrupted a','corrupted b','severity 1','severity 2'}
+    assert abs(got['corrupted a']['balanced_accuracy']-.85) < 1e-12 and abs(got['severity 2']['balanced_accuracy']-.85) < 1e-12
+    assert abs(got['corrupted']['accuracy']-.8875) < 1e-12
+
+def test_an_estimate_has_every_arm():
+    e = estimate(TINY, updates=2, images=4)
+    assert e[['dataset','arm']].values.tolist() == [['phantom', a] for a in TINY.arms] and (e[['training','measuring','autoencoder']] > 0).all().all()
+    t = e.set_index('arm').training
+    assert 1.2 < t['long']/t['baseline'] < 3.5
