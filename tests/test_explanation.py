@@ -274,7 +274,7 @@ def test_faithfulness_and_minimisation_leave_no_trace():
 
 @pytest.mark.parametrize('size', [28,64])
 def test_lesion_is_where_the_formula_has_it(size):
-    f = torch.rand(40, 8, generator=torch.Generator().manual_seed(0)); f[:,1] = 0
+    f = torch.rand(40, 8, generator=torch.Generator().manual_seed(0)); f[:,1] = 0; f[:,3] = 1     # round, and in full shadow
     u = (torch.arange(size)+.5)/size*2-1
     dx,dy = u[None,None]-(f[:,5,None,None]-.5)*.7, u[None,:,None]-(f[:,6,None,None]-.5)*.5
     inside = (dx**2+dy**2).sqrt() < (.22+.26*f[:,0,None,None])*(1+.25*torch.cos(2*torch.atan2(dy, dx)))
