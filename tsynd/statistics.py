@@ -169,24 +169,25 @@ def questions(results:pd.DataFrame, # as `tidy` makes them
     if twice: raise InputError(f"headline contrast {twice[0]!r} is there twice, expected once")
     return out
 
-# %% ../nbs/09_statistics.ipynb #14ce6981
+# %% ../nbs/09_statistics.ipynb #0fa0b744
 def contrast(results, arm, reference, condition, measure, dataset, n, predictions=None, level=.95)->dict:
     "One contrast: difference, intervals and p-value"
     d = pairs(results, arm, reference, condition, measure, dataset, n)
     lo,hi = t_interval(d.difference, level)
     image = (np.nan,)*2
     if predictions and condition == 'clean' and measure in IMAGE_MEASURES:
-        image = image_bootstrap(*predictions(dataset, n, arm, reference, d.index), measure, level=level)[1:]
+        found = predictions(dataset, n, arm, reference, d.index)
+        if found: image = image_bootstrap(*found, measure, level=level)[1:]
     return dict(dataset=dataset, n=', '.join(_texts(n)), arm=arm, reference=reference, condition=condition, measure=measure,
                 seeds=len(d), unpaired=len(d.attrs['unpaired']), arm_mean=d.arm.mean(), reference_mean=d.reference.mean(), difference=d.difference.mean(),
                 sd=d.difference.std(ddof=1), lo=lo, hi=hi, image_lo=image[0], image_hi=image[1], p=sign_flip(d.difference))
 
-# %% ../nbs/09_statistics.ipynb #92af8dc7
+# %% ../nbs/09_statistics.ipynb #b9e030b1
 IMAGE_MEASURES = ('accuracy','auc','balanced_accuracy')   # what the bootstrap of the images knows
 
 def headline(results:pd.DataFrame, # as `tidy` makes them
              family:list=None,     # of contrasts, as in `HEADLINE`
-             predictions=None,     # as `stored_predictions` makes it, for the intervals over the images
+             predictions=None,     # as `stored_predictions` makes it, for the intervals over the images; None where it gives None
              level:float=.95       # of confidence
             )->pd.DataFrame:       # a row per question
     "The declared contrasts with intervals over seeds and images, and p-values corrected by Holm"
@@ -208,7 +209,7 @@ def auc(scores, # (N,)
     with np.errstate(invalid='ignore'):
         return ((below[first]+below[last])/2*own).sum(0) / (own.sum(0)*below[-1])
 
-# %% ../nbs/09_statistics.ipynb #b7945006
+# %% ../nbs/09_statistics.ipynb #c15e2a2c
 def _right(p, y):
     "Share of seeds (and labels) that are right, image by image: (N,) or, of several labels, (N,C)"
     return ((p > .5) == (y > .5)).mean(0) if y.ndim == 2 else (p.argmax(-1) == y).mean(0)
@@ -222,8 +223,9 @@ def _balanced(p, y, w):
     return np.mean([_mean_w(right[y==c], w[y==c]) for c in np.unique(y)], axis=0)
 
 def _auc(p, y, w):
-    classes = range(y.shape[1]) if y.ndim == 2 else [1] if p.shape[2] == 2 else range(p.shape[2])
-    return np.mean([auc(q[:,c], y[:,c] > .5 if y.ndim == 2 else y==c, w) for q in p for c in classes], axis=0)
+    if y.ndim == 1 and p.shape[2] == 2: p,y = p[...,1:]-p[...,:1], y[:,None] == 1   # near 0 and 1 finer than p, if stored in few digits
+    elif y.ndim == 1: y = y[:,None] == np.arange(p.shape[2])
+    return np.mean([auc(q[:,c], y[:,c] > .5, w) for q in p for c in range(p.shape[2])], axis=0)
 
 # %% ../nbs/09_statistics.ipynb #be61e2b1
 def score(p_S_N_C, # probabilities, of S seeds

@@ -1,0 +1,282 @@
+"The report of a study says what the tables say, marks what is lost, and is safe whatever the folder holds."
+import json, re
+from dataclasses import replace
+
+import matplotlib, numpy as np, pandas as pd, pytest
+
+from test_report import Page
+from tsynd.data import InputError
+from tsynd.statistics import differences, headline, pairs, stored_predictions, t_interval, tidy
+from tsynd.study import StudyConfig, _pack, read_study, to_toml
+from tsynd.study_report import (COLOURS, OFFICIAL, PROTOCOL, _kept, _loses, attack_plot, auc_plot, caution, columns, cost_plot, costs, departures, finding, findings, headline_html,
+                                official_html, page_html, pairing, pool, reliability, reliability_plot, severity_plot, shown, study_report, styles, tables_html, verdicts, what_html)
+
+EVIL = '"><script>alert(1)</script><img src=http://evil.example/x onerror=1> $\\frac{a} & \' </style>'
+ARMS = dict(baseline={}, mi={}, pgd={})
+GAIN = dict(baseline=0, mi=.05, pgd=-.05)
+FAMILY = [['mi', 'baseline', 'clean', 'auc'], ['pgd', 'baseline', 'clean', 'auc'], ['mi', 'pgd', 'PGD 4/255', 'balanced_accuracy']]
+
+
+def record(c, d, n, s, a, i):
+    "A finished cell; every value can be told from every other"
+    base = .6 + .1*GAIN.get(a, .01*i)*10 + .01*s + {50: 0, 100: .02, 'full': .0305}[n] + .0003*((7*s+3*i) % 5)
+    def m(drop): return dict(accuracy=base-drop, auc=base-drop+.02, balanced_accuracy=base-drop-.01)
+    measures = dict(clean=m(0) | dict(ece=.1-GAIN.get(a, 0), nll=.5+.01*s), perturbed=m(.1)) | {f'PGD {e}/255': m(.1*e) for e in (0, 1, 4)}
+    measures |= {'corrupted': m(.05)} | {f'corrupted {k}': m(v) for k, v in dict(blur=.04, noise=.06).items()} | {f'severity {v}': m(.02*v) for v in range(1, 6)}
+    y = np.arange(40) % 2
+    g = np.random.default_rng(100*s+i)
+    p = np.clip(.5 + (y-.5)*.4 + g.normal(0, .2, 40), 0, 1)
+    return dict(id=f'{d}-{n}-{s}-{a}', dataset=d, n=n, seed=s, arm=a, status='done', versions=dict(tsynd='0.1.0'), seconds=10.*(1+i)*(1+s), seconds_autoencoder=5., seconds_measuring=3.,
+                steps=300, images_seen=9600, synthetic=0, weights=f'w{s}', order=f'o{s}', subset=f's{n}{s}', measures=measures, shape=[40, 2], p=_pack(np.stack([1-p, p], 1)), y=y.tolist())
+
+
+def make(folder, edit=lambda r: r, arms=ARMS, n=(50, 100), seeds=4, datasets=('breastmnist',), headline=FAMILY, **kw):
+    "The folder of a study; `edit` changes a record or drops it with None"
+    c = StudyConfig('a study', list(datasets), list(n), seeds, arms, headline=headline, **kw)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder/'study.toml').write_text(to_toml(c), encoding='utf-8')
+    rows = [edit(record(c, d, k, s, a, i)) for s in range(seeds) for d in datasets for k in n for i, a in enumerate(arms)]
+    (folder/'cells.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows if r))
+    return folder
+
+def found(folder, *args, **kw): return findings(read_study(make(folder, *args, **kw)))
+
+@pytest.fixture(scope='module')
+def f(tmp_path_factory): return found(tmp_path_factory.mktemp('study')/'s')
+
+
+def check(folder):
+    "Write the report, check what holds for every page, and return the page"
+    path = study_report(folder)
+    text = path.read_text(encoding='utf-8')
+    page = Page(text)
+    assert path == folder/'report.html' and len(text) < 3e6 and not list(folder.glob('.report*'))
+    assert not page.get('script') and not page.get('link') and 'url(' not in text and '@import' not in text
+    assert not [k for _, a in page.tags for k in a if k.startswith('on')]
+    assert page.get('html') == [dict(lang='en')] and len(page.get('h1')) == 1
+    ids = [a['id'] for _, a in page.tags if 'id' in a]
+    assert len(ids) == len(set(ids))
+    for _, a in page.tags:
+        for k in ('src', 'srcset', 'href'):
+            v = a.get(k)
+            assert v is None or v.startswith('data:image/png;base64,') or v[0] == '#' and v[1:] in ids, (k, v[:80])
+    assert all(len(a.get('alt', '')) > 20 for a in page.get('img')) and len(page.get('img')) == len(page.get('source'))
+    assert not re.search(r'\b(nan|None|inf)\b', page.text)
+    assert 'dropout off' in page.text and 'not a medical device' in page.text
+    for words in page.get('table'): assert page.text
+    return page
+
+
+def drop(*measures):
+    def edit(r): return dict(r, measures={k: v for k, v in r['measures'].items() if not k.startswith(measures)})
+    return edit
+
+def several_labels(r): return dict(r, y=np.stack([np.arange(40) % 2, np.arange(40) % 3 == 0], 1).astype(int).tolist())
+
+LAYOUTS = dict(plain={}, one_seed=dict(seeds=1), one_arm=dict(arms=dict(baseline={}), headline=[]), full=dict(n=['full'], datasets=['pathmnist'], **PROTOCOL), mixed=dict(n=[50, 'full']),
+               phantom=dict(datasets=['phantom', 'breastmnist']), part=dict(test_n=40), bare=dict(edit=drop('PGD', 'corrupted', 'severity', 'perturbed')),
+               labels=dict(edit=several_labels), no_baseline=dict(arms=dict(mi={}, pgd={}), headline=[['pgd', 'mi', 'clean', 'auc']]), default=dict(headline=[]),
+               lost=dict(edit=lambda r: None if (r['arm'], r['seed']) in (('pgd', 0), ('mi', 1), ('mi', 2)) else r))
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_every_layout(tmp_path, layout):
+    page = check(make(tmp_path/'s', **LAYOUTS[layout]))
+    pictures = dict(one_arm=4, bare=3, labels=4).get(layout, 5)
+    assert len(page.get('img')) == pictures
+    assert ('cannot be answered' in page.text) == (layout in ('one_seed', 'one_arm', 'bare', 'lost'))
+
+def test_many_arms_with_long_names(tmp_path):
+    arms = {f'mi, radius {i/10} and a weight of {i}': dict(arm='mi', radius=.1+i/20) for i in range(16)}
+    page = check(make(tmp_path/'s', arms=arms, seeds=2, headline=[[list(arms)[3], list(arms)[9], 'clean', 'auc']]))
+    assert all(page.text.count(a) >= 5 for a in arms)
+
+def test_hostile_strings(tmp_path):
+    def edit(r):
+        if r['seed'] == 1 and r['n'] == 50: return dict(r, status='failed', reason=EVIL)
+        return dict(r, versions={EVIL: EVIL}, measures=r['measures'] | {EVIL: r['measures']['perturbed'], 'corrupted '+EVIL: r['measures']['perturbed']})
+    folder = make(tmp_path/'s', edit, arms={'baseline': {}, EVIL: dict(arm='mi')}, headline=[[EVIL, 'baseline', 'clean', 'auc']], seeds=3)
+    page = check(folder)
+    assert page.text.count('alert(1)') > 10 and not [a for _, a in page.tags if 'evil' in str(a.get('src'))]
+
+
+# What is said
+
+def test_the_headline_is_that_of_the_statistics(f):
+    want = headline(tidy(f.study.results), FAMILY, stored_predictions(f.study.cells, f.study.predictions))
+    pd.testing.assert_frame_equal(f.head, want)
+    page = Page(headline_html(f))
+    for r in want.itertuples():
+        lo, hi = (f'{100*v:+.1f}'.replace('-', '−') for v in (r.lo, r.hi))
+        assert f'{lo} to {hi}' in page.text and f'{100*r.difference:+.1f}'.replace('-', '−') in page.text and f'{r.p_holm:.3f}' in page.text
+    assert page.text.count('open') == 3 and page.text.count('out of reach') == 3          # four seeds
+    assert want.image_lo.notna().tolist() == [True, True, False]
+
+@pytest.mark.parametrize('measure, difference, p, said', [('auc', .1, .05, 'better'), ('auc', .1, .051, 'open'), ('auc', -.1, .01, 'worse'), ('ece', -.1, .01, 'better'), ('ece', .1, .01, 'worse'), ('nll', .1, .01, 'worse'), ('auc', 0., 0., 'open')])
+def test_verdicts(measure, difference, p, said): assert verdicts(pd.DataFrame([dict(measure=measure, difference=difference, p_holm=p)])) == [said]
+
+def test_a_clear_result_turns_with_the_arms(tmp_path):
+    up = found(tmp_path/'up', seeds=8, headline=[['mi', 'baseline', 'clean', 'auc'], ['pgd', 'baseline', 'clean', 'auc']])
+    assert verdicts(up.head) == ['better', 'worse']
+    assert '1 came out better, 1 worse and 0 stay open' in finding(up) and re.search(r'mi against baseline on breastmnist: \+5\.\d points of AUC, clean \(.* over 8 seeds\), better', finding(up))
+    down = found(tmp_path/'down', seeds=8, headline=[['baseline', 'mi', 'clean', 'auc']])
+    assert verdicts(down.head) == ['worse'] and '−5.' in finding(down) and '▾ worse' in headline_html(down)
+    assert 'out of reach' not in caution(up) and 'out of reach' in caution(replace(up, head=up.head.assign(possible=.06)))
+
+def test_what_cannot_be_asked_is_said(tmp_path):
+    g = found(tmp_path/'s', headline=[['mixup', 'baseline', 'clean', 'auc']])
+    assert not len(g.head) and "arm 'mixup' is not in the results" in finding(g) and 'mixup' in Page(page_html(g)).text
+
+@pytest.mark.parametrize('how', [dict(datasets=['phantom']), dict(test_n=40)])
+def test_no_interval_over_images_that_differ_between_seeds(tmp_path, how):
+    g = found(tmp_path/'s', **how)
+    assert g.head.image_lo.isna().all() and g.head.lo.notna().all()
+
+
+# What is lost is marked
+
+def test_every_loss_is_marked_and_counted(f):
+    d = differences(f.results)
+    keep = [(r.condition, r.measure) in columns(f) for r in d.itertuples()]
+    better = dict(ece=-1, nll=-1)
+    lost = sum(round(r.difference*better.get(r.measure, 1)*(1000 if r.measure == 'nll' else 100), 1) < 0 for r in d[keep].itertuples())
+    page = tables_html(f)
+    assert lost == page.count('▾ ') == page.count('> worse than the baseline<') > 5
+    assert f'{lost} are losses' in caution(f) and f'Of {sum(keep)} mean' in caution(f)
+
+@pytest.mark.parametrize('d, measure, lost', [(-.0006, 'auc', True), (-.0004, 'auc', False), (.01, 'auc', False), (.01, 'ece', True), (-.01, 'ece', False), (.0002, 'nll', True), (.01, 'seconds', False), (np.nan, 'auc', False)])
+def test_losses(d, measure, lost): assert _loses(d, measure) == lost
+
+def test_the_tables_hold_all_arms_and_conditions(f):
+    assert columns(f) == [('clean', m) for m in ('auc', 'accuracy', 'balanced_accuracy', 'ece', 'nll')] + [(c, 'balanced_accuracy') for c in ('perturbed', 'PGD 0/255', 'PGD 1/255', 'PGD 4/255', 'corrupted')]
+    text = tables_html(f)
+    for r in f.means.itertuples():
+        if (r.condition, r.measure) in columns(f): assert f'{r.mean:.3f} <small>± {r.sd:.3f}' in text
+    assert text.count('<tr>') == 2*(1+3)
+
+def test_failed_and_missing_cells_are_told(tmp_path):
+    def edit(r):
+        if r['arm'] == 'pgd' and r['seed'] == 2: return dict(id=r['id'], dataset=r['dataset'], n=r['n'], arm='pgd', seed=2, status='failed', reason='RuntimeError: the disk is full') if r['n'] == 50 else None
+        return r
+    g = found(tmp_path/'s', edit)
+    text = Page(what_html(g)).text
+    assert 'breastmnist-50-2-pgd: RuntimeError: the disk is full' in text and '22 of 24 cells are finished, 1 failed.' in caution(g)
+    assert re.search(r'planned24finished22failed1not yet run1', text) and '1 more without a partner' in headline_html(g)
+
+def test_pairing_is_checked(f):
+    assert dict(pairing(f.study.cells)) == {k: 'equal in all 8 groups of arms' for k in ('training subset', 'initial weights', 'order of batches')}
+    cells = f.study.cells.copy()
+    cells.loc[4, 'weights'] = 'other'
+    assert dict(pairing(cells))['initial weights'] == 'differs in 1 of 8 groups of arms'
+
+
+# Official numbers
+
+OTHER = dict(model='small_resnet', size=64, epochs=50, bs=32, lr=.002, balanced=True, split='val', test_n=40)
+
+def test_official_numbers_stand_beside_ours_only_under_their_protocol(tmp_path):
+    g = found(tmp_path/'same', n=[50, 'full'], datasets=['breastmnist', 'pneumoniamnist'], **PROTOCOL)
+    text = Page(official_html(g)).text
+    assert departures(g) == [] and all(f'{v:.3f}' in text for d in ('breastmnist', 'pneumoniamnist') for v in OFFICIAL[d]) and '0.983' not in text
+    own = g.means[(g.means.n == 'full') & (g.means.condition == 'clean') & g.means.measure.isin(['auc', 'accuracy'])]
+    assert all(f'{r.mean:.3f} ± {r.sd:.3f}' in text for r in own.itertuples()) and len(own) == 12
+    fewer = g.means[(g.means.n == '50') & (g.means.condition == 'clean') & (g.means.measure == 'auc') & (g.means.arm == 'mi')]
+    assert f'{fewer["mean"].iloc[0]:.3f}' not in text
+
+@pytest.mark.parametrize('key', PROTOCOL)
+def test_any_departure_hides_them_and_is_named(tmp_path, key):
+    g = found(tmp_path/'s', n=['full'], seeds=2, **PROTOCOL | {key: OTHER[key]})
+    assert departures(g) == [f'{key} is {OTHER[key]}, not {PROTOCOL[key] if key != "test_n" else "the whole split"}']
+    assert '0.901' not in official_html(g) and f'{key} is {OTHER[key]}' in official_html(g)
+
+def test_subsets_and_other_sets_have_no_official_numbers(tmp_path):
+    assert departures(found(tmp_path/'a', **PROTOCOL)) == ['no arm was trained on the full data']
+    assert departures(found(tmp_path/'b', n=['full'], datasets=['phantom'], **PROTOCOL)) == ['there are no official numbers for these data sets']
+
+def test_official_numbers_are_as_published():
+    assert len(OFFICIAL) == 12 and OFFICIAL['breastmnist'] == (.901, .863) and OFFICIAL['pneumoniamnist'] == (.944, .854) and all(.5 < v < 1 for r in OFFICIAL.values() for v in r)
+
+
+# Figures
+
+def line(plot, label, panel=0): return next(l for l in plot.fig.axes[panel].lines if l.get_color() == label)
+
+def test_figures_draw_the_means(f):
+    colour = dict(zip(shown(f), COLOURS['light']))
+    for a in f.arms:
+        t = f.means[(f.means.arm == a) & (f.means.condition == 'clean') & (f.means.measure == 'auc')].set_index('n')
+        assert np.allclose(line(auc_plot(f), colour[a]).get_ydata(), t['mean'][['50', '100']])
+        p = pool(f, 'breastmnist', 'balanced_accuracy')[a]
+        at, sev = line(attack_plot(f), colour[a]), line(severity_plot(f), colour[a])
+        assert at.get_xdata().tolist() == [0, 1, 4] and np.allclose(at.get_ydata(), p[['PGD 0/255', 'PGD 1/255', 'PGD 4/255']])
+        assert sev.get_xdata().tolist() == list(range(6)) and np.allclose(sev.get_ydata(), p[['clean', *(f'severity {s}' for s in range(1, 6))]])
+        want = f.means[(f.means.arm == a) & (f.means.condition == 'PGD 4/255') & (f.means.measure == 'balanced_accuracy')]['mean'].mean()
+        assert np.isclose(p['PGD 4/255'], want)
+
+def test_clean_stands_at_zero_where_nothing_else_does(tmp_path):
+    g = found(tmp_path/'s', drop('PGD 0'), headline=FAMILY[:2])
+    p = pool(g, 'breastmnist', 'balanced_accuracy')['mi']
+    assert np.allclose(line(attack_plot(g), COLOURS['light'][shown(g).index('mi')]).get_ydata(), p[['clean', 'PGD 1/255', 'PGD 4/255']])
+
+def test_an_arm_that_lacks_a_size_is_not_pooled(tmp_path):
+    g = found(tmp_path/'s', lambda r: None if (r['arm'], r['n']) == ('pgd', 100) else r, n=(50, 100, 'full'))
+    p = pool(g, 'breastmnist', 'auc')
+    assert p.pgd.isna().all() and p.mi.notna().all() and g.pooled('breastmnist') == ['50', '100']
+
+def test_colours_are_few_and_fixed(f, tmp_path):
+    arms = dict(baseline={}) | {f'mi {i}': dict(arm='mi') for i in range(12)}
+    g = found(tmp_path/'s', arms=arms, seeds=2, headline=[['mi 9', 'mi 7', 'clean', 'auc']])
+    assert shown(g) == ['baseline', 'mi 9', 'mi 7', 'mi 0', 'mi 1', 'mi 2', 'mi 3'] and shown(f) == ['baseline', 'mi', 'pgd']
+    from tsynd.report import figure_style
+    for dark in (False, True):
+        with figure_style(dark) as c: st = styles(g, c, dark)
+        own = [s for s in st.values() if 'marker' in s]
+        assert len(st) == 13 and len(own) == 7 == len({s['color'] for s in own}) == len({s['marker'] for s in own}) and list(st)[-7:] == shown(g)
+        assert [s['color'] for s in own] == COLOURS['dark' if dark else 'light']
+    assert '6 other arms' in [t.get_text() for t in auc_plot(g).fig.legends[0].get_texts()]
+
+def test_reliability_by_hand():
+    p = np.array([[.95, .05]]*10 + [[.45, .55]]*10)
+    y = np.r_[np.zeros(9), 1, np.ones(4), np.zeros(6)]
+    assert np.allclose(reliability(p, y), [[.55, .4], [.95, .9]])
+    rare = np.concatenate([p]*20 + [[[.25, .75]]])
+    assert np.allclose(reliability(rare, np.r_[np.tile(y, 20), 0]), [[.55, .4], [.95, .9]])
+    assert np.allclose(reliability(np.array([[1., 0], [.5, .5]]), np.array([0, 1]), 4), [[.5, 0], [1, 1]])
+    four = np.full((8, 4), .25)
+    assert np.allclose(reliability(four, np.arange(8) % 4), [[.25, .25]])
+
+def test_reliability_is_of_all_cells_of_an_arm(f):
+    kept = _kept(f, 'breastmnist', 'mi')
+    assert len(kept) == 8
+    r = reliability(np.concatenate([p for _, p in kept]), np.concatenate([y for y, _ in kept]))
+    assert np.allclose(line(reliability_plot(f), COLOURS['light'][1]).get_xydata(), r)
+
+def test_cost_is_relative_to_the_same_cell(f, tmp_path):
+    t = costs(f).set_index('arm')
+    assert t.relative.tolist() == [1, 2, 3] and t.seconds.tolist() == [25, 50, 75]
+    d = pairs(f.results, 'mi', 'baseline', 'clean', 'auc', 'breastmnist', ('50', '100')).difference
+    assert np.allclose(t.loc['mi', ['gain', 'lo', 'hi']].astype(float), [d.mean(), *t_interval(d)])
+    g = found(tmp_path/'s', lambda r: None if (r['arm'], r['seed']) == ('baseline', 3) else r | dict(seconds=r['seconds']*(9 if r['n'] == 'full' else 1)), n=(50, 'full'))
+    assert costs(g).set_index('arm').relative.tolist() == [1, 2, 3]
+    assert cost_plot(f).alt.endswith("mi, at 2.0 times the baseline's seconds.")
+
+def test_drawing_leaves_no_trace(f):
+    before = dict(matplotlib.rcParams)
+    page_html(f)
+    assert dict(matplotlib.rcParams) == before
+
+
+# Folders
+
+def test_bad_folders_are_refused(tmp_path):
+    with pytest.raises(InputError, match='no study.toml'): study_report(tmp_path)
+    with pytest.raises(InputError, match='no finished cell yet'): study_report(make(tmp_path/'s', lambda r: None))
+    with pytest.raises(InputError, match='no finished cell yet'): study_report(make(tmp_path/'t', lambda r: dict(r, status='failed', reason='x')))
+    blocked = make(tmp_path/'u')
+    (blocked/'report.html').mkdir()
+    with pytest.raises(InputError, match='cannot be written'): study_report(blocked)
+
+def test_the_same_study_makes_the_same_page(tmp_path):
+    a, b = make(tmp_path/'a'), make(tmp_path/'b')
+    lines = (b/'cells.jsonl').read_text().splitlines(keepends=True)
+    (b/'cells.jsonl').write_text(''.join(np.random.default_rng(0).permutation(lines)))
+    assert study_report(a).read_text() == study_report(b).read_text()
