@@ -68,7 +68,7 @@ def test_the_random_twin_moves_as_far_in_another_direction(data, ae):
     assert both.moves
     for d, distance, _ in both.moves:
         assert torch.allclose(d.pow(2).mean(1).sqrt()/ae.sigma, distance, atol=1e-5) and (distance <= .4+1e-5).all()
-    assert len({round(v, 3) for m in both.moves for v in m[1].tolist()}) > 3     # not all of them are on the radius
+    assert min(m[1].min() for m in both.moves) < .39     # not all of them are on the radius
     own = callbacks('mi', ae, radius=.4)[0].engine(train_classifier(data, epochs=1).model, *data.train.batch(slice(0, 8)))
     twin = callbacks('random', ae, radius=.4)[0].engine.at_distance(own, seed=3)
     cos = torch.cosine_similarity((own.z-own.z0).flatten(1), (twin.z-twin.z0).flatten(1))
@@ -119,16 +119,17 @@ def test_multilabel_attack_raises_the_loss():
     assert loss(adversarial(net, x, y, 8/255, 3, multilabel=True)) > loss(x)
 
 def test_the_weighted_loss_is_added_to_that_of_the_batch(data):
+    "With neither dropout nor batch norm in the way, the sum can be computed again"
     seen = []
     class Sum(Callback):
-        order = 5
+        order,run_valid = 5,False
         def after_loss(self):
             cb = self.learn.adversarial_training
-            seen.append((self.learn.loss_grad.item(), self.learn.loss.item(), cb.x, cb.y))
-            self.learn.model.eval(); extra = cb.base_loss(self.learn.model(cb.x), cb.y).item(); self.learn.model.train()
-            seen[-1] += (extra,)
-    learn = train_classifier(data, epochs=1, p=0., cbs=[AdversarialTraining(weight=2.), Sum()])
-    for total, plain, x, y, _ in seen: assert total > plain and len(x) == len(y) and (total-plain)/2 > 0
+            with torch.no_grad(): extra = cb.base_loss(self.learn.model(cb.attacked), cb.labels)
+            seen.append((self.learn.loss_grad.item(), self.learn.loss.item() + 2*extra.item()))
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 2))
+    train_classifier(data, net, epochs=2, bs=8, cbs=[AdversarialTraining(weight=2.), Sum()])
+    assert len(seen) == 6 and all(abs(a-b) < 1e-5 for a,b in seen)
 
 def test_harder_training_makes_a_harder_classifier(data):
     "On images it was trained on, attacked: adversarial training leaves more right"

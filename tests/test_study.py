@@ -14,7 +14,7 @@ from tsynd.study import (Cell, StudyConfig, _todo, append, calibration, cell_dat
                          read_study, records, run_cell, run_study, to_toml, work)
 
 TINY = StudyConfig(name='tiny', datasets=['phantom'], n=[20, 40], seeds=2, arms={'baseline': {}, 'far': dict(arm='mi', radius=.6, gate=0.), 'long': dict(arm='baseline', longer=2.)},
-                   updates=6, ae_steps=10, attack_n=10, pgd_steps=2, eps=[2], corruptions=['gaussian_noise'], test_n=30)
+                   updates=6, ae_steps=10, attack_n=10, pgd_steps=2, eps=[2], corruptions=['speckle_noise'], test_n=30)
 
 
 @pytest.fixture(scope='module')
@@ -31,7 +31,7 @@ GOOD = 'datasets = ["phantom"]\nn = [20]\nseeds = 2\n[arms.baseline]\n[arms.mi]\
 # Configuration
 
 def test_a_configuration_survives_its_file(tmp_path):
-    c = replace(TINY, epochs=3, headline=[dict(arm='mi', reference='baseline')], arms={'a "quoted", label': dict(arm='mi', weight=2.5), 'baseline': {}})
+    c = replace(TINY, epochs=3, headline=[['mi', 'baseline', 'clean', 'auc']], arms={'a "quoted", label': dict(arm='mi', weight=2.5), 'baseline': {}})
     assert asdict(read_config(toml(tmp_path, to_toml(c)))) == asdict(c)
     assert read_config(toml(tmp_path, GOOD)).name == 'my'
 
@@ -39,7 +39,7 @@ def test_a_configuration_survives_its_file(tmp_path):
     ('seeds = 2', 'seeds = 0', 'seeds is 0'), ('[20]', '[1]', 'n is 1'), ('[20]', '["all"]', "n is 'all'"), ('[20]', '20', 'n is 20, expected a list'), ('radius', 'raduis', "no setting 'raduis'"),
     ('arms.mi', 'arms.mu', "arm is 'mu'"), ('0.5', '-1.0', 'radius is -1.0'), ('seeds = 2', 'seeds = 2\nsplit = "train"', "split is 'train'"), ('seeds = 2', 'seeds = 2\nlr = 0.0', 'lr of arm'),
     ('radius = 0.5', 'longer = 0', 'longer of arm mi is 0'), ('seeds = 2', 'seeds = 2\neps = [300]', 'eps is 300'), ('[arms.baseline]\n[arms.mi]\nradius = 0.5', 'arms = 3', 'arms is 3'),
-    ('[arms.baseline]\n[arms.mi]\nradius = 0.5', '[arms]\nmi = 1', 'arm mi is 1'), ('seeds = 2', 'seeds = 2\ndevice = "cuda:99"', "device is 'cuda:99'")], ids=lambda v: v[:20])
+    ('[arms.baseline]\n[arms.mi]\nradius = 0.5', '[arms]\nmi = 1', 'arm mi is 1'), ('seeds = 2', 'seeds = 2\ncorruptions = ["rain"]', "corruption 'rain' is unknown"), ('seeds = 2', 'seeds = 2\ndevice = "cuda:99"', "device is 'cuda:99'")], ids=lambda v: v[:20])
 def test_slips_in_a_configuration_are_named(tmp_path, old, new, said):
     with pytest.raises(InputError) as e: read_config(toml(tmp_path, GOOD.replace(old, new)))
     assert said in str(e.value) and '\n' not in str(e.value)
@@ -80,7 +80,7 @@ def test_arms_of_a_group_are_paired_and_groups_are_not(study):
 
 def test_what_is_measured(study):
     r = study.results
-    assert set(r.condition) == {'clean','perturbed','PGD 0/255','PGD 2/255','corrupted','corrupted gaussian_noise', *(f'severity {s}' for s in range(1, 6))}
+    assert set(r.condition) == {'clean','perturbed','PGD 0/255','PGD 2/255','corrupted','corrupted speckle_noise', *(f'severity {s}' for s in range(1, 6))}
     assert set(r[r.condition == 'clean'].measure) == {'accuracy','auc','balanced_accuracy','ece','nll'}
     assert not r.duplicated(['dataset','n','arm','seed','condition','measure']).any() and r.value.between(0, 10).all()
     for i, (y, p) in study.predictions.items():

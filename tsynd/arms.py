@@ -100,7 +100,7 @@ class PixelSpace(nn.Module):
 @arm('pixel_mi', 'Pixels climb the mutual information, without a manifold', "relative of ME-ADA, Zhao et al. 2020, arXiv 2010.08001")
 def _pixel_mi(ae, seed, *, weight=1., radius=.03, steps=1, gate=.8): return _tsynd(PixelSpace(), seed, 'mi', weight=weight, radius=radius, steps=steps, gate=gate)
 
-# %% ../nbs/08a_arms.ipynb #3b097974
+# %% ../nbs/08a_arms.ipynb #305900af
 def adversarial(model:nn.Module,        # images in [0,1] to logits (B,C)
                 x:Tensor,               # (B,ch,H,W) in [0,1]
                 y:Tensor,               # (B,) class numbers, or (B,C) zeros and ones
@@ -112,13 +112,13 @@ def adversarial(model:nn.Module,        # images in [0,1] to logits (B,C)
     "Attacked images for training (Madry et al. 2018; with one step Wong et al. 2020); dropout off"
     d = eps*(2*torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)-1)
     size = 1.25*eps if steps == 1 else 2.5*eps/steps
-    with frozen(model):
+    with frozen(model), torch.inference_mode(False), torch.enable_grad():
         for k in range(steps):
             g = _look(model, (x+d).clamp(0, 1), y, multilabel)[2]
             d = (d + size*g.sign()).clamp(-eps, eps)
     return (x+d).clamp(0, 1)
 
-# %% ../nbs/08a_arms.ipynb #8cf834af
+# %% ../nbs/08a_arms.ipynb #4601ff1f
 class AdversarialTraining(Callback):
     "Adds the loss on attacked images to that on the real batch"
     order,run_valid = -5,False
@@ -134,11 +134,12 @@ class AdversarialTraining(Callback):
     def before_fit(self): self.base_loss = self.learn.loss_func
 
     def before_batch(self):
-        x,self.y = (o[0].as_subclass(Tensor) for o in (self.learn.xb, self.learn.yb))
+        x,self.labels = (o[0].as_subclass(Tensor) for o in (self.learn.xb, self.learn.yb))
         seed = 1000003*self.seed + 7919*int(self.learn.train_iter) + 3
-        self.x = adversarial(self.learn.model, x, self.y, self.eps, self.steps, seed % 2**31, self.y.ndim == 2)
+        self.attacked = adversarial(self.learn.model, x, self.labels, self.eps, self.steps, seed % 2**31, self.labels.ndim == 2)
 
-    def after_loss(self): self.learn.loss_grad = self.learn.loss_grad + self.weight*self.base_loss(self.learn.model(self.x), self.y)
+    def after_loss(self):
+        if self.weight: self.learn.loss_grad = self.learn.loss_grad + self.weight*self.base_loss(self.learn.model(self.attacked), self.labels)
 
 # %% ../nbs/08a_arms.ipynb #42f44f0b
 @arm('pgd', 'Adversarial training, several steps in a box of pixels', 'Madry et al. 2018, arXiv 1706.06083')
@@ -197,7 +198,7 @@ def _mi_fgsm(ae, seed, *, weight=1., radius=.3, gate=.8, eps=4/255, attack_weigh
 def _mi_mixup(ae, seed, *, weight=1., radius=.3, gate=.8, alpha=.4):
     return [*_mi(ae, seed, weight=weight, radius=radius, gate=gate), *_mixup(ae, seed, alpha=alpha)]
 
-# %% ../nbs/08a_arms.ipynb #c8c9d1eb
+# %% ../nbs/08a_arms.ipynb #f8b79596
 def extra_images(name:str,        # a key of `ARMS`
                  ae,              # trained `Autoencoder`
                  model:nn.Module, # classifier
@@ -210,7 +211,7 @@ def extra_images(name:str,        # a key of `ARMS`
     class Look(Callback):
         order = 10**6
         def before_batch(self):
-            extra = [c.syn.x if isinstance(c, TSynD) else c.x for c in self.learn.cbs if isinstance(c, (TSynD, AdversarialTraining))]
+            extra = [c.syn.x if isinstance(c, TSynD) else c.attacked for c in self.learn.cbs if isinstance(c, (TSynD, AdversarialTraining))]
             seen.append((extra or [self.learn.xb[0]])[-1].detach())
             raise CancelFitException
     dl,cbs = ImageDL(data.train.select(list(i)), bs=len(i)),callbacks(name, ae, **settings)

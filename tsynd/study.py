@@ -8,7 +8,7 @@ __all__ = ['LISTS', 'COUNTS', 'KEYS', 'FACTS', 'StudyConfig', 'read_config', 'ch
            'corrupted', 'append', 'records', 'run_cell', 'work', 'run_study', 'to_toml', 'Study', 'read_study',
            'estimate']
 
-# %% ../nbs/08b_study.ipynb #974952b2
+# %% ../nbs/08b_study.ipynb #895c4e2f
 import hashlib, json, os, subprocess, sys, time, tomllib
 from base64 import b64decode, b64encode
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -25,12 +25,12 @@ from .arms import ARMS, callbacks
 from .autoencoder import load_autoencoder, save_model, train_autoencoder
 from .callback import BF16
 from .classifier import predict, probabilities, train_classifier
-from .corruptions import corruption_table
+from .corruptions import corruption_table, families
 from .data import InputError, check_range, load_data, stratified_order, subset
 from .experiment import BatchOrder, device, versions
-from .robustness import robustness_table
+from .robustness import _known, robustness_table
 
-# %% ../nbs/08b_study.ipynb #9fc83795
+# %% ../nbs/08b_study.ipynb #bd1525ee
 @dataclass
 class StudyConfig:
     "What a study is to run; two equal records give equal tables on the same machine"
@@ -39,7 +39,7 @@ class StudyConfig:
     n: list                      # labelled training images; 'full' for all
     seeds: int                   # 0 to seeds-1: of subset, initialisation, batch order and everything drawn
     arms: dict                   # label: settings; `arm` among them names the arm where the label does not
-    headline: list = field(default_factory=list) # contrasts declared beforehand, see `tsynd.statistics`
+    headline: list = field(default_factory=list) # contrasts declared beforehand, [arm, reference, condition, measure]; default: see `tsynd.statistics`
     model: str = 'small_resnet'  # or resnet18, or timm:NAME
     size: int = 28               # pixels
     updates: int = 300           # of each classifier, about: whole epochs
@@ -52,7 +52,7 @@ class StudyConfig:
     bf16: bool = True            # train in bfloat16? everything is measured in float32
     split: str = 'test'          # to measure on; a search takes val
     test_n: int = None           # images to measure on, stratified; default: all
-    attack_n: int = 200          # of them to attack
+    attack_n: int = 200          # of them to attack and to corrupt, stratified
     eps: list = field(default_factory=lambda: [1, 2, 4, 8]) # of PGD, in grey values of 255
     pgd_steps: int = 20
     corruptions: list = None     # default: those that are published for the data set
@@ -73,7 +73,7 @@ def read_config(path:str|Path # a TOML file
         if k not in d: raise InputError(f"{path} has no key {k!r}, expected all of {', '.join(needed)}")
     return check_config(StudyConfig(**dict(dict(name=path.stem), **d)))
 
-# %% ../nbs/08b_study.ipynb #2b550c74
+# %% ../nbs/08b_study.ipynb #d760cdb5
 LISTS,COUNTS = ('datasets','n','eps','headline'),('seeds','updates','bs','ae_steps','attack_n','pgd_steps')
 
 def check_config(c:StudyConfig)->StudyConfig:
@@ -88,6 +88,7 @@ def check_config(c:StudyConfig)->StudyConfig:
         if n != 'full': check_range('n', n, lo=2, integer=True)
     for e in c.eps: check_range('eps', e, lo=0, hi=255)
     if c.split not in ('val', 'test'): raise InputError(f"split is {c.split!r}, expected val or test")
+    for d in c.datasets: _known(f'{d}: corruption', c.corruptions or (), families(d))
     for label in c.arms: make_arm(c, label)
     device(c.device)
     return c
@@ -177,7 +178,7 @@ def calibration(y, # (N,) class numbers
     gaps = [abs(top[b==i].mean()-right[b==i].mean())*(b==i).mean() for i in np.unique(b)]
     return dict(ece=float(sum(gaps)), nll=float(-np.log(np.maximum(p[np.arange(len(y)), y], 1e-12)).mean()))
 
-# %% ../nbs/08b_study.ipynb #f4138aff
+# %% ../nbs/08b_study.ipynb #0de2402e
 def measure_cell(c:StudyConfig, cell:Cell, model, data, held)->tuple: # (condition: measures, probabilities on clean images)
     "Everything that is measured of one classifier"
     x,y = (t.to(device(c.device)) for t in held.batch(slice(None)))
@@ -185,7 +186,7 @@ def measure_cell(c:StudyConfig, cell:Cell, model, data, held)->tuple: # (conditi
     p = probabilities(predict(model, x), data.multilabel)
     p = p.cpu().numpy() if hasattr(p, 'cpu') else np.asarray(p)
     if not data.multilabel: table['clean'] |= calibration(y.cpu(), p)
-    if c.corruptions != []: table |= corrupted(corruption_table(model, x, y, data.task, cell.dataset, c.corruptions, seed=cell.seed))
+    if c.corruptions != []: table |= corrupted(corruption_table(model, x, y, data.task, cell.dataset, c.corruptions, n=min(c.attack_n, len(x)), seed=cell.seed))
     return {k: {m: v for m,v in d.items() if m != 'n' and v is not None} for k,d in table.items()}, p
 
 # %% ../nbs/08b_study.ipynb #518eea4e
