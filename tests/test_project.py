@@ -10,10 +10,10 @@ from nbdev.test import nb_test_cells
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = Path(sys.executable).parent
-NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
-CHAPTERS = [f for f in NOTEBOOKS if re.match(r'\d\d[a-z]?_', f.name)]
-TEXTS = [f for pattern in ('*.md', '*.ini', '*.toml', '.gitignore', '.ci/*', '.github/workflows/*', 'tsynd/*.py', 'tests/*.py')
-         for f in sorted(ROOT.glob(pattern)) if f.is_file()]
+NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb')) + sorted((ROOT/'nbs').glob('tutorials/*.ipynb'))
+CHAPTERS = [f for f in NOTEBOOKS if f.parent.name == 'nbs' and re.match(r'\d\d[a-z]?_', f.name)]
+TEXTS = [f for pattern in ('*.md', '*.ini', '*.toml', '*.cff', '.gitignore', '.ci/**/*', '.github/**/*', 'nbs/pages/*', 'tsynd/*.py', 'tests/*.py')
+         for f in sorted(ROOT.glob(pattern)) if f.is_file() and '__pycache__' not in f.parts]
 MACHINE = re.compile(r'(?<![\w./+])(?:/(?:root|home|Users|work|tmp|mnt|opt|private)/|[A-Z]:\\\\?Users)')
 DEFINITION = re.compile(r'^(?:@|def |class |async def )', re.M)
 
@@ -75,6 +75,8 @@ def test_settings_and_pyproject_agree():
     assert ini['lib_name'] == ini['name']
     assert ini['version'] == read_version(ROOT/ini['lib_path'])
     assert 'Apache License' in (ROOT/'LICENSE').read_text(encoding='utf-8')
+    citation = yaml.safe_load((ROOT/'CITATION.cff').read_text(encoding='utf-8'))
+    assert (citation['version'], citation['license'], citation['repository-code']) == (ini['version'], project['license'], ini['git_url'])
 
 
 @remakes
@@ -88,7 +90,7 @@ def test_modules_are_what_the_notebooks_export(remade):
 @remakes
 def test_notebooks_are_clean(remade):
     assert NOTEBOOKS
-    assert [f.name for f in NOTEBOOKS if f.read_bytes() != (remade/'nbs'/f.name).read_bytes()] == [], 'run nbdev-clean'
+    assert [f.name for f in NOTEBOOKS if f.read_bytes() != (remade/f.relative_to(ROOT)).read_bytes()] == [], 'run nbdev-clean'
 
 
 def test_readme_is_what_the_index_makes(readme):
@@ -230,6 +232,23 @@ def test_workflow_is_valid_and_calls_what_exists(file):
     lines = [l for job in flow['jobs'].values() for s in job['steps'] for l in s.get('run', '').splitlines() if l.strip()]
     words = [part.split()[0] for l in lines for part in re.split(r'&&|\|\||;|(?<!\|)\|(?!\|)', l) if part.strip()]
     assert [w for w in words if not (shutil.which(w, path=path) or os.access(ROOT/w, os.X_OK))] == []
+    scripts = [m[1] for l in lines for m in re.finditer(r'\bpython ([\w./-]+\.py)\b', l)]
+    assert [s for s in scripts if not (ROOT/s).is_file()] == []
+    assert all(re.fullmatch(r'[\w-]+/[\w-]+@v\d+', s['uses']) for job in flow['jobs'].values() for s in job['steps'] if 'uses' in s)
+    assert all(n in flow['jobs'] for job in flow['jobs'].values() for n in [job.get('needs')] if n)
+    assert all('timeout-minutes' in job and ('run' in s) != ('uses' in s) for job in flow['jobs'].values() for s in job['steps'])
+
+
+def test_every_chapter_is_in_the_readme():
+    text = (ROOT/'README.md').read_text(encoding='utf-8')
+    assert [f.name for f in CHAPTERS if f'](nbs/{f.name})' not in text] == []
+
+
+def test_site_is_published_by_the_command_that_is_tested():
+    flow = yaml.safe_load((ROOT/'.github'/'workflows'/'docs.yml').read_text(encoding='utf-8'))
+    assert 'python .ci/site.py' in [s.get('run') for s in flow['jobs']['build']['steps']]
+    assert 'python .ci/site.py' in (ROOT/'.github'/'CONTRIBUTING.md').read_text(encoding='utf-8')
+    assert "ROOT/'.ci'/'site.py'" in (ROOT/'tests'/'test_site.py').read_text(encoding='utf-8')
 
 
 def test_workflow_tests_every_supported_python():
