@@ -509,3 +509,13 @@ def test_the_learner_is_a_whole_fastai_learner(data):
         close(preds, probabilities(predict(learn.model, data.train.x)))
         assert learn.validate()[0] == pytest.approx(F.cross_entropy(predict(learn.model, data.val.x), data.val.y).item(), abs=1e-5)
         assert learn.lr_find(num_it=8, show_plot=False).valley > 0
+
+
+def test_an_exported_learner_predicts_the_same_and_carries_no_image(tmp_path):
+    data = phantom(n_train=24, n_val=8, n_test=8)
+    learn = train_classifier(data, epochs=1)
+    learn.export(tmp_path/'learner.pkl')
+    loaded = load_learner(tmp_path/'learner.pkl')
+    x = data.test.batch(slice(None))[0]
+    assert torch.equal(loaded.model(x), learn.model(x)) and len(learn.dls.train.dataset) == 24
+    assert all(len(dl.dataset) == 0 for dl in loaded.dls.loaders)

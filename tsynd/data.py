@@ -58,7 +58,7 @@ def seeded(seed:int): # at least 0
         try: yield
         finally: random.setstate(py); np.random.set_state(npy)
 
-# %% ../nbs/00_data.ipynb #adb56b7c
+# %% ../nbs/00_data.ipynb #e46eaf62
 def to_float(x:Tensor # (N,ch,H,W) uint8, or float in [0,1]
             )->Tensor: # float in [0,1]
     "Images as floats in [0,1]"
@@ -76,6 +76,7 @@ class Split:
     def batch(self, i): return to_float(self.x[i]), self.y[i]
     def __getitem__(self, i:int): return tuple(t[0] for t in self.batch([i]))
     def select(self, i): return Split(self.x[i], self.y[i], self.index[i], None if self.factors is None else self.factors[i])
+    def new_empty(self): return self.select(slice(0))      # what `learn.export` keeps of it
 
 # %% ../nbs/00_data.ipynb #8fc819a9
 @dataclass

@@ -294,7 +294,7 @@ def pick(gain, # (N,) gains in MI, NaN where unknown
     order = np.argsort(-np.nan_to_num(np.asarray(gain, float)), kind='stable')
     return order[np.unique(np.linspace(0, len(order)-1, min(k, len(order))).round().astype(int))].tolist()
 
-# %% ../nbs/10_report.ipynb #86f3570b
+# %% ../nbs/10_report.ipynb #597219ed
 def differences(run, idx):
     "Signed change (n,H,W) from reconstruction to targeted image, mean over colours, and the value of full colour"
     t,r = (run.images[k][idx].astype(float)/255 for k in ('targeted','reconstruction'))
@@ -303,7 +303,7 @@ def differences(run, idx):
 
 def change(row): 
     "MI before and after, in print"
-    return ' → '.join('–' if math.isnan(v) else f'{v:.2f}' for v in (row.mi_before, row.mi_after))
+    return ' → '.join('–' if math.isnan(v) else f'{v:.3f}' for v in (row.mi_before, row.mi_after))
 
 def picked(run:RunFolder): # with synthetic images
     "What the gallery shows: provenance rows, four stacks of images by name, and the change of full colour"
