@@ -14,6 +14,7 @@ from urllib.parse import unquote
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT/'.ci'/'site'
 NBS, STAGED, OUT = ROOT/'nbs', ROOT/'_proc', ROOT/'_docs'
+MADE = STAGED/'.made'   # where Sphinx and myst-nb write
 REPOSITORY = 'https://github.com/tsynd/tsynd'
 COLAB = 'https://colab.research.google.com/github/tsynd/tsynd/blob/main'
 SITE = 'https://tsynd.github.io/tsynd/'   # every link inside the site is staged under this address, then made relative
@@ -300,10 +301,11 @@ def render():
     from sphinx.application import Sphinx
     from sphinx.util.docutils import docutils_namespace, patch_docutils
     warnings = io.StringIO()
-    if OUT.exists(): shutil.rmtree(OUT)
     with patch_docutils(), docutils_namespace():
-        app = Sphinx(STAGED, HERE, OUT, STAGED/'.doctrees', 'html', status=None, warning=warnings, freshenv=True)
+        app = Sphinx(STAGED, HERE, MADE/'html', MADE/'doctrees', 'html', status=None, warning=warnings, freshenv=True)
         app.build()
+    if OUT.exists(): shutil.rmtree(OUT)
+    shutil.move(MADE/'html', OUT)
     said = re.sub(r'\x1b\[[\d;]*m', '', warnings.getvalue()).replace(str(STAGED) + '/', '').strip()
     return said.splitlines() if said else []
 

@@ -18,7 +18,7 @@ html_theme_options = dict(
     dark_css_variables={'color-brand-primary': '#7cc4ea', 'color-brand-content': '#7cc4ea'})
 
 extensions = ['myst_nb', 'sphinx.ext.mathjax']
-exclude_patterns = ['.doctrees']
+exclude_patterns = ['.made']
 root_doc = 'index'
 mathjax_path = 'mathjax/tex-chtml.js'
 myst_enable_extensions = ['dollarmath', 'amsmath', 'attrs_inline', 'colon_fence', 'deflist', 'smartquotes']
