@@ -2,6 +2,7 @@
 import json, warnings
 
 import medmnist, numpy as np, pytest, sklearn.metrics as skm, timm, torch, torch.nn.functional as F, torchvision
+from fastai.learner import load_learner
 from hypothesis import given, strategies as st
 from layouts import write_npz
 from medmnist import Evaluator
