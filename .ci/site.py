@@ -280,8 +280,8 @@ def stage():
     for f in pages(): (STAGED/f.name).write_text(relink(include(f), f), encoding='utf-8')
     api()
     home = read_nb(STAGED/'index.ipynb')
-    start, back = ['how'], [p for p in ('limits', 'citing', 'changelog', 'contributing')]
-    menus = [menu('Start', ['Home <self>', *start, *listed(tutorials())]), menu('The book', listed(chapters())),
+    start, back = ['how'], ['limits', 'citing', 'changelog', 'contributing']
+    menus = [menu('Start', ['Home <self>', *start]), menu('Tutorials', listed(tutorials())), menu('The book', listed(chapters())),
              menu('Reference', [*listed(others()), 'api/index', *back])]
     home.cells.append(mk_cell('\n'.join(menus), 'markdown'))
     write_nb(home, STAGED/'index.ipynb')
