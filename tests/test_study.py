@@ -9,8 +9,9 @@ import pytest, torch
 from hypothesis import given, strategies as st
 from sklearn.metrics import log_loss
 
+from tsynd.classifier import train_classifier
 from tsynd.data import InputError, phantom
-from tsynd.study import (Cell, StudyConfig, _todo, append, calibration, cell_data, cells, check_config, corrupted, estimate, make_arm, read_config,
+from tsynd.study import (Cell, Centred, StudyConfig, _todo, append, calibration, cell_data, cells, check_config, corrupted, estimate, fit_steps, make_arm, read_config,
                          read_study, records, run_cell, run_study, to_toml, work)
 
 TINY = StudyConfig(name='tiny', datasets=['phantom'], n=[20, 40], seeds=2, arms={'baseline': {}, 'far': dict(arm='mi', radius=.6, gate=0.), 'long': dict(arm='baseline', longer=2.)},
@@ -38,7 +39,7 @@ def test_a_configuration_survives_its_file(tmp_path):
 @pytest.mark.parametrize('old, new, said', [('seeds = 2', 'seeds = two', 'is not TOML'), ('seeds = 2', '', "has no key 'seeds'"), ('seeds', 'sedes', "has a key 'sedes'"),
     ('seeds = 2', 'seeds = 0', 'seeds is 0'), ('[20]', '[1]', 'n is 1'), ('[20]', '["all"]', "n is 'all'"), ('[20]', '20', 'n is 20, expected a list'), ('radius', 'raduis', "no setting 'raduis'"),
     ('arms.mi', 'arms.mu', "arm is 'mu'"), ('0.5', '-1.0', 'radius is -1.0'), ('seeds = 2', 'seeds = 2\nsplit = "train"', "split is 'train'"), ('seeds = 2', 'seeds = 2\nlr = 0.0', 'lr of arm'),
-    ('radius = 0.5', 'longer = 0', 'longer of arm mi is 0'), ('seeds = 2', 'seeds = 2\neps = [300]', 'eps is 300'), ('[arms.baseline]\n[arms.mi]\nradius = 0.5', 'arms = 3', 'arms is 3'),
+    ('seeds = 2', 'seeds = 2\nprotocol = "mine"', "protocol is 'mine'"), ('radius = 0.5', 'longer = 0', 'longer of arm mi is 0'), ('seeds = 2', 'seeds = 2\neps = [300]', 'eps is 300'), ('[arms.baseline]\n[arms.mi]\nradius = 0.5', 'arms = 3', 'arms is 3'),
     ('[arms.baseline]\n[arms.mi]\nradius = 0.5', '[arms]\nmi = 1', 'arm mi is 1'), ('seeds = 2', 'seeds = 2\ncorruptions = ["rain"]', "corruption 'rain' is unknown"), ('seeds = 2', 'seeds = 2\ndevice = "cuda:99"', "device is 'cuda:99'")], ids=lambda v: v[:20])
 def test_slips_in_a_configuration_are_named(tmp_path, old, new, said):
     with pytest.raises(InputError) as e: read_config(toml(tmp_path, GOOD.replace(old, new)))
@@ -201,3 +202,21 @@ def test_an_estimate_has_every_arm():
     assert e[['dataset','arm']].values.tolist() == [['phantom', a] for a in TINY.arms] and (e[['training','measuring','autoencoder']] > 0).all().all()
     t = e.set_index('arm').training
     assert 1.2 < t['long']/t['baseline'] < 3.5
+
+
+def test_medmnist_protocol(tmp_path):
+    "Adam without weight decay at three learning rates, on centred pixels, with the same weights for all arms"
+    c = replace(TINY, n=[20], seeds=1, arms=dict(baseline={}, mi=dict(gate=0.)), protocol='medmnist', epochs=4, balanced=False)
+    s = run_study(c, tmp_path/'s', jobs=1, progress=False)
+    assert (s.cells.status == 'done').all() and s.cells.weights.nunique() == 1 and s.cells.order.nunique() == 1
+    seen = []
+    class See(torch.nn.Module):
+        def __init__(self): super().__init__(); self.w = torch.nn.Linear(1, 2)
+        def forward(self, x): seen.append(x); return self.w(x.mean((1,2,3))[:,None])
+    x = torch.rand(3, 1, 4, 4)
+    Centred(See())(x)
+    assert torch.allclose(seen[0], (x-.5)/.5)
+    learn = train_classifier(phantom(n_train=32, n_val=8, n_test=8), epochs=8, lr=1e-3, fit=fit_steps)
+    lrs = [float(v) for v in learn.recorder.lrs]
+    assert len(lrs) == 8 and all(abs(v/w-1) < 1e-6 for v, w in zip(lrs, [1e-3]*4 + [1e-4]*2 + [1e-5]*2))
+    assert all(h['wd'] == 0 and h['sqr_mom'] == .999 and h['eps'] == 1e-8 for h in learn.opt.hypers)

@@ -173,7 +173,7 @@ def classifier_learner(data:ImageData,
     dls = image_dls(data, bs=bs, seed=seed, balanced=balanced, device=device)
     return Learner(dls, model, loss_func=loss, metrics=auc_metric(data.task), cbs=[FiniteLoss(), *L(cbs)])
 
-# %% ../nbs/02_classifier.ipynb #91d202f7
+# %% ../nbs/02_classifier.ipynb #cb668875
 def train_classifier(data:ImageData,
                      model:str|nn.Module='small_resnet', # a name for `make_classifier`, or a model
                      epochs:int=20,    # passes over the training images, at least 1
@@ -182,6 +182,7 @@ def train_classifier(data:ImageData,
                      p:float=.5,       # dropout probability, in [0,.95]
                      progress:bool|str=False, # show a progress bar, under this name?
                      cbs=(),           # further fastai callbacks
+                     fit=fit_one_cycle, # the schedule: called with learner, epochs, lr and the bar's name
                      **kwargs          # for `classifier_learner`
                     )->Learner:
     "Train a classifier from scratch; returns its `Learner`"
@@ -190,7 +191,7 @@ def train_classifier(data:ImageData,
         if isinstance(model, str): model = make_classifier(model, data.shape[0], data.n_classes, p)
         model.to(memory_format=torch.channels_last)
         learn = classifier_learner(data, model, seed=seed, cbs=cbs, **kwargs)
-        fit_one_cycle(learn, epochs, lr, 'classifier' if progress is True else progress)
+        fit(learn, epochs, lr, 'classifier' if progress is True else progress)
     model.eval()
     return learn
 

@@ -4,33 +4,37 @@
 
 # %% auto #0
 __all__ = ['LISTS', 'COUNTS', 'KEYS', 'FACTS', 'StudyConfig', 'read_config', 'check_config', 'make_arm', 'Cell', 'cells',
-           'cell_data', 'Busy', 'group_autoencoder', 'cpu_time', 'Witness', 'train_cell', 'calibration', 'measure_cell',
-           'corrupted', 'append', 'records', 'run_cell', 'work', 'run_study', 'to_toml', 'Study', 'read_study',
-           'estimate']
+           'cell_data', 'Busy', 'group_autoencoder', 'cpu_time', 'Centred', 'fit_steps', 'Witness', 'train_cell',
+           'calibration', 'measure_cell', 'corrupted', 'append', 'records', 'run_cell', 'work', 'run_study', 'to_toml',
+           'Study', 'read_study', 'estimate']
 
-# %% ../nbs/08b_study.ipynb #895c4e2f
+# %% ../nbs/08b_study.ipynb #844faabb
 import hashlib, json, os, subprocess, sys, time, tomllib
 from base64 import b64decode, b64encode
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from fastai.callback.core import Callback, CancelValidException
+from fastai.callback.schedule import ParamScheduler
+from fastai.optimizer import Adam
 from filelock import FileLock, Timeout
+from torch import nn
 from tqdm.auto import tqdm
 
 from .arms import ARMS, callbacks
-from .autoencoder import load_autoencoder, save_model, train_autoencoder
+from .autoencoder import fit_one_cycle, load_autoencoder, save_model, train_autoencoder
 from .callback import BF16
-from .classifier import predict, probabilities, train_classifier
+from .classifier import make_classifier, predict, probabilities, train_classifier
 from .corruptions import corruption_table, families
-from .data import InputError, check_range, load_data, stratified_order, subset
+from .data import InputError, check_range, load_data, seeded, stratified_order, subset
 from .experiment import BatchOrder, device, versions
 from .robustness import _known, robustness_table
 
-# %% ../nbs/08b_study.ipynb #bd1525ee
+# %% ../nbs/08b_study.ipynb #915088df
 @dataclass
 class StudyConfig:
     "What a study is to run; two equal records give equal tables on the same machine"
@@ -45,7 +49,8 @@ class StudyConfig:
     updates: int = 300           # of each classifier, about: whole epochs
     epochs: int = None           # instead of `updates`
     bs: int = 32                 # batch size
-    lr: float = 2e-3             # highest learning rate of the one-cycle schedule
+    lr: float = 2e-3             # highest learning rate
+    protocol: str = 'tsynd'      # one-cycle schedule; or medmnist: that of MedMNIST's authors
     dropout: float = .5          # in the head
     balanced: bool = True        # draw every class equally often?
     ae_steps: int = 400          # updates of the autoencoder
@@ -73,7 +78,7 @@ def read_config(path:str|Path # a TOML file
         if k not in d: raise InputError(f"{path} has no key {k!r}, expected all of {', '.join(needed)}")
     return check_config(StudyConfig(**dict(dict(name=path.stem), **d)))
 
-# %% ../nbs/08b_study.ipynb #d760cdb5
+# %% ../nbs/08b_study.ipynb #8894af0d
 LISTS,COUNTS = ('datasets','n','eps','headline'),('seeds','updates','bs','ae_steps','attack_n','pgd_steps')
 
 def check_config(c:StudyConfig)->StudyConfig:
@@ -87,7 +92,8 @@ def check_config(c:StudyConfig)->StudyConfig:
     for n in c.n:
         if n != 'full': check_range('n', n, lo=2, integer=True)
     for e in c.eps: check_range('eps', e, lo=0, hi=255)
-    if c.split not in ('val', 'test'): raise InputError(f"split is {c.split!r}, expected val or test")
+    for k,options in (('split', ('val','test')), ('protocol', ('tsynd','medmnist'))):
+        if getattr(c, k) not in options: raise InputError(f"{k} is {getattr(c, k)!r}, expected {' or '.join(options)}")
     for d in c.datasets: _known(f'{d}: corruption', c.corruptions or (), families(d))
     for label in c.arms: make_arm(c, label)
     device(c.device)
@@ -148,7 +154,19 @@ def group_autoencoder(c:StudyConfig, cell:Cell, data, folder:Path):
 def cpu_time(c): # on one thread the processor's time, which does not see what else the machine does
     return time.process_time() if c.device == 'cpu' else time.perf_counter()
 
-# %% ../nbs/08b_study.ipynb #05134d0c
+# %% ../nbs/08b_study.ipynb #1c202d73
+class Centred(nn.Module):
+    "A classifier whose pixels are brought from [0,1] to [-1,1]"
+    def __init__(self, net): super().__init__(); self.net = net
+    def forward(self, x): return self.net(2*x-1)
+
+def fit_steps(learn, epochs:int, lr:float, progress=False):
+    "The schedule of MedMNIST v2 (Yang et al. 2023)"
+    learn.opt_func = partial(Adam, sqr_mom=.999, eps=1e-8, wd=0.)
+    drops = ParamScheduler({'lr': lambda pct: lr*.1**((pct >= .5)+(pct >= .75))})
+    with learn.no_bar(), learn.no_logging(): learn.fit(epochs, lr, cbs=drops)
+
+# %% ../nbs/08b_study.ipynb #dc4fbbe6
 class Witness(Callback):
     "A checksum of the weights before training"
     def before_fit(self): self.checksum = hashlib.md5(b''.join(p.detach().cpu().numpy().tobytes() for p in self.learn.model.parameters())).hexdigest()
@@ -157,11 +175,13 @@ class Witness(Callback):
 def train_cell(c:StudyConfig, cell:Cell, data, ae)->tuple: # (classifier, facts)
     "Train one classifier"
     cbs,lr,longer = make_arm(c, cell.arm, ae, cell.seed)
-    order,witness = BatchOrder(),Witness()
+    order,witness,model,fit = BatchOrder(),Witness(),c.model,fit_one_cycle
+    if c.protocol == 'medmnist':
+        with seeded(cell.seed): model,fit = Centred(make_classifier(c.model, data.shape[0], data.n_classes, c.dropout)),fit_steps
     epochs = c.epochs or max(1, round(c.updates/-(-len(data.train)//c.bs)))
     start = cpu_time(c)
-    learn = train_classifier(data, c.model, max(1, round(epochs*longer)), lr, cell.seed, c.dropout, cbs=[order, witness, *([BF16()] if c.bf16 else []), *cbs],
-                             bs=c.bs, balanced=c.balanced, device=device(c.device))
+    learn = train_classifier(data, model, max(1, round(epochs*longer)), lr, cell.seed, c.dropout, cbs=[order, witness, *([BF16()] if c.bf16 else []), *cbs],
+                             fit=fit, bs=c.bs, balanced=c.balanced, device=device(c.device))
     synthetic = sum(getattr(cb, 'n_images', 0) for cb in cbs)
     return learn.model, dict(seconds=cpu_time(c)-start, steps=int(learn.train_iter), images_seen=int(learn.train_iter)*min(c.bs, len(data.train)),
                              synthetic=synthetic, weights=witness.checksum, order=order.checksum,
