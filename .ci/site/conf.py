@@ -23,6 +23,7 @@ root_doc = 'index'
 mathjax_path = 'mathjax/tex-chtml.js'
 myst_enable_extensions = ['dollarmath', 'amsmath', 'attrs_inline', 'colon_fence', 'deflist', 'smartquotes']
 myst_heading_anchors = 3
+highlight_language = 'text'
 nb_execution_mode = 'off'
 nb_merge_streams = True
 nb_number_source_lines = False
