@@ -75,7 +75,8 @@ def sketches(markdown):
     def parses(code):
         try: return bool(ast.parse(code)) or True
         except SyntaxError: return False
-    return re.sub(r'^```python\n(.*?)^```', lambda m: m[0] if parses(m[1]) else m[0].replace('python', 'text', 1), markdown, flags=re.M | re.S)
+    def plain_text(m): return m[0] if parses(m[1]) else m[0].replace('python', 'text', 1)
+    return re.sub(r'^```python\n(.*?)^```', plain_text, markdown, flags=re.M | re.S)
 
 def words(markdown):
     "Markdown as plain words, for an alt text"
@@ -129,7 +130,8 @@ def anchors(nb, module):
 def bar(file, module=None):
     "Under a notebook's title: get it, run it, see its module"
     at = file.relative_to(ROOT).as_posix()
-    links = [(SITE + file.relative_to(ROOT/'nbs').as_posix(), 'Download this notebook', ' download'), (f'{COLAB}/{at}', 'Open in Colab', ''),
+    install = f' title="there, run first: %pip install git+{REPOSITORY}"'
+    links = [(SITE + file.relative_to(NBS).as_posix(), 'Download this notebook', ' download'), (f'{COLAB}/{at}', 'Open in Colab', install),
              (f'{REPOSITORY}/blob/main/{at}', 'Source', '')]
     if module: links.append((f'{SITE}api/{module}.html', f'Module <code>tsynd.{module}</code>', ''))
     return '<p class="bar">' + ' '.join(f'<a href="{u}"{x}>{t}</a>' for u, t, x in links) + '</p>'
@@ -169,7 +171,7 @@ def notebook(file):
 
 @cache
 def modules():
-    "Module → (the chapter it is made from)"
+    "Module → the chapter it is made from"
     found = {}
     for f in chapters():
         if m := re.search(r'#\|\s*default_exp\s+(\w+)', f.read_text(encoding='utf-8')): found[m[1]] = f
@@ -216,8 +218,8 @@ def quiet(symbol, obj): return '.' in symbol and not (bare(obj).__doc__ or '').s
 def signature(symbol, obj):
     "Signature with docments, and docstring, as nbdev's `show_doc` has them"
     from nbdev.showdoc import show_doc
-    if isinstance(obj, property): return f'```python\nproperty {symbol}\n```\n\n*{plain(inspect.getdoc(obj) or "")}*\n'
-    if inspect.isclass(obj) and '__init__' not in vars(obj): return f'```python\nclass {symbol}\n```\n\n*{plain(inspect.getdoc(obj) or "")}*\n'
+    kind = 'property' if isinstance(obj, property) else 'class' if inspect.isclass(obj) and '__init__' not in vars(obj) else ''
+    if kind: return f'```python\n{kind} {symbol}\n```\n\n*{plain(inspect.getdoc(obj) or "")}*\n'
     code, _, prose = (made := show_doc(obj, name=symbol)._repr_markdown_())[made.index('```'):].rpartition('```\n')
     return f'{code}```\n{plain(prose)}\n'
 
@@ -248,10 +250,12 @@ def api():
     from nbdev.doclinks import NbdevLookup
     link = NbdevLookup().linkify
     (STAGED/'api').mkdir(parents=True, exist_ok=True)
-    index = '# API reference\n\nEvery public symbol, by module. A name leads to its signature, parameters and source; each module is a chapter of the book.\n\n'
+    index = ('# API reference\n\nEvery public symbol, by module. A name leads to its signature, parameters and source; '
+             'each module is a chapter of the book.\n\n')
     for name, chapter in modules().items():
         symbols, doc = reference(name), (importlib.import_module(f'tsynd.{name}').__doc__ or '').strip().split('\n\n')[0]
-        intro = f'# tsynd.{name}\n\n{doc}\n\n<p class="bar"><a href="{SITE}{address(chapter)}">The chapter</a> <a href="{REPOSITORY}/blob/main/tsynd/{name}.py">Source</a></p>\n\n'
+        links = f'<a href="{SITE}{address(chapter)}">The chapter</a> <a href="{REPOSITORY}/blob/main/tsynd/{name}.py">Source</a>'
+        intro = f'# tsynd.{name}\n\n{doc}\n\n<p class="bar">{links}</p>\n\n'
         text = intro + '\n'.join(entries(name))
         text = re.sub(rf'\]\((?:{re.escape(SITE)}|/)(\w+\.html)', rf']({SITE}\1', link(text))
         (STAGED/'api'/f'{name}.md').write_text(text, encoding='utf-8')
@@ -259,7 +263,8 @@ def api():
         for s, o in symbols.items():
             if '.' in s: continue
             first = (inspect.getdoc(o) or '').split('\n')[0] if inspect.isroutine(o) or inspect.isclass(o) else ''
-            index += f'- [`{s}`]({SITE}api/{name}.html#tsynd.{name}.{s}){": " + plain(first) if first and not first.startswith(s + "(") else ""}\n'
+            says = ': ' + plain(first) if first and not first.startswith(s + '(') else ''
+            index += f'- [`{s}`]({SITE}api/{name}.html#tsynd.{name}.{s}){says}\n'
         index += '\n'
     index += '```{toctree}\n:hidden:\n\n' + '\n'.join(modules()) + '\n```\n'
     (STAGED/'api'/'index.md').write_text(index, encoding='utf-8')
@@ -280,24 +285,17 @@ def stage():
     for f in pages(): (STAGED/f.name).write_text(relink(include(f), f), encoding='utf-8')
     api()
     home = read_nb(STAGED/'index.ipynb')
-    start, back = ['how'], ['limits', 'citing', 'changelog', 'contributing']
-    menus = [menu('Start', ['Home <self>', *start]), menu('Tutorials', listed(tutorials())), menu('The book', listed(chapters())),
-             menu('Reference', [*listed(others()), 'api/index', *back])]
+    menus = [menu('Start', ['Home <self>', 'how', *listed(others())]), menu('Tutorials', listed(tutorials())),
+             menu('The book', listed(chapters())), menu('Reference', ['api/index', 'limits', 'citing', 'changelog', 'contributing'])]
     home.cells.append(mk_cell('\n'.join(menus), 'markdown'))
     write_nb(home, STAGED/'index.ipynb')
 
 def include(file):
-    "A page, with the files it names in `{{…}}` put in their place; those ending in .py are run, and give their `figure()`"
-    def put(m):
-        path = (file.parent/m[1]).resolve()
-        if path.suffix != '.py': return path.read_text(encoding='utf-8').strip()
-        scope = {'__file__': str(path)}
-        exec(compile(path.read_text(encoding='utf-8'), path, 'exec'), scope)
-        return scope['figure']()
-    return re.sub(r'\{\{(\S+?)\}\}', put, file.read_text(encoding='utf-8'))
+    "A page, with the files it names in `{{…}}` put in their place"
+    return re.sub(r'\{\{(\S+?)\}\}', lambda m: (file.parent/m[1]).read_text(encoding='utf-8').strip(), file.read_text(encoding='utf-8'))
 
 def render():
-    "Sphinx with myst-nb; the number of its warnings"
+    "Sphinx with myst-nb; gives the lines of its warnings"
     from sphinx.application import Sphinx
     from sphinx.util.docutils import docutils_namespace, patch_docutils
     warnings = io.StringIO()
