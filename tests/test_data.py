@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings, strategies as st
 from layouts import NAMES, SIZES, make_arrays, write_npz
 
 from tsynd.classifier import classifier_learner
-from tsynd.data import (ImageData, ImageDL, InputError, Split, check_classes, check_range, image_dls, in_hole, load_data, load_medmnist,
+from tsynd.data import (HOLES, ImageData, ImageDL, InputError, Split, check_classes, check_range, image_dls, in_hole, load_data, load_medmnist,
                         load_npz, medmnist_info, medmnist_path, phantom, phantom_labels, read_npz, render_phantom, save_npz, seeded,
                         strata, stratified_order, subset, to_numpy)
 
@@ -353,6 +353,22 @@ def test_the_label_rule_is_the_stated_one():
 def test_the_test_split_has_images_of_both_holes():
     f = phantom(30, 10, 200, size=12).test.factors
     assert in_hole(f, 'inside').any() and in_hole(f, 'edge').any() and .1 < in_hole(f).float().mean() < .35
+
+def test_holes_of_ones_own():
+    mine = {'slab': {'spiculation': (.2,.7)}, 'corner': {'shadow': (.5,1.), 'x': (0.,.5)}}
+    f = torch.full((4,8), .1); f[1,1] = .2; f[2,3] = 1; f[3,3],f[3,5] = .9,.6
+    assert in_hole(f, 'slab', mine).tolist() == [False,True,False,False] and in_hole(f, 'corner', mine).tolist() == [False,False,True,False]
+    assert in_hole(f, holes=mine).tolist() == [False,True,True,False]
+    data = phantom(60, 10, 60, size=12, holes=mine)
+    for s in (data.train, data.val): assert not in_hole(s.factors, holes=mine).any()
+    assert in_hole(data.test.factors, holes=mine).any() and in_hole(data.train.factors).any()   # and ours instead of the default ones
+
+def test_the_default_holes_are_the_stated_ones():
+    assert phantom(60, 10, 10, size=12).md5 == phantom(60, 10, 10, size=12, holes=HOLES).md5 != phantom(60, 10, 10, size=12, holes=False).md5
+
+def test_a_hole_that_leaves_nothing_is_refused():
+    with pytest.raises(InputError) as e: phantom(60, 10, 10, size=12, holes={'all': {'spiculation': (.01,1.)}})
+    assert 'holes leave only' in one_sentence(e)
 
 def test_holes_can_be_filled():
     assert in_hole(phantom(300, 10, 10, size=12, holes=False).train.factors).float().mean() > .1

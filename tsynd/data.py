@@ -272,32 +272,35 @@ def render_phantom(f:Tensor,    # (N,8) in [0,1], columns as in `FACTORS`
     img = (tissue - (.18+.25*con)*lesion)*(1-.6*sha*behind)
     return (img*speckle(len(f), size, .02+.1*spk, seed))[:,None].clamp(0, 1)
 
-# %% ../nbs/00_data.ipynb #43c6956f
+# %% ../nbs/00_data.ipynb #ba0efeae
 HOLES = {'inside': {'size':(.35,.65), 'spiculation':(.45,.75)},
          'edge':   {'contrast':(0.,.35), 'shadow':(.65,1.)}}
 
-def in_hole(f:Tensor,      # (N,8) in [0,1]
-            hole:str=None  # 'inside', 'edge', or None for either
-           )->Tensor:      # (N,) bool
+def in_hole(f:Tensor,       # (N,8) in [0,1]
+            hole:str=None,  # a key of the holes, or None for any of them
+            holes:dict=None # other regions than `HOLES`, in the same form
+           )->Tensor:       # (N,) bool
     "Which factors lie in a region that is left out of training?"
-    if hole is None: return torch.stack([in_hole(f, h) for h in HOLES]).any(0)
-    inside = [(f[:,FACTORS.index(k)]>=lo) & (f[:,FACTORS.index(k)]<=hi) for k,(lo,hi) in HOLES[hole].items()]
+    holes = HOLES if holes is None else holes
+    if hole is None: return torch.stack([in_hole(f, h, holes) for h in holes]).any(0)
+    inside = [(f[:,FACTORS.index(k)]>=lo) & (f[:,FACTORS.index(k)]<=hi) for k,(lo,hi) in holes[hole].items()]
     return torch.stack(inside).all(0)
 
-# %% ../nbs/00_data.ipynb #b75a8a2a
+# %% ../nbs/00_data.ipynb #b11a2c80
 def phantom(n_train:int=200, # training images, none of them in a hole
             n_val:int=100,   # validation images, none in a hole
             n_test:int=500,  # test images, holes included
             size:int=28,     # height and width, pixels, a multiple of 4
             seed:int=0,      # of the factors and the speckle, at least 0
-            holes:bool=True  # leave the holes out of train and val?
+            holes:bool|dict=True # leave `HOLES` out of train and val? or other regions, in the same form
            )->ImageData:
     "The embedded data set: needs no file and no network"
     if size%4 or size < 12: raise InputError(f"size is {size}, but the phantom needs a multiple of 4, at least 12")
     g = torch.Generator().manual_seed(1000003*seed + 17)
     def split(k, n, holes):
         f = torch.rand(8*n+64, 8, generator=g)
-        if holes: f = f[~in_hole(f)]
+        if holes: f = f[~in_hole(f, holes=None if holes is True else holes)]
+        if len(f) < n: raise InputError(f"holes leave only {len(f)} of {8*n+64} phantoms, expected at least {n}; make them smaller")
         f = f[:n]
         x = (render_phantom(f, size, seed=3*seed+k)*255).round().to(torch.uint8)
         return Split(x, phantom_labels(f), torch.arange(n), f)
