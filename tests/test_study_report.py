@@ -140,7 +140,7 @@ def test_every_loss_is_marked_and_counted(f):
     better = dict(ece=-1, nll=-1)
     lost = sum(round(r.difference*better.get(r.measure, 1)*(1000 if r.measure == 'nll' else 100), 1) < 0 for r in d[keep].itertuples())
     page = tables_html(f)
-    assert lost == page.count('▾ ') == page.count('> worse than the baseline<') > 5
+    assert lost == page.count('▾ ') == page.count('> worse than the baseline<') == page.count('class="n lost"') > 5
     assert f'{lost} are losses' in caution(f) and f'Of {sum(keep)} mean' in caution(f)
 
 @pytest.mark.parametrize('d, measure, lost', [(-.0006, 'auc', True), (-.0004, 'auc', False), (.01, 'auc', False), (.01, 'ece', True), (-.01, 'ece', False), (.0002, 'nll', True), (.01, 'seconds', False), (np.nan, 'auc', False)])
@@ -181,6 +181,10 @@ def test_official_numbers_stand_beside_ours_only_under_their_protocol(tmp_path):
     assert all(f'{r.mean:.3f} ± {r.sd:.3f}' in text for r in own.itertuples()) and len(own) == 12
     fewer = g.means[(g.means.n == '50') & (g.means.condition == 'clean') & (g.means.measure == 'auc') & (g.means.arm == 'mi')]
     assert f'{fewer["mean"].iloc[0]:.3f}' not in text
+
+def test_no_official_numbers_without_ours(tmp_path):
+    g = found(tmp_path/'s', lambda r: None if (r['dataset'], r['n']) == ('pneumoniamnist', 'full') else r, n=[50, 'full'], datasets=['breastmnist', 'pneumoniamnist'], headline=[], **PROTOCOL)
+    assert '0.901' in official_html(g) and '0.944' not in official_html(g)
 
 @pytest.mark.parametrize('key', PROTOCOL)
 def test_any_departure_hides_them_and_is_named(tmp_path, key):

@@ -44,11 +44,12 @@ def _numbers(results, name, may_miss=False):
         raise InputError(f"results have {name} = {repr(found) if isinstance(found, str) else found}, expected a {'whole ' if name == 'seed' else ''}number")
     return out
 
-# %% ../nbs/09_statistics.ipynb #c995d229
+# %% ../nbs/09_statistics.ipynb #7117fad9
 def _select(r, key, wanted):
+    there = set(r[key].unique())
     for w in wanted:
-        if w not in set(r[key]):
-            have = sorted(set(r[key]), key=lambda v: (len(v), v))
+        if w not in there:
+            have = sorted(there, key=lambda v: (len(v), v))
             raise InputError(f"{key} {w!r} is not in the results{_of(r, key)}, expected one of {', '.join(have[:20])}")
     return r[r[key].isin(wanted)]
 
@@ -127,17 +128,17 @@ def holm(p # (m,) p-values of one family
     out[order] = np.minimum(np.maximum.accumulate(p[order]*np.arange(len(p), 0, -1)), 1)
     return out
 
-# %% ../nbs/09_statistics.ipynb #927ba79f
+# %% ../nbs/09_statistics.ipynb #e51fb84a
 HEADLINE = [('mi', 'baseline', 'clean', 'auc'),                  # does it help at all,
             ('mi', 'baseline', 'PGD 4/255', 'balanced_accuracy'), # and under attack?
+            ('mi_fgsm', 'pgd', 'clean', 'auc'),                  # does the combination beat adversarial training,
+            ('mi_fgsm', 'pgd', 'corrupted', 'balanced_accuracy'), # on corrupted images too,
+            ('mi_fgsm', 'pgd', 'PGD 4/255', 'balanced_accuracy'), # and what does it lose under attack?
             ('mi', 'random', 'clean', 'auc'),                    # more than random steps of the same length?
             ('mi', 'reconstruction', 'clean', 'auc'),            # more than the autoencoder alone?
             ('mi', 'entropy', 'clean', 'auc'),                   # more than an uncertainty that is cheaper?
             ('mi', 'cross_entropy', 'clean', 'auc'),             # more than an attack on the manifold?
-            ('mi', 'pixel_mi', 'clean', 'auc'),                  # more than the same ascent in pixel space?
-            ('mi_fgsm', 'pgd', 'clean', 'auc'),                  # does the combination beat adversarial training,
-            ('mi_fgsm', 'pgd', 'corrupted', 'balanced_accuracy'), # on corrupted images too,
-            ('mi_fgsm', 'pgd', 'PGD 4/255', 'balanced_accuracy')] # and what does it lose under attack?
+            ('mi', 'pixel_mi', 'clean', 'auc')]                  # more than the same ascent in pixel space?
 
 # %% ../nbs/09_statistics.ipynb #7272b125
 def _listed(v): return list(v) if isinstance(v, (list,tuple)) else [v]
@@ -152,7 +153,7 @@ def _contrast(c):
     if c[0] == c[1]: raise InputError(f"headline contrast {c!r} compares an arm with itself, expected two arms")
     return tuple(c[:4]), in_order(_listed(c[4])) if len(c) > 4 and c[4] else [], _listed(c[5]) if len(c) > 5 else []
 
-# %% ../nbs/09_statistics.ipynb #bcfe0ff0
+# %% ../nbs/09_statistics.ipynb #69e7c61b
 def questions(results:pd.DataFrame, # as `tidy` makes them
               family:list=None      # of contrasts; default: those of `HEADLINE` whose arms and conditions are there
              )->list:               # of (arm, reference, condition, measure, dataset, sizes)
@@ -162,8 +163,8 @@ def questions(results:pd.DataFrame, # as `tidy` makes them
     if not family: raise InputError(f"the default headline has no contrast of the arms {', '.join(sorted(set(results.arm)))}; declare some under headline")
     out = []
     for what,ns,sets in map(_contrast, family):
-        for d in sets or sorted(set(results.dataset)):
-            there = in_order(results.n[results.dataset == d])
+        for d in sets or sorted(results.dataset.unique()):
+            there = in_order(results.n[results.dataset == d].unique())
             out.append((*what, d, tuple(ns or [n for n in there if n != 'full'] or there)))
     twice = [q for i,q in enumerate(out) if q in out[:i]]
     if twice: raise InputError(f"headline contrast {twice[0]!r} is there twice, expected once")

@@ -9,9 +9,10 @@ __all__ = ['NAMES', 'NOTE', 'COLOURS', 'OFFICIAL', 'PROTOCOL', 'STUDY_CSS', 'PAG
            'families_html', 'classes_html', 'departures', 'official_html', 'what_html', 'pairing', 'page_html',
            'study_report']
 
-# %% ../nbs/10a_study_report.ipynb #42eb0da5
+# %% ../nbs/10a_study_report.ipynb #938f00e7
 import re
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from string import Template
 
@@ -26,7 +27,7 @@ from .report import Plot, _dl, _points, attack, css, esc, figure_html, figure_st
 from .statistics import (BETTER, averages, class_profile, differences, headline, in_order, pairs, smallest_p, stored_predictions, t_interval, tidy)
 from .study import Study, read_study, records
 
-# %% ../nbs/10a_study_report.ipynb #ca880efc
+# %% ../nbs/10a_study_report.ipynb #32eb1931
 @dataclass
 class Findings:
     "Everything that a report says, in tables"
@@ -38,24 +39,30 @@ class Findings:
     diffs: pd.DataFrame   # as `differences` makes them; without rows where there is only one arm
     means: pd.DataFrame   # as `averages` makes them
 
-    @property
-    def arms(self): return [a for a in self.study.config.arms if a in set(self.results.arm)]
-    @property
-    def datasets(self): return [d for d in self.study.config.datasets if d in set(self.results.dataset)]
-    def sizes(self, dataset): return in_order(self.results.n[self.results.dataset == dataset])
+    @cached_property
+    def arms(self): return _there(self.study.config.arms, self.results.arm)
+    @cached_property
+    def datasets(self): return _there(self.study.config.datasets, self.results.dataset)
+    def sizes(self, dataset): return in_order(self.means.n[self.means.dataset == dataset].unique())
+    @cached_property
+    def auc(self): return self.results[(self.results.condition == 'clean') & (self.results.measure == 'auc')]
     def pooled(self, dataset): return [n for n in self.sizes(dataset) if n != 'full'] or ['full']
 
-# %% ../nbs/10a_study_report.ipynb #92659aff
+# %% ../nbs/10a_study_report.ipynb #f2137321
 def _predictions(study):
     find = stored_predictions(study.cells, study.predictions)
     return lambda dataset, *rest: None if dataset == 'phantom' or study.config.test_n else find(dataset, *rest)
+
+def _there(wanted, column):
+    found = set(column.unique())
+    return [v for v in wanted if v in found]
 
 def findings(study:Study # as `read_study` gives it
             )->Findings:
     "Ask a study its questions"
     if not len(study.results): raise InputError(f"{study.folder} has no finished cell yet, expected at least one; run `tsynd study` first")
     r = tidy(study.results)
-    arms = [a for a in study.config.arms if a in set(r.arm)]
+    arms = _there(study.config.arms, r.arm)
     baseline = 'baseline' if 'baseline' in arms else arms[0]
     try: head,why = headline(r, study.config.headline or None, _predictions(study)), ''
     except InputError as e: head,why = pd.DataFrame(), str(e)
@@ -74,14 +81,14 @@ def _amount(v, measure=''):
     if np.isnan(v): return '–'
     return f'{v:+.3f}'.replace('-', '−') if measure == 'nll' else _points(round(100*v, 1) + 0.)
 
-# %% ../nbs/10a_study_report.ipynb #bd59b73e
+# %% ../nbs/10a_study_report.ipynb #41a91436
 NAMES = dict(auc='AUC', accuracy='accuracy', balanced_accuracy='balanced accuracy', ece='ECE', nll='NLL')
 
 def columns(f:Findings)->list: # of (condition, measure)
     "What the large tables show"
-    there = dict.fromkeys(zip(f.study.results.condition, f.study.results.measure))
-    attacks = sorted((c for c in set(f.results.condition) if attack(c)), key=lambda c: attack(c)[1])
-    other = [c for c in dict.fromkeys(f.study.results.condition) if c != 'clean' and not attack(c) and not re.match(r'(corrupted|severity)\b', c)]
+    there = set(zip(f.means.condition, f.means.measure))
+    attacks = sorted((c for c in set(f.means.condition) if attack(c)), key=lambda c: attack(c)[1])
+    other = [c for c in f.study.results.condition.unique() if c != 'clean' and not attack(c) and not re.match(r'(corrupted|severity)\b', c)]
     want = [('clean', m) for m in NAMES] + [(c, 'balanced_accuracy') for c in (*other, *attacks, 'corrupted')]
     return [c for c in want if c in there]
 
@@ -304,7 +311,7 @@ def reliability_plot(f:Findings, dark=False)->Plot|None: # None without predicti
     return Plot(fig, 'Reliability', 'Clean test images, in ten bins of confidence; on the dashed diagonal an arm is as often right as it is sure. Below it, it is too sure.' + _sizes(f).replace('Mean over seeds', 'All seeds'),
                 'Reliability diagrams: share of right predictions against confidence, with the diagonal.')
 
-# %% ../nbs/10a_study_report.ipynb #1e0efcdc
+# %% ../nbs/10a_study_report.ipynb #20883b9f
 def costs(f:Findings)->pd.DataFrame: # a row per data set and arm other than the baseline
     "Seconds relative to the baseline of the same cell, and the gain in AUC on clean images, over all sizes short of the full data"
     c,out = f.study.cells, []
@@ -319,7 +326,7 @@ def costs(f:Findings)->pd.DataFrame: # a row per data set and arm other than the
 
 def _gain(f, arm, dataset):
     try:
-        d = pairs(f.results, arm, f.baseline, 'clean', 'auc', dataset, f.pooled(dataset)).difference
+        d = pairs(f.auc, arm, f.baseline, 'clean', 'auc', dataset, f.pooled(dataset)).difference
         return d.mean(), *(t_interval(d) if len(d) > 1 else (np.nan, np.nan))
     except InputError: return (np.nan,)*3
 
@@ -356,10 +363,10 @@ def cost_html(f:Findings)->str:
 
 def _plain(v, how): return '–' if np.isnan(v) else format(v, how)
 
-# %% ../nbs/10a_study_report.ipynb #1f1c4095
+# %% ../nbs/10a_study_report.ipynb #d7bbe649
 def families_html(f:Findings)->str: # empty without corruptions
     "Differences to the baseline, family by family"
-    names,out = [c for c in dict.fromkeys(f.study.results.condition) if c.startswith('corrupted ')], []
+    names,out = [c for c in f.study.results.condition.unique() if c.startswith('corrupted ')], []
     arms = [a for a in f.arms if a != f.baseline]
     for d in f.datasets:
         t = pool(f, d, 'balanced_accuracy')
@@ -387,7 +394,7 @@ def classes_html(f:Findings)->str: # empty without predictions
     return ''.join(out) + ('<p class=note>Share of the test images, share that is called so, recall, and the probability above which as many images would be called so as there are. '
                            f'Far from ½ (of two classes), an arm calls too many or too few.{esc(_sizes(f))}</p>' if out else '')
 
-# %% ../nbs/10a_study_report.ipynb #ed379a71
+# %% ../nbs/10a_study_report.ipynb #5297886e
 OFFICIAL = dict(pathmnist=(.983,.907), chestmnist=(.768,.947), dermamnist=(.917,.735), octmnist=(.943,.743), pneumoniamnist=(.944,.854), retinamnist=(.717,.524),
                 breastmnist=(.901,.863), bloodmnist=(.998,.958), tissuemnist=(.930,.676), organamnist=(.997,.935), organcmnist=(.992,.900), organsmnist=(.972,.782))
 PROTOCOL = dict(model='resnet18', size=28, epochs=100, bs=128, lr=1e-3, balanced=False, split='test', test_n=None)
@@ -396,7 +403,7 @@ def departures(f:Findings)->list:
     "What of the official protocol the study has not done"
     c = asdict(f.study.config)
     out = [f"{k} is {'not set' if c[k] is None else c[k]}, not {'the whole split' if v is None else v}" for k,v in PROTOCOL.items() if c[k] != v]
-    out += [] if 'full' in set(f.results.n) else ['no arm was trained on the full data']
+    out += [] if 'full' in set(f.means.n) else ['no arm was trained on the full data']
     return out + ([] if set(OFFICIAL) & set(f.datasets) else ['there are no official numbers for these data sets'])
 
 # %% ../nbs/10a_study_report.ipynb #9242bc20
