@@ -195,10 +195,10 @@ def lines(name):
     "Line of each definition in a module's file"
     found = {}
     for node in ast.parse((ROOT/'tsynd'/f'{name}.py').read_text(encoding='utf-8')).body:
-        if isinstance(node, ast.Assign):
-            for t in node.targets:
-                found |= {n.id: node.lineno for n in ast.walk(t) if isinstance(n, ast.Name)}
-        elif isinstance(node, ast.AnnAssign): found[node.target.id] = node.lineno
+        if isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [n for t in targets for n in (t.elts if isinstance(t, ast.Tuple) else [t]) if isinstance(n, ast.Name)]
+            found |= {n.id: node.lineno for n in names if n.id not in found}
         elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             from nbdev.doclinks import patch_name
             names = patch_name(node) or node.name
