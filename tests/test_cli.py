@@ -90,7 +90,7 @@ def test_help_teaches_with_examples_that_are_commands():
     for option in ('--root', '--out', '--quick', 'MEDMNIST_ROOT', *(f'--{n}' for n, *_ in OPTIONS)): assert option in text
     lines = [re.split(r'\s{3,}', line.strip())[0] for line in EXAMPLES.splitlines() if line.startswith('  tsynd')]
     assert len(lines) >= 5
-    for line in lines: assert parser().parse_args(shlex.split(line)[1:]).command == 'run'
+    assert {parser().parse_args(shlex.split(line)[1:]).command for line in lines} == {'run', 'study'}
     assert all(name in EXAMPLES for name in medmnist_info())
 
 def test_version_and_no_command():
@@ -422,3 +422,33 @@ def test_synthetic_images_of_the_phantom_are_a_data_set(made):
     data = load_npz(made/'synthetic.npz', dict(task='binary-class', label={'0': 'benign', '1': 'malignant'}, n_channels=1), 'synthetic', 12)
     assert len(data.train) > 0 and data.test.factors.shape == (len(data.test), 8) and data.train.factors is None
     assert all(math.isfinite(v) for v in json.loads((made/'metrics.json').read_text())['arms']['tsynd']['metrics']['clean'].values())
+
+
+# A study
+
+STUDY = 'datasets = ["phantom"]\nn = [20]\nseeds = 1\nupdates = 4\nae_steps = 5\nattack_n = 8\npgd_steps = 1\neps = [2]\ncorruptions = []\ntest_n = 24\n[arms.baseline]\n[arms.mixup]\n'
+
+def test_a_study_from_the_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'mine.toml').write_text(STUDY)
+    assert main(['study', 'mine.toml', '--dry-run']) == 0
+    out = capsys.readouterr().out
+    assert 'phantom-20-0-baseline' in out and '2 trainings' in out and not (tmp_path/'studies').exists()
+    assert main(['study', 'mine.toml', '--jobs', '1']) == 0
+    page = tmp_path/'studies'/'mine'/'report.html'
+    assert page.exists() and str(page.relative_to(tmp_path)) in capsys.readouterr().out
+    before = page.stat().st_mtime_ns
+    assert main(['report', str(page.parent)]) == 0 and page.stat().st_mtime_ns > before
+
+@pytest.mark.parametrize('text, said', [(STUDY.replace('mixup', 'mixpu'), "arm is 'mixpu'"), (STUDY.replace('seeds', 'sedes'), "has a key 'sedes'"), ('nothing', 'is not TOML')])
+def test_a_study_with_a_slip_says_so_in_one_line(tmp_path, capsys, text, said):
+    (tmp_path/'mine.toml').write_text(text)
+    assert main(['study', str(tmp_path/'mine.toml'), '--out', str(tmp_path/'out')]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count('\n') == 1 and 'Traceback' not in err and not (tmp_path/'out').exists()
+
+def test_failed_cells_are_named_and_the_rest_is_reported(tmp_path, capsys):
+    (tmp_path/'mine.toml').write_text(STUDY.replace('n = [20]', 'n = [20, 9999]').replace('[arms.mixup]\n', ''))
+    assert main(['study', str(tmp_path/'mine.toml'), '--out', str(tmp_path/'out'), '--jobs', '1']) == 0
+    err = capsys.readouterr().err
+    assert 'phantom-9999-0-baseline failed: InputError: subset is 9999' in err and (tmp_path/'out'/'report.html').exists()
