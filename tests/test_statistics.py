@@ -183,6 +183,17 @@ def test_headline_is_made_of_its_parts():
     assert np.allclose(t.arm_mean-t.reference_mean, t.difference) and t.image_lo.isna().all()
 
 
+def test_what_was_possible_is_holm_of_the_least_p():
+    g = np.random.default_rng(0)
+    many = {a: 10*i + g.random(10) for i, a in enumerate('abc')}
+    r = results(table(many | dict(late=[*(100 + g.random(9)), None])))
+    t = headline(r, [[x, y, 'clean', 'auc'] for x, y in itertools.combinations(['a', 'b', 'c', 'late'], 2)])
+    assert t.seeds.tolist() == [10, 10, 9, 10, 9, 9] and (t.p_holm == t.possible).all()   # effects as clear as can be reach it
+    assert t.possible.tolist() == [6/512]*2 + [3/256] + [6/512] + [3/256]*2
+    g = headline(results(table(dict(a=g.random(10), b=g.random(10)))), [['a', 'b', 'clean', 'auc']])
+    assert (g.possible <= g.p_holm).all() and g.possible[0] == 1/512
+
+
 # Over the images
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.integers(0, 3)), min_size=2, max_size=30))

@@ -7,9 +7,10 @@ __all__ = ['COLUMNS', 'HEADLINE', 'IMAGE_MEASURES', 'BETTER', 'GROUP', 'tidy', '
            'holm', 'in_order', 'questions', 'contrast', 'headline', 'auc', 'score', 'image_bootstrap',
            'stored_predictions', 'differences', 'averages', 'class_profile']
 
-# %% ../nbs/09_statistics.ipynb #ff460a5b
+# %% ../nbs/09_statistics.ipynb #1ef7d65b
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
 from .data import InputError, check_range
 
@@ -81,7 +82,7 @@ def pairs(results:pd.DataFrame, # as `tidy` makes them
     out.attrs['unpaired'] = sorted(set(w.index) - set(whole.index))
     return out
 
-# %% ../nbs/09_statistics.ipynb #e83146ca
+# %% ../nbs/09_statistics.ipynb #59f7c143
 def _sample(d, atleast=2):
     d = np.asarray(d, float)
     if d.ndim != 1 or not np.isfinite(d).all(): raise InputError(f"differences of shape {d.shape} with {int((~np.isfinite(d)).sum())} undefined values, expected one finite number per seed")
@@ -92,7 +93,6 @@ def t_interval(d,               # (k,) differences, one per seed
                level:float=.95  # of confidence
               )->tuple:         # lower and upper end
     "Student's interval for the mean of `d`"
-    from scipy.special import stdtrit
     d = _sample(d); check_range('level', level, lo=0, hi=1, open_lo=True)
     half = stdtrit(len(d)-1, (1+level)/2) * d.std(ddof=1)/len(d)**.5
     return float(d.mean()-half), float(d.mean()+half)
@@ -183,7 +183,7 @@ def contrast(results, arm, reference, condition, measure, dataset, n, prediction
                 seeds=len(d), unpaired=len(d.attrs['unpaired']), arm_mean=d.arm.mean(), reference_mean=d.reference.mean(), difference=d.difference.mean(),
                 sd=d.difference.std(ddof=1), lo=lo, hi=hi, image_lo=image[0], image_hi=image[1], p=sign_flip(d.difference))
 
-# %% ../nbs/09_statistics.ipynb #b9e030b1
+# %% ../nbs/09_statistics.ipynb #4f9e038e
 IMAGE_MEASURES = ('accuracy','auc','balanced_accuracy')   # what the bootstrap of the images knows
 
 def headline(results:pd.DataFrame, # as `tidy` makes them
@@ -193,7 +193,7 @@ def headline(results:pd.DataFrame, # as `tidy` makes them
             )->pd.DataFrame:       # a row per question
     "The declared contrasts with intervals over seeds and images, and p-values corrected by Holm"
     t = pd.DataFrame([contrast(results, *q, predictions, level) for q in questions(results, family)])
-    return t.assign(p_holm=holm(t.p), possible=(len(t)*t.seeds.map(smallest_p)).clip(upper=1))
+    return t.assign(p_holm=holm(t.p), possible=holm(t.seeds.map(smallest_p)))
 
 # %% ../nbs/09_statistics.ipynb #f160aaac
 def auc(scores, # (N,)
@@ -286,7 +286,7 @@ def stored_predictions(cells:pd.DataFrame, # a row per cell: id, dataset, n, arm
         return *(np.stack([p for _,p in f]) for f in found), y
     return both
 
-# %% ../nbs/09_statistics.ipynb #32d4c1f5
+# %% ../nbs/09_statistics.ipynb #b806c75a
 BETTER = dict(accuracy=1, auc=1, balanced_accuracy=1, ece=-1, nll=-1)  # 1: more is better, -1: less is
 GROUP = ['dataset','n','condition','measure']
 
@@ -295,7 +295,6 @@ def differences(results:pd.DataFrame,    # as `tidy` makes them
                 level:float=.95          # of confidence
                )->pd.DataFrame:          # a row per arm other than the baseline, data set, size, condition and measure
     "Every arm against the baseline, paired; descriptive, so without p-values"
-    from scipy.special import stdtrit
     _select(results, 'arm', [baseline])
     check_range('level', level, lo=0, hi=1, open_lo=True)
     w = results.pivot(index=[*GROUP,'seed'], columns='arm', values='value')
