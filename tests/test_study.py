@@ -1,5 +1,5 @@
 """A study that is stopped anywhere goes on and ends with the same table; what it compares is paired; slips are named."""
-import json, os, signal, subprocess, sys, time
+import hashlib, json, os, signal, subprocess, sys, time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,9 +9,10 @@ import pytest, torch
 from hypothesis import given, strategies as st
 from sklearn.metrics import log_loss
 
-from tsynd.classifier import train_classifier
+from tsynd.arms import ARMS
+from tsynd.classifier import make_classifier, train_classifier
 from tsynd.data import InputError, phantom
-from tsynd.study import (Cell, Centred, StudyConfig, _todo, append, calibration, cell_data, cells, check_config, corrupted, estimate, fit_steps, make_arm, read_config,
+from tsynd.study import (Cell, StudyConfig, _todo, append, calibration, cell_data, cells, check_config, corrupted, estimate, fit_steps, make_arm, read_config,
                          read_study, records, run_cell, run_study, to_toml, work)
 
 TINY = StudyConfig(name='tiny', datasets=['phantom'], n=[20, 40], seeds=2, arms={'baseline': {}, 'far': dict(arm='mi', radius=.6, gate=0.), 'long': dict(arm='baseline', longer=2.)},
@@ -32,14 +33,14 @@ GOOD = 'datasets = ["phantom"]\nn = [20]\nseeds = 2\n[arms.baseline]\n[arms.mi]\
 # Configuration
 
 def test_a_configuration_survives_its_file(tmp_path):
-    c = replace(TINY, epochs=3, headline=[['mi', 'baseline', 'clean', 'auc']], arms={'a "quoted", label': dict(arm='mi', weight=2.5), 'baseline': {}})
+    c = replace(TINY, epochs=3, headline=[['a "quoted", label', 'baseline', 'clean', 'auc']], arms={'a "quoted", label': dict(arm='mi', weight=2.5), 'baseline': {}})
     assert asdict(read_config(toml(tmp_path, to_toml(c)))) == asdict(c)
     assert read_config(toml(tmp_path, GOOD)).name == 'my'
 
 @pytest.mark.parametrize('old, new, said', [('seeds = 2', 'seeds = two', 'is not TOML'), ('seeds = 2', '', "has no key 'seeds'"), ('seeds', 'sedes', "has a key 'sedes'"),
     ('seeds = 2', 'seeds = 0', 'seeds is 0'), ('[20]', '[1]', 'n is 1'), ('[20]', '["all"]', "n is 'all'"), ('[20]', '20', 'n is 20, expected a list'), ('radius', 'raduis', "no setting 'raduis'"),
     ('arms.mi', 'arms.mu', "arm is 'mu'"), ('0.5', '-1.0', 'radius is -1.0'), ('seeds = 2', 'seeds = 2\nsplit = "train"', "split is 'train'"), ('seeds = 2', 'seeds = 2\nlr = 0.0', 'lr of arm'),
-    ('seeds = 2', 'seeds = 2\nprotocol = "mine"', "protocol is 'mine'"), ('radius = 0.5', 'longer = 0', 'longer of arm mi is 0'), ('seeds = 2', 'seeds = 2\neps = [300]', 'eps is 300'), ('[arms.baseline]\n[arms.mi]\nradius = 0.5', 'arms = 3', 'arms is 3'),
+    ('["phantom"]', '["phantom", "phantom"]', 'expected each of them once'), ('seeds = 2', 'seeds = 2\nheadline = [["mi", "mu", "clean", "auc"]]', "speaks of an arm 'mu'"), ('seeds = 2', 'seeds = 2\nprotocol = "mine"', "protocol is 'mine'"), ('radius = 0.5', 'longer = 0', 'longer of arm mi is 0'), ('seeds = 2', 'seeds = 2\neps = [300]', 'eps is 300'), ('[arms.baseline]\n[arms.mi]\nradius = 0.5', 'arms = 3', 'arms is 3'),
     ('[arms.baseline]\n[arms.mi]\nradius = 0.5', '[arms]\nmi = 1', 'arm mi is 1'), ('seeds = 2', 'seeds = 2\ncorruptions = ["rain"]', "corruption 'rain' is unknown"), ('seeds = 2', 'seeds = 2\ndevice = "cuda:99"', "device is 'cuda:99'")], ids=lambda v: v[:20])
 def test_slips_in_a_configuration_are_named(tmp_path, old, new, said):
     with pytest.raises(InputError) as e: read_config(toml(tmp_path, GOOD.replace(old, new)))
@@ -117,19 +118,33 @@ def test_kill_9_loses_at_most_the_cell_in_flight(study, tmp_path, moment):
     lines = (folder/'cells.jsonl').read_bytes().splitlines()
     assert len(lines) == len(cells(TINY))                                                # nothing was done twice
 
-def test_workers_stop_when_their_parent_is_killed(tmp_path):
+def test_a_killed_study_can_be_started_again_at_once(study, tmp_path):
+    "While the workers of the killed one still hold their cells"
     folder = tmp_path/'s'
     code = f'import tests_study_config as t; from tsynd.study import run_study; run_study(t.C, {str(folder)!r}, jobs=2, progress=False)'
-    (tmp_path/'tests_study_config.py').write_text(f'from tsynd.study import StudyConfig\nC = StudyConfig(**{asdict(replace(TINY, seeds=40))!r})\n')
+    (tmp_path/'tests_study_config.py').write_text(f'from tsynd.study import StudyConfig\nC = StudyConfig(**{asdict(TINY)!r})\n')
     parent = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(tmp_path), OMP_NUM_THREADS='1'))
     wait_for(lambda: len(records(folder)) >= 1)
     parent.send_signal(signal.SIGKILL); parent.wait()
-    before = len(records(folder)); time.sleep(1)
-    def quiet():
-        a = len(records(folder)); time.sleep(4)
-        return len(records(folder)) == a
-    wait_for(quiet)
-    assert len(records(folder)) <= before + 3 < len(cells(replace(TINY, seeds=40)))
+    again = run_study(TINY, folder, jobs=1, progress=False)
+    assert again.results.equals(study.results)
+    assert len((folder/'cells.jsonl').read_bytes().splitlines()) == len(cells(TINY))     # no cell twice
+    assert not list((folder/'locks').glob('*.tries'))
+
+def test_a_cell_that_kills_its_process_is_given_up(tmp_path):
+    c = replace(TINY, n=[20], seeds=1, arms=dict(baseline={}))
+    (tmp_path/'locks').mkdir(); (tmp_path/'study.toml').write_text(to_toml(c))
+    name = hashlib.md5(cells(c)[0].id.encode()).hexdigest()
+    (tmp_path/'locks'/f'{name}.tries').write_bytes(b'.....')
+    work(tmp_path)
+    assert read_study(tmp_path).cells.reason.tolist() == ['its process was killed five times'] and not list((tmp_path/'locks').glob('*.tries'))
+
+def test_all_arms_are_paired(tmp_path):
+    c = replace(TINY, n=[20], seeds=1, updates=2, corruptions=[], attack_n=4, arms={a: {} for a in ARMS})
+    s = run_study(c, tmp_path/'s', jobs=1, progress=False)
+    assert (s.cells.status == 'done').all(), s.cells.reason.tolist()
+    assert len(s.cells) == len(ARMS) and (s.cells[['subset','weights','order','steps','images_seen']].nunique() == 1).all()
+    assert s.cells.images_seen.tolist()[0] == s.cells.steps.tolist()[0]*20 and s.cells.code.nunique() == 1
 
 @given(cut=st.integers(0, 200))
 def test_a_torn_line_is_cut_off(tmp_path_factory, cut):
@@ -150,10 +165,10 @@ def test_a_group_has_one_autoencoder(study):
 
 def test_a_failing_cell_is_recorded_and_tried_again(tmp_path):
     c = replace(TINY, n=[20, 100000], seeds=1, arms=dict(baseline={}))
-    s = run_study(c, tmp_path/'s', jobs=1, progress=False)
+    s = run_study(c, tmp_path/'s', jobs=2, progress=False)
     assert s.cells.status.tolist() == ['done','failed'] and 'subset is 100000' in s.cells.reason[1] and set(s.results.n) == {20}
     lines = (tmp_path/'s'/'cells.jsonl').read_text().count('\n')
-    assert run_study(c, tmp_path/'s', jobs=1, progress=False).cells.status.tolist() == ['done','failed']
+    assert run_study(c, tmp_path/'s', jobs=2, progress=False).cells.status.tolist() == ['done','failed']
     assert (tmp_path/'s'/'cells.jsonl').read_text().count('\n') == lines+1               # the failed one, once more
 
 def test_another_study_is_not_mixed_in(study):
@@ -199,8 +214,8 @@ def test_corrupted_means_by_hand():
 
 def test_an_estimate_has_every_arm():
     e = estimate(TINY, updates=2, images=4)
-    assert e[['dataset','arm']].values.tolist() == [['phantom', a] for a in TINY.arms] and (e[['training','measuring','autoencoder']] > 0).all().all()
-    t = e.set_index('arm').training
+    assert e[['dataset','n','arm']].values.tolist() == [['phantom', n, a] for a in TINY.arms for n in TINY.n] and (e[['training','measuring','autoencoder']] > 0).all().all()
+    t = e[e.n == 20].set_index('arm').training
     assert 1.2 < t['long']/t['baseline'] < 3.5
 
 
@@ -210,12 +225,12 @@ def test_medmnist_protocol(tmp_path):
     s = run_study(c, tmp_path/'s', jobs=1, progress=False)
     assert (s.cells.status == 'done').all() and s.cells.weights.nunique() == 1 and s.cells.order.nunique() == 1
     seen = []
-    class See(torch.nn.Module):
-        def __init__(self): super().__init__(); self.w = torch.nn.Linear(1, 2)
-        def forward(self, x): seen.append(x); return self.w(x.mean((1,2,3))[:,None])
-    x = torch.rand(3, 1, 4, 4)
-    Centred(See())(x)
-    assert torch.allclose(seen[0], (x-.5)/.5)
+    net = make_classifier('small_resnet', 1, 2).eval()
+    first = next(m for m in net.modules() if isinstance(m, torch.nn.Conv2d))
+    first.register_forward_pre_hook(lambda m, x: seen.append(x[0]))
+    x = torch.rand(3, 1, 28, 28)
+    net(x)
+    assert torch.allclose(seen[0], (x-.5)/.5, atol=1e-6)                                  # centred once, not twice
     learn = train_classifier(phantom(n_train=32, n_val=8, n_test=8), epochs=8, lr=1e-3, fit=fit_steps)
     lrs = [float(v) for v in learn.recorder.lrs]
     assert len(lrs) == 8 and all(abs(v/w-1) < 1e-6 for v, w in zip(lrs, [1e-3]*4 + [1e-4]*2 + [1e-5]*2))

@@ -123,8 +123,8 @@ def test_a_clear_result_turns_with_the_arms(tmp_path):
     assert 'out of reach' not in caution(up) and 'out of reach' in caution(replace(up, head=up.head.assign(possible=.06)))
 
 def test_what_cannot_be_asked_is_said(tmp_path):
-    g = found(tmp_path/'s', headline=[['mixup', 'baseline', 'clean', 'auc']])
-    assert not len(g.head) and "arm 'mixup' is not in the results" in finding(g) and 'mixup' in Page(page_html(g)).text
+    g = found(tmp_path/'s', headline=[['mi', 'baseline', 'PGD 16/255', 'auc']])
+    assert not len(g.head) and 'PGD 16/255' in finding(g) and 'PGD 16/255' in Page(page_html(g)).text
 
 @pytest.mark.parametrize('how', [dict(datasets=['phantom']), dict(test_n=40)])
 def test_no_interval_over_images_that_differ_between_seeds(tmp_path, how):
@@ -167,11 +167,14 @@ def test_pairing_is_checked(f):
     cells = f.study.cells.copy()
     cells.loc[4, 'weights'] = 'other'
     assert dict(pairing(cells))['initial weights'] == 'differs in 1 of 8 groups of arms'
+    longer = cells.assign(order=cells.order.where(cells.arm != 'mi', 'more'), weights='same')
+    assert dict(pairing(longer))['order of batches'] == 'differs in 8 of 8 groups of arms'
+    assert dict(pairing(longer, ['mi'])) == dict(pairing(f.study.cells))
 
 
 # Official numbers
 
-OTHER = dict(model='small_resnet', size=64, epochs=50, bs=32, lr=.002, balanced=True, split='val', test_n=40)
+OTHER = dict(protocol='tsynd', model='small_resnet', size=64, epochs=50, bs=32, lr=.002, balanced=True, split='val', test_n=40)
 
 def test_official_numbers_stand_beside_ours_only_under_their_protocol(tmp_path):
     g = found(tmp_path/'same', n=[50, 'full'], datasets=['breastmnist', 'pneumoniamnist'], **PROTOCOL)
@@ -181,6 +184,11 @@ def test_official_numbers_stand_beside_ours_only_under_their_protocol(tmp_path):
     assert all(f'{r.mean:.3f} ± {r.sd:.3f}' in text for r in own.itertuples()) and len(own) == 12
     fewer = g.means[(g.means.n == '50') & (g.means.condition == 'clean') & (g.means.measure == 'auc') & (g.means.arm == 'mi')]
     assert f'{fewer["mean"].iloc[0]:.3f}' not in text
+
+def test_arms_with_a_rate_of_their_own_stand_not_beside_them(tmp_path):
+    g = found(tmp_path/'own', n=['full'], datasets=['breastmnist'], arms={'baseline': {}, 'mi': dict(lr=.01)}, headline=[], **PROTOCOL)
+    text = Page(official_html(g)).text
+    assert 'baseline, ' in text and 'mi, ' not in text and 'of their own: mi' in text
 
 def test_no_official_numbers_without_ours(tmp_path):
     g = found(tmp_path/'s', lambda r: None if (r['dataset'], r['n']) == ('pneumoniamnist', 'full') else r, n=[50, 'full'], datasets=['breastmnist', 'pneumoniamnist'], headline=[], **PROTOCOL)

@@ -118,7 +118,7 @@ def adversarial(model:nn.Module,        # images in [0,1] to logits (B,C)
             d = (d + size*g.sign()).clamp(-eps, eps)
     return (x+d).clamp(0, 1)
 
-# %% ../nbs/08a_arms.ipynb #4601ff1f
+# %% ../nbs/08a_arms.ipynb #0e999d45
 class AdversarialTraining(Callback):
     "Adds the loss on attacked images to that on the real batch"
     order,run_valid = -5,False
@@ -131,12 +131,13 @@ class AdversarialTraining(Callback):
         check_range('eps', eps, lo=0, hi=1); check_range('steps', steps, lo=1, integer=True); check_range('weight', weight, lo=0)
         self.eps,self.steps,self.weight,self.seed = eps,steps,weight,seed
 
-    def before_fit(self): self.base_loss = self.learn.loss_func
+    def before_fit(self): self.base_loss,self.n_images = self.learn.loss_func,0
 
     def before_batch(self):
         x,self.labels = (o[0].as_subclass(Tensor) for o in (self.learn.xb, self.learn.yb))
         seed = 1000003*self.seed + 7919*int(self.learn.train_iter) + 3
         self.attacked = adversarial(self.learn.model, x, self.labels, self.eps, self.steps, seed % 2**31, self.labels.ndim == 2)
+        self.n_images += len(x)
 
     def after_loss(self):
         if self.weight: self.learn.loss_grad = self.learn.loss_grad + self.weight*self.base_loss(self.learn.model(self.attacked), self.labels)
@@ -148,9 +149,9 @@ def _pgd_training(ae, seed, *, weight=1., eps=4/255, steps=3): return [Adversari
 @arm('fgsm', 'Adversarial training, a single step from a random start', 'Wong et al. 2020, arXiv 2001.03994')
 def _fgsm_training(ae, seed, *, weight=1., eps=4/255): return [AdversarialTraining(eps, 1, weight, seed)]
 
-# %% ../nbs/08a_arms.ipynb #95bb418e
+# %% ../nbs/08a_arms.ipynb #a0f730cf
 class Joint(TSynD):
-    "The original plus the displacement that the ascent found, its pixels then attacked"
+    "The original plus the displacement that the ascent found, its pixels attacked afterwards"
     eps,pixel_steps = 4/255,1
     def before_batch(self):
         super().before_batch()
@@ -158,13 +159,18 @@ class Joint(TSynD):
         with torch.no_grad(): x = (self.syn.source + self.syn.x - self.engine.ae.decode(self.syn.z0)).clamp(0, 1)
         self.syn.x = adversarial(self.learn.model, x, self.syn.y, self.eps, self.pixel_steps, self._batch_seed()+3, self.engine.multilabel)
 
-@arm('joint', 'Latents climb MI, a pixel residual on the original climbs the cross-entropy', 'relative of Lin et al. 2020, arXiv 2009.02470')
+@arm('joint', 'Latents climb MI, then a pixel residual on the original climbs the cross-entropy', 'relative of Lin et al. 2020, arXiv 2009.02470')
 def _joint(ae, seed, *, weight=1., radius=.15, gate=.8, eps=4/255, pixel_steps=1):
     cb, = _tsynd(ae, seed, 'mi', Joint, weight=weight, radius=radius, gate=gate)
     cb.eps,cb.pixel_steps = eps,pixel_steps
     return [cb]
 
-# %% ../nbs/08a_arms.ipynb #99a356f7
+# %% ../nbs/08a_arms.ipynb #35046659
+class _Wide(v2.TrivialAugmentWide): # its shifts of up to 32 pixels are made for 224; ours are as large a part of the side
+    def __init__(self):
+        super().__init__()
+        for k in ('TranslateX','TranslateY'): self._AUGMENTATION_SPACE = self._AUGMENTATION_SPACE | {k: (lambda bins, h, w: torch.linspace(0, min(h, w)/7, bins), True)}
+
 class TrivialAugment(Callback):
     "One random operation of random strength on each image of a batch (Müller & Hutter 2021)"
     order,run_valid = -4,False
@@ -173,7 +179,7 @@ class TrivialAugment(Callback):
                  seed:int=0  # of all that is drawn
                 ):
         check_range('p', p, lo=0, hi=1)
-        self.p,self.seed,self.augment = p,seed,v2.TrivialAugmentWide()
+        self.p,self.seed,self.augment = p,seed,_Wide()
 
     def before_batch(self):
         x = self.learn.xb[0].as_subclass(Tensor)

@@ -112,7 +112,7 @@ def _run(root=None, out=None, **config):
     print(f"{d}\n\n{result.table().to_string(na_rep='–')}\n")
     print(f"percent; dropout off; difference in points; one seed is an illustration, not evidence\n\nreport: {out/'report.html'}")
 
-# %% ../nbs/11_cli.ipynb #2ab9f12a
+# %% ../nbs/11_cli.ipynb #bc7c1338
 def _study(config, out, root, jobs, dry_run):
     from tsynd.study import cells, estimate, read_config, run_study
     c = read_config(config)
@@ -124,9 +124,9 @@ def _study(config, out, root, jobs, dry_run):
     _report(out)
 
 def _forecast(cells, t, jobs):
-    seconds = t.set_index(['dataset','arm'])[['training','measuring','autoencoder']].sum(axis=1)
-    for x in cells: print(f'{x.id:50} {seconds[x.dataset, x.arm]:6.0f} s')
-    total = sum(seconds[x.dataset, x.arm] for x in cells)/3600
+    seconds = t.set_index(['dataset','n','arm'])[['training','measuring','autoencoder']].sum(axis=1)
+    for x in cells: print(f'{x.id:50} {seconds[x.dataset, x.n, x.arm]:6.0f} s')
+    total = sum(seconds[x.dataset, x.n, x.arm] for x in cells)/3600
     print(f'{len(cells)} trainings, about {total:.1f} hours of one core, {total/jobs:.1f} with --jobs {jobs}')
 
 def _report(folder):

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['LISTS', 'COUNTS', 'KEYS', 'FACTS', 'StudyConfig', 'read_config', 'check_config', 'make_arm', 'Cell', 'cells',
-           'cell_data', 'Busy', 'group_autoencoder', 'cpu_time', 'Centred', 'fit_steps', 'Witness', 'train_cell',
-           'calibration', 'measure_cell', 'corrupted', 'append', 'records', 'run_cell', 'work', 'run_study', 'to_toml',
+           'cell_data', 'Busy', 'group_autoencoder', 'cpu_time', 'fit_steps', 'Witness', 'train_cell', 'calibration',
+           'measure_cell', 'corrupted', 'append', 'records', 'code', 'run_cell', 'work', 'run_study', 'to_toml',
            'Study', 'read_study', 'estimate']
 
-# %% ../nbs/08b_study.ipynb #844faabb
+# %% ../nbs/08b_study.ipynb #43316cee
 import hashlib, json, os, subprocess, sys, time, tomllib
 from base64 import b64decode, b64encode
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -22,27 +23,27 @@ from fastai.callback.core import Callback, CancelValidException
 from fastai.callback.schedule import ParamScheduler
 from fastai.optimizer import Adam
 from filelock import FileLock, Timeout
-from torch import nn
 from tqdm.auto import tqdm
 
 from .arms import ARMS, callbacks
 from .autoencoder import fit_one_cycle, load_autoencoder, save_model, train_autoencoder
 from .callback import BF16
-from .classifier import make_classifier, predict, probabilities, train_classifier
+from .classifier import predict, probabilities, train_classifier
 from .corruptions import corruption_table, families
-from .data import InputError, check_range, load_data, seeded, stratified_order, subset
+from .data import InputError, check_range, load_data, stratified_order, subset
 from .experiment import BatchOrder, device, versions
 from .robustness import _known, robustness_table
 
-# %% ../nbs/08b_study.ipynb #915088df
+# %% ../nbs/08b_study.ipynb #df2fb02c
 @dataclass
 class StudyConfig:
     "What a study is to run; two equal records give equal tables on the same machine"
     name: str                    # of the study
     datasets: list               # phantom, or sets of MedMNIST
     n: list                      # labelled training images; 'full' for all
-    seeds: int                   # 0 to seeds-1: of subset, initialisation, batch order and everything drawn
+    seeds: int                   # how many: of subset, initialisation, batch order and everything drawn
     arms: dict                   # label: settings; `arm` among them names the arm where the label does not
+    first_seed: int = 0          # a search takes other seeds than what it is for
     headline: list = field(default_factory=list) # contrasts declared beforehand, [arm, reference, condition, measure]; default: see `tsynd.statistics`
     model: str = 'small_resnet'  # or resnet18, or timm:NAME
     size: int = 28               # pixels
@@ -78,7 +79,7 @@ def read_config(path:str|Path # a TOML file
         if k not in d: raise InputError(f"{path} has no key {k!r}, expected all of {', '.join(needed)}")
     return check_config(StudyConfig(**dict(dict(name=path.stem), **d)))
 
-# %% ../nbs/08b_study.ipynb #8894af0d
+# %% ../nbs/08b_study.ipynb #232ed7ca
 LISTS,COUNTS = ('datasets','n','eps','headline'),('seeds','updates','bs','ae_steps','attack_n','pgd_steps')
 
 def check_config(c:StudyConfig)->StudyConfig:
@@ -87,6 +88,9 @@ def check_config(c:StudyConfig)->StudyConfig:
         if not isinstance(getattr(c, k), list): raise InputError(f"{k} is {getattr(c, k)!r}, expected a list")
     if not isinstance(c.arms, dict) or not c.arms: raise InputError(f"arms is {c.arms!r}, expected a table of arms and their settings")
     for k in COUNTS: check_range(k, getattr(c, k), lo=1, integer=True)
+    check_range('first_seed', c.first_seed, lo=0, integer=True)
+    for k in ('datasets','n'):
+        if len(set(map(str, getattr(c, k)))) < len(getattr(c, k)): raise InputError(f"{k} is {getattr(c, k)!r}, expected each of them once")
     for k in ('epochs','test_n'):
         if getattr(c, k) is not None: check_range(k, getattr(c, k), lo=1, integer=True)
     for n in c.n:
@@ -96,6 +100,9 @@ def check_config(c:StudyConfig)->StudyConfig:
         if getattr(c, k) not in options: raise InputError(f"{k} is {getattr(c, k)!r}, expected {' or '.join(options)}")
     for d in c.datasets: _known(f'{d}: corruption', c.corruptions or (), families(d))
     for label in c.arms: make_arm(c, label)
+    for q in c.headline:
+        for a in q[:2]:
+            if a not in c.arms: raise InputError(f"headline {q!r} speaks of an arm {a!r}, expected some of {', '.join(c.arms)}")
     device(c.device)
     return c
 
@@ -107,7 +114,7 @@ def make_arm(c:StudyConfig, label, ae=None, seed=0)->tuple: # (callbacks, lr, le
     check_range(f'lr of arm {label}', lr, lo=0, open_lo=True); check_range(f'longer of arm {label}', longer, lo=0, open_lo=True)
     return callbacks(name, ae, seed, **s), lr, longer
 
-# %% ../nbs/08b_study.ipynb #199abdf6
+# %% ../nbs/08b_study.ipynb #69e93fae
 @dataclass(frozen=True)
 class Cell:
     "One training of a study"
@@ -122,7 +129,7 @@ class Cell:
 
 def cells(c:StudyConfig)->list:
     "All cells, in the order in which they are run"
-    return [Cell(d, n, s, a) for s in range(c.seeds) for d in c.datasets for n in c.n for a in c.arms]
+    return [Cell(d, n, s, a) for s in range(c.first_seed, c.first_seed+c.seeds) for d in c.datasets for n in c.n for a in c.arms]
 
 # %% ../nbs/08b_study.ipynb #40d48c78
 def cell_data(c:StudyConfig, cell:Cell, root=None):
@@ -154,19 +161,14 @@ def group_autoencoder(c:StudyConfig, cell:Cell, data, folder:Path):
 def cpu_time(c): # on one thread the processor's time, which does not see what else the machine does
     return time.process_time() if c.device == 'cpu' else time.perf_counter()
 
-# %% ../nbs/08b_study.ipynb #1c202d73
-class Centred(nn.Module):
-    "A classifier whose pixels are brought from [0,1] to [-1,1]"
-    def __init__(self, net): super().__init__(); self.net = net
-    def forward(self, x): return self.net(2*x-1)
-
+# %% ../nbs/08b_study.ipynb #fdb2898c
 def fit_steps(learn, epochs:int, lr:float, progress=False):
     "The schedule of MedMNIST v2 (Yang et al. 2023)"
     learn.opt_func = partial(Adam, sqr_mom=.999, eps=1e-8, wd=0.)
     drops = ParamScheduler({'lr': lambda pct: lr*.1**((pct >= .5)+(pct >= .75))})
     with learn.no_bar(), learn.no_logging(): learn.fit(epochs, lr, cbs=drops)
 
-# %% ../nbs/08b_study.ipynb #dc4fbbe6
+# %% ../nbs/08b_study.ipynb #0fbfb348
 class Witness(Callback):
     "A checksum of the weights before training"
     def before_fit(self): self.checksum = hashlib.md5(b''.join(p.detach().cpu().numpy().tobytes() for p in self.learn.model.parameters())).hexdigest()
@@ -175,16 +177,14 @@ class Witness(Callback):
 def train_cell(c:StudyConfig, cell:Cell, data, ae)->tuple: # (classifier, facts)
     "Train one classifier"
     cbs,lr,longer = make_arm(c, cell.arm, ae, cell.seed)
-    order,witness,model,fit = BatchOrder(),Witness(),c.model,fit_one_cycle
-    if c.protocol == 'medmnist':
-        with seeded(cell.seed): model,fit = Centred(make_classifier(c.model, data.shape[0], data.n_classes, c.dropout)),fit_steps
+    order,witness,fit = BatchOrder(),Witness(),dict(tsynd=fit_one_cycle, medmnist=fit_steps)[c.protocol]
     epochs = c.epochs or max(1, round(c.updates/-(-len(data.train)//c.bs)))
     start = cpu_time(c)
-    learn = train_classifier(data, model, max(1, round(epochs*longer)), lr, cell.seed, c.dropout, cbs=[order, witness, *([BF16()] if c.bf16 else []), *cbs],
+    learn = train_classifier(data, c.model, max(1, round(epochs*longer)), lr, cell.seed, c.dropout, cbs=[order, witness, *([BF16()] if c.bf16 else []), *cbs],
                              fit=fit, bs=c.bs, balanced=c.balanced, device=device(c.device))
-    synthetic = sum(getattr(cb, 'n_images', 0) for cb in cbs)
-    return learn.model, dict(seconds=cpu_time(c)-start, steps=int(learn.train_iter), images_seen=int(learn.train_iter)*min(c.bs, len(data.train)),
-                             synthetic=synthetic, weights=witness.checksum, order=order.checksum,
+    seen = pd.DataFrame([h for cb in cbs for h in getattr(cb, 'history', [])]).reindex(columns=['distance_latent','distance_pixel','gate','mi_before','mi_after']).mean()
+    return learn.model, dict(seconds=cpu_time(c)-start, steps=int(learn.train_iter), images_seen=len(learn.recorder.values)*len(data.train),
+                             synthetic=sum(getattr(cb, 'n_images', 0) for cb in cbs), **{k: round(float(v), 4) for k,v in seen.items() if v == v}, weights=witness.checksum, order=order.checksum,
                              subset=hashlib.md5(data.train.index.numpy().tobytes()).hexdigest())
 
 # %% ../nbs/08b_study.ipynb #983f2271
@@ -198,7 +198,7 @@ def calibration(y, # (N,) class numbers
     gaps = [abs(top[b==i].mean()-right[b==i].mean())*(b==i).mean() for i in np.unique(b)]
     return dict(ece=float(sum(gaps)), nll=float(-np.log(np.maximum(p[np.arange(len(y)), y], 1e-12)).mean()))
 
-# %% ../nbs/08b_study.ipynb #0de2402e
+# %% ../nbs/08b_study.ipynb #e05f250b
 def measure_cell(c:StudyConfig, cell:Cell, model, data, held)->tuple: # (condition: measures, probabilities on clean images)
     "Everything that is measured of one classifier"
     x,y = (t.to(device(c.device)) for t in held.batch(slice(None)))
@@ -207,7 +207,7 @@ def measure_cell(c:StudyConfig, cell:Cell, model, data, held)->tuple: # (conditi
     p = p.cpu().numpy() if hasattr(p, 'cpu') else np.asarray(p)
     if not data.multilabel: table['clean'] |= calibration(y.cpu(), p)
     if c.corruptions != []: table |= corrupted(corruption_table(model, x, y, data.task, cell.dataset, c.corruptions, n=min(c.attack_n, len(x)), seed=cell.seed))
-    return {k: {m: v for m,v in d.items() if m != 'n' and v is not None} for k,d in table.items()}, p
+    return {k: {m: v for m,v in d.items() if m != 'n' and v is not None and v == v} for k,d in table.items()}, p
 
 # %% ../nbs/08b_study.ipynb #518eea4e
 def corrupted(rows:list # as `corruption_table` makes them
@@ -235,55 +235,69 @@ def records(folder:Path)->dict: # cell id: record; the last one where a cell was
     found = [json.loads(l) for l in path.read_bytes().split(b'\n')[:-1]]
     return {r['id']: r for r in found}
 
-# %% ../nbs/08b_study.ipynb #83cf58b7
+# %% ../nbs/08b_study.ipynb #8db76b0f
 def _pack(p): return b64encode(np.asarray(p, dtype=np.float16).tobytes()).decode()
 
 def _unpack(s, shape): return np.frombuffer(b64decode(s), dtype=np.float16).reshape(shape).astype(np.float32)
 
+def code()->str:
+    "A checksum of tsynd itself, so that cells made before and after a change are told apart"
+    return hashlib.md5(b''.join(p.read_bytes() for p in sorted(Path(find_spec('tsynd').origin).parent.glob('*.py')))).hexdigest()[:8]
+
 def run_cell(c:StudyConfig, cell:Cell, folder:Path, root=None)->dict: # the record
     "Train and measure one cell; whatever goes wrong is in the record; raises `Busy` only"
-    record = dict(id=cell.id, **asdict(cell), status='done', versions=versions())
+    record = dict(id=cell.id, **asdict(cell), status='done', settings=c.arms[cell.arm], versions=versions() | dict(code=code()))
     try:
         data,held = cell_data(c, cell, root)
         ae,ae_seconds = group_autoencoder(c, cell, data, folder)
         model,facts = train_cell(c, cell, data, ae)
         start = cpu_time(c)
         table,p = measure_cell(c, cell, model, data, held)
-        return dict(record, **facts, seconds_autoencoder=ae_seconds, seconds_measuring=cpu_time(c)-start, measures=table, shape=list(p.shape),
-                    p=_pack(p), y=held.y.int().tolist())
+        record |= dict(facts, seconds_autoencoder=ae_seconds, seconds_measuring=cpu_time(c)-start, measures=table, shape=list(p.shape), p=_pack(p), y=held.y.int().tolist())
+        json.dumps(record, allow_nan=False)
+        return record
     except (Busy, KeyboardInterrupt): raise
-    except Exception as e: return dict(record, status='failed', reason=f'{type(e).__name__}: {e}')
+    except Exception as e: return dict(id=cell.id, **asdict(cell), status='failed', reason=f'{type(e).__name__}: {e}')
 
-# %% ../nbs/08b_study.ipynb #94bd9cc7
+# %% ../nbs/08b_study.ipynb #b380406a
 def work(folder:str|Path, # of the study
          root=None,       # of the npz files
          parent:int=None, # stop when this process is gone
-         failed:list=()   # ids of cells that failed before and are to be tried again
+         run:str=None     # name of this run: cells that failed in another one are tried again
         ):
     "Run cells until none is left"
     torch.set_num_threads(1)
-    folder,again = Path(folder),set(failed)
+    folder = Path(folder)
     c = read_config(folder/'study.toml')
     (folder/'locks').mkdir(exist_ok=True)
-    while todo := _todo(c, folder, again):
-        if not any([_take(c, cell, folder, root, again, parent) for cell in todo]): time.sleep(.5)   # all are taken: wait in case somebody dies
+    while todo := _todo(c, folder, run):
+        if not any([_take(c, cell, folder, root, run, parent) for cell in todo]): time.sleep(.5)   # all are taken: wait in case somebody dies
         if parent and os.getppid() != parent: return
 
-def _todo(c, folder, again=()): # cells nobody has finished
+def _todo(c, folder, run=None): # cells nobody has finished
     done = records(folder)
-    return [x for x in cells(c) if x.id not in done or x.id in again and done[x.id]['status'] == 'failed']
+    return [x for x in cells(c) if x.id not in done or run and done[x.id]['status'] == 'failed' and done[x.id].get('run') != run]
 
-def _take(c, cell, folder, root, again, parent): # run `cell` unless somebody has it; True if it was run
+# %% ../nbs/08b_study.ipynb #f3d1e4b9
+def _take(c, cell, folder, root, run, parent): # run `cell` unless somebody has it; True if it was run
     if parent and os.getppid() != parent: return False
+    name = folder/'locks'/hashlib.md5(cell.id.encode()).hexdigest()
+    tries = name.with_suffix('.tries')
     try:
-        with FileLock(folder/'locks'/f'{hashlib.md5(cell.id.encode()).hexdigest()}.lock', timeout=0):
-            if cell not in _todo(c, folder, again): return False
-            append(folder, run_cell(c, cell, folder, root))
-            again.discard(cell.id)
+        with FileLock(f'{name}.lock', timeout=0):
+            if cell not in _todo(c, folder, run): return False
+            before = len(tries.read_bytes()) if tries.exists() else 0
+            tries.write_bytes(b'.'*(before+1))
+            record = run_cell(c, cell, folder, root) if before < 5 else dict(id=cell.id, **asdict(cell), status='failed', reason='its process was killed five times')
+            append(folder, dict(record, run=run))
+            tries.unlink()
             return True
-    except (Timeout, Busy): return False
+    except Timeout: return False
+    except Busy:
+        tries.unlink()
+        return False
 
-# %% ../nbs/08b_study.ipynb #60e58e71
+# %% ../nbs/08b_study.ipynb #88064427
 def run_study(c:StudyConfig,
               folder:str|Path,   # of the study; made where it is not there
               root=None,         # folder of MedMNIST's npz files
@@ -293,24 +307,24 @@ def run_study(c:StudyConfig,
     "Run what is left of a study, in parallel"
     check_range('jobs', jobs, lo=1, integer=True)
     folder = _open(check_config(c), Path(folder))
-    done = records(folder)
-    failed = [i for i,r in done.items() if r['status'] == 'failed']
-    code = f'from tsynd.study import work; work({str(folder)!r}, {root and str(root)!r}, {os.getpid()}, {failed!r})'
+    run = f'{os.getpid()}-{time.time():.0f}'
+    call = f'from tsynd.study import work; work({str(folder)!r}, {root and str(root)!r}, {os.getpid()}, {run!r})'
     env = dict(os.environ, OMP_NUM_THREADS='1')
-    workers = [subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], env=env) for _ in range(min(jobs, len(_todo(c, folder, failed))))]
-    try: _watch(c, folder, workers, len(done)-len(failed), progress)
+    workers = [subprocess.Popen([sys.executable, '-W', 'ignore', '-c', call], env=env) for _ in range(min(jobs, len(_todo(c, folder, run))))]
+    try: _watch(c, folder, workers, run, progress)
     finally:
         for w in workers: w.terminate()
         for w in workers: w.wait()
     return read_study(folder)
 
-# %% ../nbs/08b_study.ipynb #bade5951
-def _watch(c, folder, workers, before, progress):
-    n = len(cells(c))
-    with tqdm(total=n, initial=before, desc=c.name, unit='cell', disable=not progress) as bar:
+# %% ../nbs/08b_study.ipynb #99266b42
+def _watch(c, folder, workers, run, progress):
+    n,size = len(cells(c)),-1
+    with tqdm(total=n, initial=n-len(_todo(c, folder, run)), desc=c.name, unit='cell', disable=not progress) as bar:
         while any(w.poll() is None for w in workers):
             time.sleep(.2)
-            bar.n = sum(r['status'] == 'done' for r in records(folder).values()); bar.refresh()
+            now = (folder/'cells.jsonl').stat().st_size if (folder/'cells.jsonl').exists() else -1
+            if now != size: size,bar.n = now,n-len(_todo(c, folder, run)); bar.refresh()
     broken = [w.returncode for w in workers if w.returncode]
     if broken: raise InputError(f"{len(broken)} of {len(workers)} processes of the study ended with status {broken[0]}, see above; start it again to go on")
 
@@ -319,7 +333,9 @@ def _open(c, folder):
     if not path.exists():
         if folder.exists() and any(folder.iterdir()): raise InputError(f"{folder} is not empty and no study; choose another folder with --out")
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(to_toml(c), encoding='utf-8')
+        part = folder/'.study.toml'
+        part.write_text(to_toml(c), encoding='utf-8')
+        os.replace(part, path)
     old,new = asdict(read_config(path)),asdict(c)
     for k in new:
         if new[k] != old[k]: raise InputError(f"{folder} holds a study whose {k} is {old[k]!r}, not {new[k]!r}; choose another folder with --out")
@@ -334,7 +350,7 @@ def to_toml(c:StudyConfig)->str:
     tables = ['\n'.join([f'[arms.{json.dumps(a)}]', *(line(k, v) for k,v in s.items())]) for a,s in arms.items()]
     return '\n\n'.join(['\n'.join(line(k, v) for k,v in d.items()), *tables])+'\n'
 
-# %% ../nbs/08b_study.ipynb #0ed45139
+# %% ../nbs/08b_study.ipynb #ded59754
 @dataclass
 class Study:
     "What has been measured so far"
@@ -345,7 +361,7 @@ class Study:
     predictions: dict       # cell id: (y, p) on clean images
 
 KEYS = ['dataset','n','arm','seed']
-FACTS = ['status','reason','seconds','seconds_autoencoder','seconds_measuring','steps','images_seen','synthetic','weights','order','subset']
+FACTS = ['status','reason','seconds','seconds_autoencoder','seconds_measuring','steps','images_seen','synthetic','distance_latent','distance_pixel','gate','weights','order','subset']
 
 def read_study(folder:str|Path)->Study:
     "The tables of a study, finished or not; raises `InputError` if the folder holds none"
@@ -356,28 +372,32 @@ def read_study(folder:str|Path)->Study:
     done = [r for r in rs if r['status'] == 'done']
     rows = [[*(r[k] for k in KEYS), condition, m, v] for r in done for condition,d in r['measures'].items() for m,v in d.items()]
     preds = {r['id']: (np.array(r['y']), _unpack(r['p'], r['shape'])) for r in done}
-    return Study(folder, c, pd.DataFrame([{k: r.get(k) for k in ('id', *KEYS, *FACTS)} for r in rs]), pd.DataFrame(rows, columns=[*KEYS,'condition','measure','value']), preds)
+    return Study(folder, c, pd.DataFrame([{**{k: r.get(k) for k in ('id', *KEYS, *FACTS)}, **r.get('versions', {})} for r in rs]), pd.DataFrame(rows, columns=[*KEYS,'condition','measure','value']), preds)
 
-# %% ../nbs/08b_study.ipynb #08e4c434
-def estimate(c:StudyConfig, root=None, updates:int=6, images:int=16)->pd.DataFrame: # per data set and arm
+# %% ../nbs/08b_study.ipynb #a0085838
+def estimate(c:StudyConfig, root=None, updates:int=6, images:int=16)->pd.DataFrame: # per data set, size and arm
     "Seconds of training and of measuring one cell, from a few updates and images, on this machine as busy as it is now"
-    rows = []
+    rows,threads = [],torch.get_num_threads()
+    torch.set_num_threads(1)
     for d in c.datasets:
-        n = next((n for n in c.n if n != 'full'), 'full')
-        cell = Cell(d, n, 0, next(iter(c.arms)))
+        cell = Cell(d, next((n for n in c.n if n != 'full'), 'full'), c.first_seed, next(iter(c.arms)))
         data,held = cell_data(c, cell, root)
-        per_epoch = -(-len(data.train)//c.bs)
-        short,few = replace(c, epochs=max(1, -(-updates//per_epoch)), attack_n=images),held.select(stratified_order(held.y, 0)[:images])
+        short,few = replace(c, epochs=max(1, -(-updates*c.bs//len(data.train))), attack_n=images),held.select(stratified_order(held.y, 0)[:images])
         start = time.perf_counter()
         ae = train_autoencoder(data, 5, seed=0)
         ae_seconds = (time.perf_counter()-start)/5*c.ae_steps/len(c.arms)
-        for a in c.arms: rows.append(dict(dataset=d, arm=a, **_probe(short, replace(cell, arm=a), data, ae, few, held, c), autoencoder=ae_seconds))
+        for a in c.arms:
+            t = _probe(short, replace(cell, arm=a), data, ae, few, held, c)
+            rows += [dict(dataset=d, n=n, arm=a, training=t[0]*_steps(c, d, n, root)*make_arm(c, a)[2], measuring=t[1], autoencoder=ae_seconds) for n in c.n]
+    torch.set_num_threads(threads)
     return pd.DataFrame(rows)
 
-def _probe(short, cell, data, ae, few, held, c):
-    longer,total = make_arm(c, cell.arm)[2],c.epochs*-(-len(data.train)//c.bs) if c.epochs else c.updates
+def _steps(c, dataset, n, root): # updates of a training of ordinary length
+    return c.epochs*-(-len(cell_data(c, Cell(dataset, n, c.first_seed, ''), root)[0].train)//c.bs) if c.epochs else c.updates
+
+def _probe(short, cell, data, ae, few, held, c): # seconds per update, and of measuring
     start = time.perf_counter()
     model,facts = train_cell(short, cell, data, ae)
     middle = time.perf_counter()
     measure_cell(short, cell, model, data, few)
-    return dict(training=(middle-start)/facts['steps']*total*longer, measuring=(time.perf_counter()-middle)/len(few)*max(len(few), min(c.attack_n, len(held))))
+    return (middle-start)/facts['steps'], (time.perf_counter()-middle)/len(few)*max(len(few), min(c.attack_n, len(held)))

@@ -245,7 +245,7 @@ def synthesize(ae:Autoencoder, model:nn.Module, x:Tensor, y:Tensor,
     s = Synthesizer(ae, **kwargs)
     return s.measure(model, s(model, x, y, seed, index), seed=seed+1)
 
-# %% ../nbs/04_synthesis.ipynb #9b69bbc1
+# %% ../nbs/04_synthesis.ipynb #095c6c40
 @patch
 def at_distance(self:Synthesizer,
                 syn:Synthetic, # whose realised distances to copy
@@ -253,7 +253,7 @@ def at_distance(self:Synthesizer,
                )->Synthetic:
     "Random images that moved, each, exactly as far as its twin in `syn`"
     z = syn.z0 + _random(syn.z, seed)*_norm(syn.z-syn.z0)
-    with frozen(self.ae), torch.no_grad(): return replace(syn, x=self.ae.decode(z), z=z, trace=syn.trace[:0], mi_after=None, p_after=None, distance_pixel=None)
+    with frozen(self.ae), self.cast(z), torch.no_grad(): return replace(syn, x=self.ae.decode(z), z=z, trace=syn.trace[:0], mi_after=None, p_after=None, distance_pixel=None)
 
 # %% ../nbs/04_synthesis.ipynb #732e2c5e
 @patch
