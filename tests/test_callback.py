@@ -849,3 +849,10 @@ def test_a_budget_that_the_average_alone_uses_up_says_so(data, ae, own_time):
     with pytest.warns(UserWarning, match='nothing will be synthesised'):
         learn = fit(data, [tsynd(ae, 'reconstruction', budget=1.05, gate=.5), own_time[1]()], epochs=8)
     assert learn.tsynd.cost['rate'] == 0
+
+
+def test_a_last_epoch_without_synthesis_leaves_the_last_images_there_are(data, ae):
+    "One batch to an epoch, and every third synthesises: neither of the last two does"
+    t = fit(data, tsynd(ae, every=3, share=1.), epochs=6, bs=len(data.train)).tsynd
+    assert t.count == 2 and len(t.last_epoch) == len(t.last_syn) and t.last_epoch.mi_after is not None
+    assert t.provenance.mi_after.notna().all()

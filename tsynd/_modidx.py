@@ -113,7 +113,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'tsynd.callback.TSynD._reset': ('callback.html#tsynd._reset', 'tsynd/callback.py'),
                                 'tsynd.callback.TSynD._source_index': ('callback.html#tsynd._source_index', 'tsynd/callback.py'),
                                 'tsynd.callback.TSynD.after_batch': ('callback.html#tsynd.after_batch', 'tsynd/callback.py'),
-                                'tsynd.callback.TSynD.after_cancel_fit': ('callback.html#tsynd.after_cancel_fit', 'tsynd/callback.py'),
+                                'tsynd.callback.TSynD.after_fit': ('callback.html#tsynd.after_fit', 'tsynd/callback.py'),
                                 'tsynd.callback.TSynD.after_loss': ('callback.html#tsynd.after_loss', 'tsynd/callback.py'),
                                 'tsynd.callback.TSynD.after_step': ('callback.html#tsynd.after_step', 'tsynd/callback.py'),
                                 'tsynd.callback.TSynD.before_batch': ('callback.html#tsynd.before_batch', 'tsynd/callback.py'),

@@ -197,9 +197,9 @@ def after_step(self:TSynD):
 def after_batch(self:TSynD):
     if self.clock: self.clock.stop(0 if self.syn is None else len(self.syn))
 
-# %% ../nbs/05_callback.ipynb #057630f0
+# %% ../nbs/05_callback.ipynb #b6d1fcb3
 @patch
-def after_cancel_fit(self:TSynD):
+def after_fit(self:TSynD):
     if self.kept or self.last_syn is None or not self.keep: return
     self.syn = self.engine.measure(self.learn.model, self.last_syn, seed=self._batch_seed()+1)
     self._keep()
