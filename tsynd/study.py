@@ -79,7 +79,7 @@ def read_config(path:str|Path # a TOML file
         if k not in d: raise InputError(f"{path} has no key {k!r}, expected all of {', '.join(needed)}")
     return check_config(StudyConfig(**dict(dict(name=path.stem), **d)))
 
-# %% ../nbs/08b_study.ipynb #232ed7ca
+# %% ../nbs/08b_study.ipynb #15836559
 LISTS,COUNTS = ('datasets','n','eps','headline'),('seeds','updates','bs','ae_steps','attack_n','pgd_steps')
 
 def check_config(c:StudyConfig)->StudyConfig:
@@ -106,6 +106,7 @@ def check_config(c:StudyConfig)->StudyConfig:
     device(c.device)
     return c
 
+# %% ../nbs/08b_study.ipynb #4422e0a3
 def make_arm(c:StudyConfig, label, ae=None, seed=0)->tuple: # (callbacks, lr, length)
     "The callbacks of an arm, its learning rate, and how much longer than the others it trains"
     if not isinstance(c.arms[label], dict): raise InputError(f"arm {label} is {c.arms[label]!r}, expected a table of settings")
