@@ -677,7 +677,7 @@ def test_impossible_budgets_are_refused(ae, budget):
     with pytest.raises(InputError, match='budget is') as e: TSynD(ae, budget=budget)
     assert '\n' not in str(e.value)
 
-@pytest.mark.parametrize('kwargs', [dict(share=.3), dict(every=3), dict(share=.25, every=4)], ids=str)
+@pytest.mark.parametrize('kwargs', [dict(share=.3), dict(every=2), dict(share=.25, every=4)], ids=str)
 def test_a_budget_and_what_it_chooses_do_not_go_together(ae, kwargs):
     with pytest.raises(InputError, match='a budget chooses them itself'): TSynD(ae, budget=1.3, **kwargs)
 

@@ -154,14 +154,14 @@ def _dispatch(args):
         warnings.showwarning = _warn
         return dict(run=_run, study=_study, report=_report)[command](**args)
 
-# %% ../nbs/11_cli.ipynb #95f47c70
+# %% ../nbs/11_cli.ipynb #4ff02ada
 def main(argv=None # default: the command line
         )->int:    # exit status
     "Entry point of the `tsynd` command"
     args = vars(parser().parse_args(argv))
     try: _dispatch(args)
     except KeyboardInterrupt as e:
-        print(f"tsynd: interrupted; {e or 'nothing was written'}", file=sys.stderr)
+        print(f"tsynd: interrupted; {str(e) or 'nothing was written'}", file=sys.stderr)
         return 130
     except ValueError as e:
         from tsynd.data import InputError
