@@ -64,7 +64,8 @@ def page(browser, server):
     page.said, page.elsewhere = [], []
     page.on('console', lambda m: page.said.append(f'{page.url}: {m.text}') if m.type in ('error', 'warning') else None)
     page.on('pageerror', lambda e: page.said.append(f'{page.url}: {e}'))
-    page.on('requestfailed', lambda r: page.said.append(f'{page.url}: {r.url} failed'))
+    # what the browser itself breaks off when it turns to the next page has not failed; a file that is missing answers with 404
+    page.on('requestfailed', lambda r: page.said.append(f'{page.url}: {r.url} failed') if 'ERR_ABORTED' not in str(r.failure) else None)
     page.on('response', lambda r: page.said.append(f'{page.url}: {r.url} is {r.status}') if r.status >= 400 else None)
     page.on('request', lambda r: page.elsewhere.append(r.url) if not r.url.startswith((server, 'data:', 'blob:')) else None)
     yield page
