@@ -315,12 +315,34 @@ def test_table_shows_the_time_left(capsys):
     robustness_table(linear(), images(), labels(), 'binary-class', eps=(.1,), steps=1, progress=True)
     assert 'robustness: 100%' in capsys.readouterr().err
 
+def test_ladder_counts_what_a_linear_model_must_lose():
+    model, x, eps = linear(), .2+.6*images(60), (.01,.005,.02)
+    w, b = model[1].weight[1]-model[1].weight[0], model[1].bias[1]-model[1].bias[0]
+    margin = x.flatten(1)@w + b
+    y = (margin > 0).long()
+    table = robustness_table(model, x, y, 'binary-class', eps=eps, steps=5, strengths=(), bs=16, ladder=True)
+    want = [(margin.detach().abs() > e*w.abs().sum()).float().mean().item() for e in sorted(eps)]   # a box moves the margin by ε‖w‖₁
+    assert [table[f'PGD {255*e:.3g}/255']['accuracy'] for e in sorted(eps)] == pytest.approx(want) and want[0] > want[1] > want[2]
+
+def test_first_rung_is_the_attack_and_no_rung_is_higher():
+    model, x, y = curved(), images(50, seed=2), labels(50)
+    kw = dict(steps=4, seed=5, strengths=())
+    ladder = robustness_table(model, x, y, 'binary-class', eps=(.01,.02,.04), ladder=True, **kw)
+    alone = robustness_table(model, x, y, 'binary-class', eps=(.01,), **kw)
+    for k in ('accuracy','balanced_accuracy'): assert ladder['PGD 2.55/255'][k] == pytest.approx(alone['PGD 2.55/255'][k])
+    a = [r['accuracy'] for r in ladder.values()]
+    assert a == sorted(a, reverse=True) and a[0] > a[-1] and list(ladder) == ['clean','PGD 2.55/255','PGD 5.1/255','PGD 10.2/255']
+    assert robustness_table(model, x, y, 'binary-class', eps=(0.,), ladder=True, **kw)['PGD 0/255']['accuracy'] == pytest.approx(ladder['clean']['accuracy'])
+
 @pytest.mark.parametrize('kwargs,message', [
-    (dict(attack_n=.5), 'attack_n is 0.5'), (dict(attack_n=0), 'attack_n is 0'), (dict(eps=(.1,-1)), 'eps is -1'),
+    (dict(ladder=True, restarts=2), 'ladder is set, but restarts is 2'), (dict(attack_n=.5), 'attack_n is 0.5'), (dict(attack_n=0), 'attack_n is 0'), (dict(eps=(.1,-1)), 'eps is -1'),
     (dict(strengths=(-1.,)), 'strength is -1'), (dict(steps=0), 'steps is 0')])
 def test_bad_input_to_the_table_is_found_before_any_work(kwargs, message):
     model = Restless(fail=0)                                                 # raises something else as soon as it is called
     with pytest.raises(InputError, match=message): robustness_table(model, images(), labels(), 'binary-class', **kwargs)
+
+def test_no_ladder_for_several_labels():
+    with pytest.raises(InputError, match='ladder is set, but there are several labels'): robustness_table(linear(3), images(), several(), MULTI, ladder=True)
 
 def test_real_images(medmnist_root):
     data = load_data('breastmnist', medmnist_root)

@@ -56,10 +56,10 @@ def test_lr_and_length_belong_to_the_training():
 
 # Cells
 
-def test_whole_seeds_first_and_groups_together():
-    todo = cells(replace(TINY, datasets=['phantom','breastmnist']))
+def test_sizes_as_named_then_whole_seeds_and_groups_together():
+    todo = cells(replace(TINY, datasets=['phantom','breastmnist'], n=[40,20]))
     assert len(todo) == len(set(c.id for c in todo)) == 2*2*2*3
-    assert [c.seed for c in todo] == sorted(c.seed for c in todo)
+    assert [(-c.n, c.seed) for c in todo] == sorted((-c.n, c.seed) for c in todo)
     assert all(len({c.group for c in todo[i:i+3]}) == 1 for i in range(0, len(todo), 3))
 
 def test_data_of_a_cell(medmnist_root):

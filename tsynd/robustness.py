@@ -11,6 +11,7 @@ import math
 from contextlib import contextmanager
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -293,11 +294,13 @@ def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits
                      restarts:int=1,      # of PGD
                      seed:int=0,          # of perturbations, subset and random starts
                      bs:int=256,          # images at a time
+                     ladder:bool=False,   # climb the radii one after the other, with the images that are left? one label per image only
                      progress=None        # True: a bar with the time left; or a function of (done, total)
                     )->dict:              # condition: measures and the number of images
     "Accuracy, AUC and balanced accuracy on clean, perturbed and attacked images; dropout off"
     multi,n = task.startswith('multi-label'), len(x) if attack_n is None else attack_n
     for e in (0,*eps): _check_attack(x, y, e, multi, steps=steps, restarts=restarts, bs=bs, attack_n=n)
+    if ladder and (multi or restarts > 1): raise InputError(f"ladder is set, but {'there are several labels per image' if multi else f'restarts is {restarts}'}, expected one label per image and one restart; leave ladder out")
     for s in strengths: check_range('strength', s, lo=0, hi=10)
     def score(x, y): return metrics(y.cpu(), probabilities(predict(model, x, bs=bs), multi), task) | dict(n=len(y))
     i = stratified_order(y.cpu(), seed)[:n] if n < len(x) else slice(None)
@@ -305,7 +308,33 @@ def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits
     with _ticking(progress, len(x)*len(strengths) + len(xa)*sum(e>0 for e in eps)*(restarts*(steps+1)+1)) as tick:
         for s in strengths: res['perturbed' + f' ×{s:g}'*(s!=1)] = score(perturb(x, s, seed), y); tick(len(x))
         if len(xa) < len(x): res['PGD 0/255'] = score(xa, ya)
+        if ladder: return res | _ladder(model, xa, ya, eps, steps, seed, bs, tick)
         for e in eps:
             adv = pgd(model, xa, ya, e, steps, restarts=restarts, seed=seed, multilabel=multi, bs=bs, tick=tick)
             res[f'PGD {e*255:.3g}/255'] = score(adv, ya)
+    return res
+
+# %% ../nbs/06_robustness.ipynb #18131af7
+def _standing(model, x, y, seeds, eps, steps):
+    "Which images are called right all the way up one climb; positions"
+    lo,hi = (x-eps).clamp(min=0), (x+eps).clamp(max=1)
+    u = torch.stack([torch.rand(x.shape[1:], generator=g) for g in streams(seeds)]).to(x)
+    z,left = lo + u*(hi-lo), torch.arange(len(x), device=x.device)
+    for k in range(steps+1):
+        _,wrong,g = _look(model, z, y, False, grad=k<steps)
+        z = (z + 2.5*eps/steps*g.sign()).clamp(lo, hi)
+        z,y,lo,hi,left = (t[~wrong] for t in (z,y,lo,hi,left))
+        if not len(left): break
+    return left
+
+# %% ../nbs/06_robustness.ipynb #b037e1e3
+def _ladder(model, x, y, eps, steps, seed, bs, tick):
+    right,seeds,res = predict(model, x, bs=bs).argmax(1).to(y.device) == y, image_seeds(len(x), seed), {}
+    for e in sorted(eps):
+        with frozen(model), torch.inference_mode(False), torch.enable_grad():
+            for i in right.nonzero()[:,0].split(bs) if e else ():
+                right[i] = False
+                right[i[_standing(model, x[i], y[i], [seeds[j] for j in i], e, steps)]] = True
+        res[f'PGD {e*255:.3g}/255'] = dict(accuracy=right.float().mean().item(), balanced_accuracy=float(np.mean([right[y==c].float().mean().item() for c in y.unique()])), n=len(y))
+        tick(len(x)*(steps+2)*(e>0))
     return res

@@ -130,7 +130,7 @@ class Cell:
 
 def cells(c:StudyConfig)->list:
     "All cells, in the order in which they are run"
-    return [Cell(d, n, s, a) for s in range(c.first_seed, c.first_seed+c.seeds) for d in c.datasets for n in c.n for a in c.arms]
+    return [Cell(d, n, s, a) for n in c.n for s in range(c.first_seed, c.first_seed+c.seeds) for d in c.datasets for a in c.arms]
 
 # %% ../nbs/08b_study.ipynb #40d48c78
 def cell_data(c:StudyConfig, cell:Cell, root=None):
@@ -203,7 +203,8 @@ def calibration(y, # (N,) class numbers
 def measure_cell(c:StudyConfig, cell:Cell, model, data, held)->tuple: # (condition: measures, probabilities on clean images)
     "Everything that is measured of one classifier"
     x,y = (t.to(device(c.device)) for t in held.batch(slice(None)))
-    table = robustness_table(model, x, y, data.task, [e/255 for e in c.eps], attack_n=min(c.attack_n, len(x)), steps=c.pgd_steps, seed=cell.seed)
+    table = robustness_table(model, x, y, data.task, [e/255 for e in c.eps], attack_n=min(c.attack_n, len(x)), steps=c.pgd_steps, seed=cell.seed,
+                             ladder=not data.multilabel)
     p = probabilities(predict(model, x), data.multilabel)
     p = p.cpu().numpy() if hasattr(p, 'cpu') else np.asarray(p)
     if not data.multilabel: table['clean'] |= calibration(y.cpu(), p)
