@@ -149,6 +149,7 @@ def train_autoencoder(data:ImageData,        # its training images
                       seed:int=0,            # of initialisation, order and noise, at least 0
                       device=None,           # default: the CPU
                       progress:bool=False,   # show a progress bar?
+                      cbs=(),                # further fastai callbacks
                       **kwargs               # for `Autoencoder`
                      )->Autoencoder:
     "An autoencoder trained on the training images of `data`, in eval mode"
@@ -156,7 +157,7 @@ def train_autoencoder(data:ImageData,        # its training images
     if data.shape[1]%4 or data.shape[2]%4: raise InputError(f"images of {data.name} are {data.shape[1]}×{data.shape[2]}, but the autoencoder needs multiples of 4")
     with seeded(seed):
         ae = Autoencoder(ch=data.shape[0], **kwargs).to(memory_format=torch.channels_last)
-        fit_one_cycle(autoencoder_learner(data, ae, steps, seed=seed, device=device), _rounds(steps), lr, progress and 'autoencoder')
+        fit_one_cycle(autoencoder_learner(data, ae, steps, seed=seed, device=device, cbs=cbs), _rounds(steps), lr, progress and 'autoencoder')
     ae.eval()
     ae.measure_sigma(data.train.x)
     return ae

@@ -138,7 +138,7 @@ def train_arm(c:RunConfig,        # resolved
 def _autoencoder(c, data, progress):
     start = time.perf_counter()
     if c.autoencoder: ae = load_autoencoder(c.autoencoder, data.shape, device(c.device))
-    else: ae = train_autoencoder(data, c.ae_steps, seed=c.seed, device=device(c.device), progress=progress)
+    else: ae = train_autoencoder(data, c.ae_steps, seed=c.seed, device=device(c.device), progress=progress, cbs=[BF16()] if c.bf16 else [])
     held_out,seen = quality(ae, data.test.x[:500]),quality(ae, data.train.x[:500])
     facts = dict(latent_shape=list(ae.latent_shape(data.shape)), compression=held_out['latents_per_pixel'], steps=None if c.autoencoder else c.ae_steps,
                  psnr=held_out['psnr'], ssim=held_out['ssim'], psnr_train=seen['psnr'])

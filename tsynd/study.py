@@ -152,7 +152,7 @@ def group_autoencoder(c:StudyConfig, cell:Cell, data, folder:Path):
         with FileLock(f'{path}.lock', timeout=0):
             if not path.exists():
                 start,part = cpu_time(c),path.parent/f'.{cell.group}'
-                ae = train_autoencoder(data, c.ae_steps, seed=cell.seed, device=device(c.device))
+                ae = train_autoencoder(data, c.ae_steps, seed=cell.seed, device=device(c.device), cbs=[BF16()] if c.bf16 else [])
                 part.mkdir(exist_ok=True)
                 save_model(part/'autoencoder', ae, seconds=cpu_time(c)-start)
                 os.replace(part, path)
@@ -386,7 +386,7 @@ def estimate(c:StudyConfig, root=None, updates:int=6, images:int=16)->pd.DataFra
         data,held = cell_data(c, cell, root)
         short,few = replace(c, epochs=max(1, -(-updates*c.bs//len(data.train))), attack_n=images),held.select(stratified_order(held.y, 0)[:images])
         start = time.perf_counter()
-        ae = train_autoencoder(data, 5, seed=0)
+        ae = train_autoencoder(data, 5, seed=0, cbs=[BF16()] if c.bf16 else [])
         ae_seconds = (time.perf_counter()-start)/5*c.ae_steps/len(c.arms)
         for a in c.arms:
             t = _probe(short, replace(cell, arm=a), data, ae, few, held, c)
