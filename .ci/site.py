@@ -78,22 +78,12 @@ def sketches(markdown):
     def plain_text(m): return m[0] if parses(m[1]) else m[0].replace('python', 'text', 1)
     return re.sub(r'^```python\n(.*?)^```', plain_text, markdown, flags=re.M | re.S)
 
-def words(markdown):
-    "Markdown as plain words, for an alt text"
-    text = re.sub(r'\[([^\]]+)\]\([^)]*\)', r'\1', markdown)
-    return re.sub(r'\s+', ' ', re.sub(r'[*`$_#>|]', '', text)).strip()
-
-def alt_texts(nb):
-    "Every picture is described: by its cell's `#| fig-alt:`, or by the caption below it, or by the words nearest to it"
-    cells = nb.cells
-    for i, cell in enumerate(cells):
+def alt_texts(nb, file):
+    "Every picture is described by its cell's `#| fig-alt:`"
+    for cell in nb.cells:
         if not any('image/png' in o.get('data', {}) or 'image/svg+xml' in o.get('data', {}) for o in cell.get('outputs', [])): continue
-        after = next((c.source for c in cells[i+1:i+2] if c.cell_type == 'markdown'), '')
-        before = next((c.source for c in reversed(cells[:i]) if c.cell_type == 'markdown' and not c.source.startswith(('#', '<'))), '')
-        caption = re.match(r'\*[^*].*?\*(?=\n|$)', after, re.S)
-        near = caption[0] if caption else after if after and not after.startswith('#') else before
-        given = cell.directives_.get('fig-alt')
-        alt = given or re.match(r'.{0,400}(?:[.!?:](?= |$)|$)|.{0,400}', words(near))[0]
+        alt = cell.directives_.get('fig-alt')
+        if not alt: raise SystemExit(f'{file.relative_to(ROOT)}: the picture of cell {cell.id} has no alt text; put a line `#| fig-alt: …` at its head')
         cell.metadata['mystnb'] = dict(image=dict(alt=alt))
 
 def show_or_hide(cell):
@@ -149,7 +139,7 @@ def notebook(file):
     for c in nb.cells:
         if c.cell_type == 'code' and (m := re.search(r'^#\|\s*default_exp\s+(\S+)', c.source, re.M)): module = m[1]
     Book()(nb)
-    alt_texts(nb)
+    alt_texts(nb, file)
     if module: anchors(nb, module)
     for c in nb.cells:
         c.metadata = {k: v for k, v in c.metadata.items() if k in ('tags', 'mystnb')}

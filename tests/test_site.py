@@ -114,6 +114,15 @@ def test_a_broken_link_in_a_source_stops_the_build(site, link):
     with pytest.raises(SystemExit, match='broken link'): site.relink(f'see [this]({link})', site.NBS/'index.ipynb')
 
 
+def test_a_picture_without_words_stops_the_build(site):
+    from fastcore.basics import AttrDict
+    picture = AttrDict(outputs=[dict(data={'image/png': ''})], metadata={}, id='abc', directives_={'fig-alt': 'A cat'})
+    site.alt_texts(AttrDict(cells=[picture]), site.NBS/'index.ipynb')
+    assert picture.metadata == {'mystnb': {'image': {'alt': 'A cat'}}}
+    with pytest.raises(SystemExit, match='index.ipynb: the picture of cell abc has no alt text'):
+        site.alt_texts(AttrDict(cells=[AttrDict(picture, directives_={})]), site.NBS/'index.ipynb')
+
+
 def test_links_in_code_are_left_alone(site):
     text = 'Say `[a](b.ipynb)`, or\n```\n[a](b.ipynb)\n```\nand `x` [`y`](05_callback.ipynb#a)'
     made = site.relink(text, site.NBS/'index.ipynb')
