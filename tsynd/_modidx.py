@@ -282,7 +282,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'tsynd.explanation.target_layer': ('explanation.html#target_layer', 'tsynd/explanation.py'),
                                    'tsynd.explanation.without': ('explanation.html#without', 'tsynd/explanation.py')},
             'tsynd.report': { 'tsynd.report.Plot': ('report.html#plot', 'tsynd/report.py'),
-                              'tsynd.report.Plot._repr_png_': ('report.html#plot._repr_png_', 'tsynd/report.py'),
+                              'tsynd.report.Plot._ipython_display_': ('report.html#plot._ipython_display_', 'tsynd/report.py'),
                               'tsynd.report.Plot.png': ('report.html#plot.png', 'tsynd/report.py'),
                               'tsynd.report.RunFolder': ('report.html#runfolder', 'tsynd/report.py'),
                               'tsynd.report.RunFolder.label': ('report.html#runfolder.label', 'tsynd/report.py'),

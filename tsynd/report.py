@@ -171,7 +171,9 @@ class Plot:
             f = io.BytesIO(); self.fig.savefig(f, dpi=dpi, format='png')
             self.drawn[dpi] = f.getvalue()
         return self.drawn[dpi]
-    def _repr_png_(self): return self.png()
+    def _ipython_display_(self):
+        from IPython.display import Image, Markdown, display
+        display(Image(self.png()), Markdown(f'*{html.escape(self.title)}. {html.escape(self.caption)}*'))
 
 def arm_styles(run, c):
     "(arm, its name, line style) of the baseline and of TSynD"

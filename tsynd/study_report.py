@@ -223,7 +223,7 @@ def auc_plot(f:Findings, dark=False)->Plot|None: # None without an AUC on clean 
     with figure_style(dark) as c:
         (fig,axs),st = _panels(f, 2.3), styles(f, c, dark)
         for ax,d in zip(axs, f.datasets):
-            ns,dodge = f.sizes(d), np.linspace(-.16, .16, len(shown(f)))
+            ns,dodge = f.sizes(d), np.linspace(-.06, .06, len(shown(f)))
             for a,s in st.items():
                 m = t[(t.dataset == d) & (t.arm == a)].set_index('n').reindex(ns)
                 x = np.arange(len(ns)) + (dodge[shown(f).index(a)] if a in shown(f) else 0)
@@ -492,7 +492,7 @@ PAGE = Template('''<!doctype html>
 READ = '''<p><strong>The predictor.</strong> All measures are of the plain classifier with dropout <em>off</em>, under attack too. The mean over dropout draws is another predictor, and is not measured here.</p>
 <p><strong>Pairing.</strong> A seed draws the training subset, the initial weights and the order of the batches; the arms of a cell share them, and so all differences are taken within a seed. On the full data the subset is always the same, and the interval over seeds speaks of the training’s randomness alone.</p>
 <p><strong>The measures.</strong> <em>AUC</em>: how often a random image of a class gets a higher score than a random image outside it. <em>Balanced accuracy</em>: recall, averaged over classes. <em>ECE</em>: the mean gap between confidence and accuracy. <em>NLL</em>: negative log-likelihood. A <em>point</em> is a hundredth.</p>
-<p><strong>Limits.</strong> An attack gives an upper bound of robustness: a stronger one may find more. Seeds share test images and, where a data set is small, training images. Test images are taken to be independent, which those of one patient are not. Small images of few hospitals say little about others.</p>'''
+<p><strong>Limits.</strong> An attack gives an upper bound of robustness: a stronger one may find more. Where an image has one label, it counts as withstanding a radius if it withstood all smaller ones too. Seeds share test images and, where a data set is small, training images. Test images are taken to be independent, which those of one patient are not. Small images of few hospitals say little about others.</p>'''
 PLOTS = dict(auc=auc_plot, attack=attack_plot, severity=severity_plot, reliability=reliability_plot, cost=cost_plot)
 
 # %% ../nbs/10a_study_report.ipynb #33ed39a3
