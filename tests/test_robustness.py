@@ -334,6 +334,12 @@ def test_first_rung_is_the_attack_and_no_rung_is_higher():
     assert a == sorted(a, reverse=True) and a[0] > a[-1] and list(ladder) == ['clean','PGD 2.55/255','PGD 5.1/255','PGD 10.2/255']
     assert robustness_table(model, x, y, 'binary-class', eps=(0.,), ladder=True, **kw)['PGD 0/255']['accuracy'] == pytest.approx(ladder['clean']['accuracy'])
 
+def test_ladder_goes_on_when_nothing_is_left():
+    model, x = linear(), images(20)
+    y = predict(model, x).argmax(1)
+    a = [r['accuracy'] for r in robustness_table(model, x, y, 'binary-class', eps=(.5,.6,.7), steps=5, strengths=(), ladder=True).values()]
+    assert a == [1, 0, 0, 0]
+
 @pytest.mark.parametrize('kwargs,message', [
     (dict(ladder=True, restarts=2), 'ladder is set, but restarts is 2'), (dict(attack_n=.5), 'attack_n is 0.5'), (dict(attack_n=0), 'attack_n is 0'), (dict(eps=(.1,-1)), 'eps is -1'),
     (dict(strengths=(-1.,)), 'strength is -1'), (dict(steps=0), 'steps is 0')])

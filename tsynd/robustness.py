@@ -332,7 +332,7 @@ def _ladder(model, x, y, eps, steps, seed, bs, tick):
     right,seeds,res = predict(model, x, bs=bs).argmax(1).to(y.device) == y, image_seeds(len(x), seed), {}
     for e in sorted(eps):
         with frozen(model), torch.inference_mode(False), torch.enable_grad():
-            for i in right.nonzero()[:,0].split(bs) if e else ():
+            for i in right.nonzero()[:,0].split(bs) if e and right.any() else ():
                 right[i] = False
                 right[i[_standing(model, x[i], y[i], [seeds[j] for j in i], e, steps)]] = True
         res[f'PGD {e*255:.3g}/255'] = dict(accuracy=right.float().mean().item(), balanced_accuracy=float(np.mean([right[y==c].float().mean().item() for c in y.unique()])), n=len(y))
