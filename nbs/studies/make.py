@@ -15,7 +15,8 @@ Not searched: two controls, as random steps have the settings of MI, so that the
 reconstruction has MI's weight; mi_default, the package as it is shipped; and "baseline, longer", which trains as long as MI and
 its autoencoder take.
 
-The declared questions are asked at 100 images, where the search was; 50 and 200 are description."""
+The declared questions are asked at 100 images, where the search was; 50 and 200 are description. Between search and headline two
+things changed for speed: autoencoders train in bfloat16 (the same PSNR to .01 dB), and attacks climb a ladder of radii."""
 import sys
 from dataclasses import replace
 from itertools import product

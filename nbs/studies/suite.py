@@ -1,6 +1,6 @@
-"""The whole suite of attacks, and the check for masked gradients, on four arms of the headline study.
+"""The whole suite of attacks, and the check for masked gradients, on five arms of the headline study.
 
-    MEDMNIST_ROOT=path/to/medmnist python nbs/studies/suite.py [seeds]
+    MEDMNIST_ROOT=path/to/medmnist python nbs/studies/suite.py [seeds] [arm ...]
 
 Trains the study's cells at 100 images once more, with the same seed and so to the same network (its AUC must be the one on
 record, to three digits, or the script stops), and attacks 200 test images at 4/255. Writes suite.csv beside it, one row per
@@ -19,7 +19,7 @@ from tsynd.data import stratified_order
 from tsynd.study import Cell, cell_data, group_autoencoder, read_study, records, train_cell
 
 HERE = Path(__file__).parent
-ARMS = ['baseline', 'mi', 'pgd', 'mi_fgsm']
+ARMS = ['baseline', 'mi', 'pgd', 'mi_fgsm', 'pixel_mi']
 N,EPS,IMAGES = 100,4/255,200
 
 def trained(study, cell):
@@ -41,11 +41,11 @@ def attacked(study, cell):
     keep = ('attack','norm','eps','steps','n','accuracy','balanced_accuracy')
     return [dict(dataset=cell.dataset, seed=cell.seed, arm=cell.arm, **{k: r[k] for k in keep}, masked=check['masked'], verdict=check['verdict']) for r in rows]
 
-def main(seeds=1):
+def main(seeds=1, *arms):
     torch.set_num_threads(1)
     out,study = HERE/'suite.csv',read_study(HERE/'headline')
     done = set() if not out.exists() else set(pd.read_csv(out)[['dataset','seed','arm']].itertuples(index=False, name=None))
-    todo = [Cell(d, N, s, a) for s in range(int(seeds)) for d in study.config.datasets for a in ARMS if (d, s, a) not in done]
+    todo = [Cell(d, N, s, a) for s in range(int(seeds)) for d in study.config.datasets for a in arms or ARMS if (d, s, a) not in done]
     for cell in tqdm(todo, desc='attack suite', unit='network'):
         pd.DataFrame(attacked(study, cell)).to_csv(out, mode='a', header=not out.exists(), index=False)
 
