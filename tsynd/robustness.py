@@ -309,9 +309,7 @@ def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits
         for s in strengths: res['perturbed' + f' ×{s:g}'*(s!=1)] = score(perturb(x, s, seed), y); tick(len(x))
         if len(xa) < len(x): res['PGD 0/255'] = score(xa, ya)
         if ladder: return res | _ladder(model, xa, ya, eps, steps, seed, bs, tick)
-        for e in eps:
-            adv = pgd(model, xa, ya, e, steps, restarts=restarts, seed=seed, multilabel=multi, bs=bs, tick=tick)
-            res[f'PGD {e*255:.3g}/255'] = score(adv, ya)
+        for e in eps: res[f'PGD {e*255:.3g}/255'] = score(pgd(model, xa, ya, e, steps, restarts=restarts, seed=seed, multilabel=multi, bs=bs, tick=tick), ya)
     return res
 
 # %% ../nbs/06_robustness.ipynb #18131af7
@@ -335,6 +333,6 @@ def _ladder(model, x, y, eps, steps, seed, bs, tick):
             for i in right.nonzero()[:,0].split(bs) if e and right.any() else ():
                 right[i] = False
                 right[i[_standing(model, x[i], y[i], [seeds[j] for j in i], e, steps)]] = True
-        res[f'PGD {e*255:.3g}/255'] = dict(accuracy=right.float().mean().item(), balanced_accuracy=float(np.mean([right[y==c].float().mean().item() for c in y.unique()])), n=len(y))
+        res[f'PGD {e*255:.3g}/255'] = dict(accuracy=right.double().mean().item(), balanced_accuracy=float(np.mean([right[y==c].double().mean().item() for c in y.unique()])), n=len(y))
         tick(len(x)*(steps+2)*(e>0))
     return res
