@@ -327,11 +327,11 @@ def test_ladder_counts_what_a_linear_model_must_lose():
 def test_first_rung_is_the_attack_and_no_rung_is_higher():
     model, x, y = curved(), images(50, seed=2), labels(50)
     kw = dict(steps=4, seed=5, strengths=())
-    ladder = robustness_table(model, x, y, 'binary-class', eps=(.01,.02,.04), ladder=True, **kw)
-    alone = robustness_table(model, x, y, 'binary-class', eps=(.01,), **kw)
-    for k in ('accuracy','balanced_accuracy'): assert ladder['PGD 2.55/255'][k] == pytest.approx(alone['PGD 2.55/255'][k])
+    ladder = robustness_table(model, x, y, 'binary-class', eps=(.1,.2,.4), ladder=True, **kw)
+    alone = robustness_table(model, x, y, 'binary-class', eps=(.1,), **kw)
+    for k in ('accuracy','balanced_accuracy'): assert ladder['PGD 25.5/255'][k] == pytest.approx(alone['PGD 25.5/255'][k])
     a = [r['accuracy'] for r in ladder.values()]
-    assert a == sorted(a, reverse=True) and a[0] > a[-1] and list(ladder) == ['clean','PGD 2.55/255','PGD 5.1/255','PGD 10.2/255']
+    assert a == sorted(a, reverse=True) and a[0] > a[-1] and list(ladder) == ['clean','PGD 25.5/255','PGD 51/255','PGD 102/255']
     assert robustness_table(model, x, y, 'binary-class', eps=(0.,), ladder=True, **kw)['PGD 0/255']['accuracy'] == pytest.approx(ladder['clean']['accuracy'])
 
 def test_ladder_goes_on_when_nothing_is_left():
