@@ -80,6 +80,12 @@ def test_every_chapter_has_its_page(site):
     assert {f'api/{m}.html' for m in site.modules()} | {'index.html', 'search.html', 'api/index.html'} <= found
 
 
+def test_tables_that_a_cell_computes_are_tables(site):
+    "In Markdown, as on the first page, and none is left as a line of bars"
+    assert re.search(r'<td[^>]*>(<p>)?breastmnist', (SITE/'index.html').read_text(encoding='utf-8'))
+    assert [p for p in pages() if re.search(r'\|\s*[|:—-]*—[|:—-]*\|', (SITE/p).read_text(encoding='utf-8'))] == []
+
+
 def test_the_book_is_in_order(site):
     "The page after each chapter is the next one"
     book = [site.address(f) for f in site.chapters()]

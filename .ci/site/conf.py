@@ -25,6 +25,7 @@ myst_enable_extensions = ['dollarmath', 'amsmath', 'attrs_inline', 'colon_fence'
 myst_heading_anchors = 3
 highlight_language = 'text'
 nb_execution_mode = 'off'
+nb_render_markdown_format = 'myst'   # tables too
 nb_merge_streams = True
 nb_number_source_lines = False
 nb_output_stderr = 'remove'
