@@ -73,8 +73,9 @@ def relink(markdown, source):
 def sketches(markdown):
     "Python with `…` in it is not highlighted as Python, which it isn't"
     def parses(code):
-        try: return bool(ast.parse(code)) or True
+        try: ast.parse(code)
         except SyntaxError: return False
+        return True
     def plain_text(m): return m[0] if parses(m[1]) else m[0].replace('python', 'text', 1)
     return re.sub(r'^```python\n(.*?)^```', plain_text, markdown, flags=re.M | re.S)
 

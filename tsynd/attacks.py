@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .classifier import check_dropout, frozen, mc_logits, metrics, predict, probabilities
 from .data import InputError, check_range
-from .robustness import _check_attack, _check_logits, _in_batches, _known, _pgd, _ticking, attack_loss, image_seeds, streams
+from .robustness import _box, _check_attack, _check_logits, _in_batches, _known, _pgd, _start, _ticking, attack_loss, image_seeds, streams
 
 # %% ../nbs/06b_attacks.ipynb #8f423a45
 def mean_logits(logits_T_B_C:Tensor,  # of T draws
@@ -164,8 +164,6 @@ def _check(model, x, y, eps, norm, multilabel, **counts):
                          "give both the same")
 
 # %% ../nbs/06b_attacks.ipynb #5d59a465
-def _box(x, eps): return (x-eps).clamp(min=0), (x+eps).clamp(max=1)
-
 def _fgsm(run, streams, eps, steps, restarts):
     s = run.s
     lo,hi = _box(s.x, eps)
@@ -210,8 +208,7 @@ def _look_back(s, n):
 def _apgd(run, streams, eps, steps, restarts):
     for _ in range(restarts):
         lo,hi = _box(run.x, eps)
-        u = torch.stack([torch.rand(lo.shape[1:], generator=g) for g in streams]).to(lo)
-        if not run.begin(lo=lo, hi=hi, z=(lo + u*(hi-lo)).clamp(lo, hi)): return
+        if not run.begin(lo=lo, hi=hi, z=_start(lo, hi, streams)): return
         _apgd_climb(run, eps, steps)
 
 def _apgd_climb(run, eps, steps):

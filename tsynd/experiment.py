@@ -121,6 +121,8 @@ class BatchOrder(Callback):
     def checksum(self): return self.md5.hexdigest()
 
 # %% ../nbs/08_experiment.ipynb #0a4b9dab
+def _precision(c): return [BF16()] if c.bf16 else []
+
 def train_arm(c:RunConfig,        # resolved
               data:ImageData,     # prepared
               cbs=(),             # the callbacks that make the arm what it is
@@ -128,7 +130,7 @@ def train_arm(c:RunConfig,        # resolved
              )->tuple:            # (fastai Learner, facts about the training)
     "Train one classifier; arms of one configuration share subset, initial weights and batch order"
     order,start = BatchOrder(),time.perf_counter()
-    learn = train_classifier(data, c.model, c.epochs, c.lr, c.seed, c.dropout, progress, cbs=[order, *([BF16()] if c.bf16 else []), *cbs],
+    learn = train_classifier(data, c.model, c.epochs, c.lr, c.seed, c.dropout, progress, cbs=[order, *_precision(c), *cbs],
                              bs=c.bs, balanced=c.balanced, device=device(c.device))
     facts = dict(optimizer_steps=int(learn.train_iter), images_seen=c.epochs*len(data.train), synthetic_images=0, batch_order=order.checksum,
                  history=[dict(epoch=i, train_loss=float(v[0]), valid_loss=float(v[1]), valid_auc=v[2]) for i,v in enumerate(learn.recorder.values)])
@@ -138,7 +140,7 @@ def train_arm(c:RunConfig,        # resolved
 def _autoencoder(c, data, progress):
     start = time.perf_counter()
     if c.autoencoder: ae = load_autoencoder(c.autoencoder, data.shape, device(c.device))
-    else: ae = train_autoencoder(data, c.ae_steps, seed=c.seed, device=device(c.device), progress=progress, cbs=[BF16()] if c.bf16 else [])
+    else: ae = train_autoencoder(data, c.ae_steps, seed=c.seed, device=device(c.device), progress=progress, cbs=_precision(c))
     held_out,seen = quality(ae, data.test.x[:500]),quality(ae, data.train.x[:500])
     facts = dict(latent_shape=list(ae.latent_shape(data.shape)), compression=held_out['latents_per_pixel'], steps=None if c.autoencoder else c.ae_steps,
                  psnr=held_out['psnr'], ssim=held_out['ssim'], psnr_train=seen['psnr'])

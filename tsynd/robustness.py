@@ -244,18 +244,24 @@ def pgd(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
     return _in_batches(how, model, x, y, image_seeds(len(x), seed), bs)
 
 # %% ../nbs/06_robustness.ipynb #08402886
+def _box(x, eps): return (x-eps).clamp(min=0), (x+eps).clamp(max=1)
+
+def _start(lo, hi, streams):
+    "A random point of each image's box"
+    u = torch.stack([torch.rand(lo.shape[1:], generator=g) for g in streams]).to(lo)
+    return (lo + u*(hi-lo)).clamp(lo, hi)
+
 def _pgd(model, x, y, seeds, eps, steps, step_size, restarts, random_start, multilabel, tick):
     def look(z, grad=True):
         res = _look(model, z, y, multilabel, grad)
         tick(len(z))
         return res
     own = streams(seeds)
-    lo,hi = (x-eps).clamp(min=0), (x+eps).clamp(max=1)
+    lo,hi = _box(x, eps)
     worst = (x, *look(x, grad=False)[:2])
     for r in range(restarts):
-        u = torch.stack([torch.rand(x.shape[1:], generator=g) for g in own]).to(x)
-        z = (lo + u*(hi-lo)).clamp(lo, hi) if random_start or r else x
-        worst = _climb(look, z, lo, hi, worst, steps, step_size)
+        start = _start(lo, hi, own)
+        worst = _climb(look, start if random_start or r else x, lo, hi, worst, steps, step_size)
     return worst[0]
 
 # %% ../nbs/06_robustness.ipynb #d8ba6cf3
@@ -315,9 +321,8 @@ def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits
 # %% ../nbs/06_robustness.ipynb #18131af7
 def _standing(model, x, y, seeds, eps, steps):
     "Which images are called right all the way up one climb; positions"
-    lo,hi = (x-eps).clamp(min=0), (x+eps).clamp(max=1)
-    u = torch.stack([torch.rand(x.shape[1:], generator=g) for g in streams(seeds)]).to(x)
-    z,left = lo + u*(hi-lo), torch.arange(len(x), device=x.device)
+    lo,hi = _box(x, eps)
+    z,left = _start(lo, hi, streams(seeds)), torch.arange(len(x), device=x.device)
     for k in range(steps+1):
         _,wrong,g = _look(model, z, y, False, grad=k<steps)
         z = (z + 2.5*eps/steps*g.sign()).clamp(lo, hi)

@@ -27,11 +27,10 @@ from tqdm.auto import tqdm
 
 from .arms import ARMS, callbacks
 from .autoencoder import fit_one_cycle, load_autoencoder, save_model, train_autoencoder
-from .callback import BF16
 from .classifier import predict, probabilities, train_classifier
 from .corruptions import corruption_table, families
 from .data import InputError, check_range, load_data, stratified_order, subset
-from .experiment import BatchOrder, device, versions
+from .experiment import BatchOrder, _precision, device, versions
 from .robustness import _known, robustness_table
 
 # %% ../nbs/08b_study.ipynb #df2fb02c
@@ -152,7 +151,7 @@ def group_autoencoder(c:StudyConfig, cell:Cell, data, folder:Path):
         with FileLock(f'{path}.lock', timeout=0):
             if not path.exists():
                 start,part = cpu_time(c),path.parent/f'.{cell.group}'
-                ae = train_autoencoder(data, c.ae_steps, seed=cell.seed, device=device(c.device), cbs=[BF16()] if c.bf16 else [])
+                ae = train_autoencoder(data, c.ae_steps, seed=cell.seed, device=device(c.device), cbs=_precision(c))
                 part.mkdir(exist_ok=True)
                 save_model(part/'autoencoder', ae, seconds=cpu_time(c)-start)
                 os.replace(part, path)
@@ -181,7 +180,7 @@ def train_cell(c:StudyConfig, cell:Cell, data, ae)->tuple: # (classifier, facts)
     order,witness,fit = BatchOrder(),Witness(),dict(tsynd=fit_one_cycle, medmnist=fit_steps)[c.protocol]
     epochs = c.epochs or max(1, round(c.updates/-(-len(data.train)//c.bs)))
     start = cpu_time(c)
-    learn = train_classifier(data, c.model, max(1, round(epochs*longer)), lr, cell.seed, c.dropout, cbs=[order, witness, *([BF16()] if c.bf16 else []), *cbs],
+    learn = train_classifier(data, c.model, max(1, round(epochs*longer)), lr, cell.seed, c.dropout, cbs=[order, witness, *_precision(c), *cbs],
                              fit=fit, bs=c.bs, balanced=c.balanced, device=device(c.device))
     seen = pd.DataFrame([h for cb in cbs for h in getattr(cb, 'history', [])]).reindex(columns=['distance_latent','distance_pixel','gate','mi_before','mi_after']).mean()
     return learn.model, dict(seconds=cpu_time(c)-start, steps=int(learn.train_iter), images_seen=len(learn.recorder.values)*len(data.train),
@@ -386,7 +385,7 @@ def estimate(c:StudyConfig, root=None, updates:int=6, images:int=16)->pd.DataFra
         data,held = cell_data(c, cell, root)
         short,few = replace(c, epochs=max(1, -(-updates*c.bs//len(data.train))), attack_n=images),held.select(stratified_order(held.y, 0)[:images])
         start = time.perf_counter()
-        ae = train_autoencoder(data, 5, seed=0, cbs=[BF16()] if c.bf16 else [])
+        ae = train_autoencoder(data, 5, seed=0, cbs=_precision(c))
         ae_seconds = (time.perf_counter()-start)/5*c.ae_steps/len(c.arms)
         for a in c.arms:
             t = _probe(short, replace(cell, arm=a), data, ae, few, held, c)

@@ -65,19 +65,17 @@ def rate(): return trials('rate', RATES, 3)
 
 def search(): return trials('search', TRIALS, 2, lr=best(finished('rate'), RATES)['baseline']['lr'])
 
-def seconds(arm, c, root=None):
-    "What one training takes on this machine"
-    cell = Cell(BOTH[0], 100, c.first_seed, arm)
-    data,_ = cell_data(c, cell, root)
-    return train_cell(c, cell, data, None)[1]['seconds']
+def baseline_seconds(c):
+    "What one training without synthesis takes on this machine"
+    c,cell = replace(c, arms=dict(baseline={})),Cell(BOTH[0], 100, c.first_seed, 'baseline')
+    return train_cell(c, cell, cell_data(c, cell)[0], None)[1]['seconds']
 
 def headline():
     study = finished('search')
     arms = dict(baseline={}, **best(study, TRIALS))
     arms |= dict(random=arms['mi'], reconstruction=dict(weight=arms['mi']['weight']), mi_default={})
     cost = study.cells.groupby('arm')[['seconds','seconds_autoencoder']].median().loc[label('mi', arms['mi'])].sum()
-    plain = seconds('baseline', replace(study.config, arms=dict(baseline={})))            # on the machine that ran the search
-    arms['baseline, longer'] = dict(arm='baseline', longer=round(float(cost/plain), 1))
+    arms['baseline, longer'] = dict(arm='baseline', longer=round(float(cost/baseline_seconds(study.config)), 1))   # on the machine that ran the search
     family = [*HEADLINE, ('mi', 'baseline, longer', 'clean', 'auc')]
     return StudyConfig('headline', BOTH, [100, 50, 200], 12, arms, headline=[[*c, 100] for c in family], lr=study.config.lr)
 

@@ -37,7 +37,7 @@ def attacked(study, cell):
     model,data,x,y = trained(study, cell)
     images = {}
     rows = attack_suite(model, x, y, data.task, EPS, seed=cell.seed, keep=images)
-    check = masking_check(model, x, y, data.task, EPS, images={k: v for k,v in images.items() if k in ('FGSM','APGD-CE','APGD-margin','Square')}, seed=cell.seed)
+    check = masking_check(model, x, y, data.task, EPS, images=images, seed=cell.seed)
     keep = ('attack','norm','eps','steps','n','accuracy','balanced_accuracy')
     return [dict(dataset=cell.dataset, seed=cell.seed, arm=cell.arm, **{k: r[k] for k in keep}, masked=check['masked'], verdict=check['verdict']) for r in rows]
 
