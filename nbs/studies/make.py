@@ -3,6 +3,7 @@
     python nbs/studies/make.py rate        writes rate.toml: four learning rates for the baseline; the best is used in all arms
     python nbs/studies/make.py search      reads the finished rate and writes search.toml: four settings for each arm that a declared question names
     python nbs/studies/make.py headline    reads the finished search and writes headline.toml
+    python nbs/studies/make.py official    writes official.toml: the protocol of MedMNIST's authors, all training images, the package as it is shipped
 
 Each is run by `tsynd study nbs/studies/X.toml --out nbs/studies/X`. Rate and search look at validation images (78 and 100 of
 them) of seeds that the headline does not use. All arms have the same number of trials, on the same two seeds of both data sets.
@@ -26,6 +27,7 @@ import torch
 
 from tsynd.statistics import HEADLINE
 from tsynd.study import Cell, StudyConfig, cell_data, read_study, to_toml, train_cell
+from tsynd.study_report import PROTOCOL
 
 HERE = Path(__file__).parent
 BOTH = ['breastmnist', 'pneumoniamnist']
@@ -79,8 +81,13 @@ def headline():
     family = [*HEADLINE, ('mi', 'baseline, longer', 'clean', 'auc')]
     return StudyConfig('headline', BOTH, [100, 50, 200], 12, arms, headline=[[*c, 100] for c in family], lr=study.config.lr)
 
+def official():
+    "Nothing is searched here, so MI has the package's defaults; attacks are a glance at 100 images, not a measurement of robustness"
+    return StudyConfig('official', BOTH[:1], ['full'], 5, dict(baseline={}, mi_default={}), **PROTOCOL, headline=[['mi_default','baseline','clean','auc']],
+                       attack_n=100, eps=[4], corruptions=[])
+
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    what = dict(rate=rate, search=search, headline=headline)[sys.argv[1]]()
+    what = dict(rate=rate, search=search, headline=headline, official=official)[sys.argv[1]]()
     (HERE/f'{what.name}.toml').write_text(to_toml(what))
