@@ -127,6 +127,16 @@ def bar(file, module=None):
     if module: links.append((f'{SITE}api/{module}.html', f'Module <code>tsynd.{module}</code>', ''))
     return '<p class="bar">' + ' '.join(f'<a href="{u}"{x}>{t}</a>' for u, t, x in links) + '</p>'
 
+def report_part(html):
+    "A piece of a report wears the report's style sheet; a data frame does not"
+    return html if 'class="dataframe"' in html else f'<div class="report">{html}</div>'
+
+def report_css():
+    "The style sheet of the reports, for their pieces in the book alone; colours are the site's"
+    from tsynd.report import CSS
+    from tsynd.study_report import STUDY_CSS
+    return '@scope (.report) {\n' + re.sub(r'@media\(prefers-color-scheme:dark\)\{:root.*?\}\}|:root\{.*?\}', '', CSS + STUDY_CSS) + '}\n'
+
 def notebook(file):
     "A notebook as it goes to the renderer"
     from fastcore.nbio import mk_cell, read_nb, write_nb
@@ -149,7 +159,7 @@ def notebook(file):
             data = o.get('data', {})
             if 'text/markdown' in data: data['text/markdown'] = relink(''.join(data['text/markdown']), file)
             if 'text/html' in data:  # of a folder that is not here
-                data['text/html'] = re.sub(r'(<a\b[^>]*?) href="(?![a-z]+:|#)[^"]*"', r'\1', ''.join(data['text/html']))
+                data['text/html'] = report_part(re.sub(r'(<a\b[^>]*?) href="(?![a-z]+:|#)[^"]*"', r'\1', ''.join(data['text/html'])))
     first = next(i for i, c in enumerate(nb.cells) if c.cell_type == 'markdown' and c.source.startswith('# '))
     if file.stem != 'index': nb.cells.insert(first + 1, mk_cell(bar(file, module), 'markdown'))
     nb.metadata['language_info'] = dict(name='python', pygments_lexer='ipython3')
@@ -208,10 +218,15 @@ def quiet(symbol, obj): return '.' in symbol and not (bare(obj).__doc__ or '').s
 
 def signature(symbol, obj):
     "Signature with docments, and docstring, as nbdev's `show_doc` has them"
+    from fastcore.docments import docments
     from nbdev.showdoc import show_doc
     kind = 'property' if isinstance(obj, property) else 'class' if inspect.isclass(obj) and '__init__' not in vars(obj) else ''
     if kind: return f'```python\n{kind} {symbol}\n```\n\n*{plain(inspect.getdoc(obj) or "")}*\n'
-    code, _, prose = (made := show_doc(obj, name=symbol)._repr_markdown_())[made.index('```'):].rpartition('```\n')
+    made = show_doc(obj, name=symbol)._repr_markdown_() + '\n'
+    code, _, prose = made[made.index('```'):].rpartition('```\n')
+    code = code.replace('<built-in function callable>', 'callable')
+    if words := docments(obj, args_kwargs=True).get('kwargs'):   # nbdev gives them to the return value
+        code = re.sub(rf'\*\*kwargs\n(\).*?:)( # {re.escape(words)})?\n', lambda m: f'**kwargs, # {words}\n{m[1]}\n', code)
     return f'{code}```\n{plain(prose)}\n'
 
 def entry(name, symbol, obj):
@@ -275,6 +290,8 @@ def stage():
     for f in [NBS/'index.ipynb', *chapters(), *tutorials(), *others()]: notebook(f)
     for f in pages(): (STAGED/f.name).write_text(relink(include(f), f), encoding='utf-8')
     api()
+    (STAGED/'.static').mkdir()
+    (STAGED/'.static'/'report.css').write_text(report_css(), encoding='utf-8')
     home = read_nb(STAGED/'index.ipynb')
     menus = [menu('Start', ['Home <self>', 'how', *listed(others())]), menu('Tutorials', listed(tutorials())),
              menu('The book', listed(chapters())), menu('Reference', ['api/index', 'limits', 'citing', 'changelog', 'contributing'])]
@@ -309,7 +326,7 @@ def mathjax():
     shutil.copytree(at/'input/tex/extensions', to/'input/tex/extensions')
 
 def finish():
-    "Addresses inside the site become relative, notebooks to download are laid in place"
+    "Addresses inside the site become relative, pictures lead to their full size, notebooks to download are laid in place"
     for f in OUT.rglob('*.html'):
         at = f.relative_to(OUT).as_posix()
         def relative(m):
@@ -318,6 +335,7 @@ def finish():
             return f'{m[1]}{"" if path == at and fragment else to}{fragment and "#" + fragment}"'
         text = f.read_text(encoding='utf-8')
         text = re.sub(rf'((?<!rel="canonical" )href="){re.escape(SITE)}([^"]*)"', relative, text)
+        text = re.sub(r'(?<!</a>)(<img alt="[^"]*" src="((?:\.\./)*_images/[^"]+)"[^>]*>)', r'<a class="full" href="\2">\1</a>', text)
         for span, i in set(re.findall(r'(<span id="([^"]+)"></span>)', text)):  # a section of that name is as good
             if text.count(f'id="{i}"') > 1: text = text.replace(span, '')
         f.write_text(text, encoding='utf-8')

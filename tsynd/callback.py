@@ -45,7 +45,7 @@ class TSynD(Callback):
                  bf16:bool=None,          # synthesise in bfloat16? default: if the `Learner` trains with `BF16`
                  seed:int=0,              # of dropout masks and random directions
                  keep:int=1000,           # at most so many images of the last epoch are kept, with provenance
-                 measure_every:int=10     # look at MI under fresh draws in every so-manieth synthesis
+                 measure_every:int=10     # look at MI under fresh draws once in so many syntheses
                 ):
         self.engine = Synthesizer(autoencoder, objective, T, steps, radius, step, jitter, gate)
         store_attr('step,warm,gate,weight,share,every,budget,warmup,bf16,seed,keep,measure_every')
@@ -247,7 +247,7 @@ def plot_mi(self:TSynD, ax=None):
     ax = ax or plt.subplots(figsize=(4.5, 2))[1]
     h = pd.DataFrame(self.history)
     ax.plot(h.step, h.mi_before, '--', color='.5', label='reconstruction'); ax.plot(h.step, h.mi_after, color='#0072B2', label='targeted')
-    ax.set(xlabel='training step', ylabel='MI (nats)', ylim=(0, None)); ax.legend(fontsize=7)
+    ax.set(xlabel='training step', ylabel='MI (nats)', ylim=(0, None)); ax.legend()
     return ax
 
 # %% ../nbs/05_callback.ipynb #fa13e02a

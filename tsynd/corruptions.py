@@ -158,8 +158,8 @@ def show_corruptions(x:Tensor,    # (N,1 or 3,H,W) in [0,1]; the first image is 
     fig,axs = plt.subplots(len(names), len(severities), figsize=size, squeeze=False)
     for row,name in zip(axs, names):
         show_images(torch.cat([corrupt(x[:1], name, s, dataset, seed) for s in severities]), axs=row)
-        row[0].text(-.1, .5, name.replace('_', ' '), ha='right', va='center', fontsize=8, transform=row[0].transAxes)
-    for a,s in zip(axs[0], severities): a.set_title(s, fontsize=8)
+        row[0].text(-.1, .5, name.replace('_', ' '), ha='right', va='center', transform=row[0].transAxes)
+    for a,s in zip(axs[0], severities): a.set_title(s)
     fig.subplots_adjust(left=1.15/size[0], right=.995, top=1-.25/size[1], bottom=.01)
     return axs
 

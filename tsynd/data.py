@@ -332,7 +332,7 @@ def show_images(x:Tensor,    # (N,ch,H,W) in [0,1], or uint8
     for i,(a,im) in enumerate(zip(np.ravel(axs), x.detach().cpu())):
         a.imshow(im.permute(1,2,0).squeeze(-1), cmap='gray', vmin=0, vmax=255 if im.dtype==torch.uint8 else 1)
         a.add_patch(plt.Rectangle((0,0), 1, 1, transform=a.transAxes, fill=False, ec='.8', lw=.5, clip_on=False)) # white ends somewhere
-        if titles is not None: a.set_title(titles[i], fontsize=6.5, pad=2)
+        if titles is not None: a.set_title(titles[i], pad=2)
     np.ravel(axs)[0].figure.subplots_adjust(wspace=.06, hspace=.06 if titles is None else .3, left=.01, right=.99, top=.93, bottom=.01)
     return axs
 

@@ -148,7 +148,7 @@ def figure_style(dark:bool=False # for a dark page?
                 ):
     "One type size and palette for figures made inside; gives the palette"
     c = SimpleNamespace(**PALETTE['dark' if dark else 'light'])
-    rc = {'font.size': 9, 'axes.titlesize': 9, 'axes.titlelocation': 'left', 'text.color': c.ink, 'text.parse_math': False,
+    rc = {'font.size': 8, 'axes.titlesize': 8, 'legend.fontsize': 8, 'axes.titlelocation': 'left', 'text.color': c.ink, 'text.parse_math': False,
           'figure.facecolor': c.paper, 'figure.constrained_layout.use': True, 'axes.facecolor': c.paper, 'axes.edgecolor': c.muted,
           'axes.labelcolor': c.ink, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .8, 'axes.grid': True,
           'axes.axisbelow': True, 'grid.color': c.line, 'grid.linewidth': .7, 'xtick.color': c.muted, 'ytick.color': c.muted,
@@ -211,7 +211,7 @@ def robustness_plot(run, dark=False)->Plot:
         fig = Figure(figsize=(4.6, 4.5)); axs = fig.subplots(2, 1, sharex=True)
         names = [_draw_robustness(ax, run, m, c) for ax,m in zip(axs, ('Accuracy','Balanced accuracy'))][0]
         axs[1].axhline(_chance(run), color=c.muted, lw=1, ls=(0,(1,2))); axs[1].annotate('chance', (1, _chance(run)), xycoords=('axes fraction','data'),
-            xytext=(0,2), textcoords='offset points', ha='right', fontsize=8, color=c.muted)
+            xytext=(0,2), textcoords='offset points', ha='right', color=c.muted)
         axs[1].set_xlabel(f"strength of {' and '.join(names)}, in 1/255" if names else 'condition')
         _legend(fig, run, c)
     return Plot(fig, 'Robustness', _robustness_words(run, names), f"Two line charts. {finding(run)}")
@@ -242,7 +242,7 @@ def scatter_plot(run, dark=False)->Plot|None: # None without synthetic images
         fig = Figure(figsize=(4.6, 4.1)); ax = fig.subplots()
         top = max(b.max(), a.max(), 1e-3)*1.06
         ax.plot([0, top], [0, top], color=c.muted, lw=1, ls=(0,(4,3)))
-        ax.annotate('unchanged', (.8*top, .8*top), xytext=(4,-4), textcoords='offset points', va='top', color=c.muted, fontsize=8)
+        ax.annotate('unchanged', (.8*top, .8*top), xytext=(4,-4), textcoords='offset points', va='top', color=c.muted)
         ax.scatter(b, a, s=np.clip(6000/n, 6, 26), color=c.tsynd, alpha=float(np.clip(60/n, .12, .6)), lw=0)
         ax.set(xlim=(0, top), ylim=(0, top), aspect='equal', xlabel='MI of the reconstruction (nats)', ylabel='MI of the synthetic image (nats)')
     words = f"MI rose for {share:.0%} of the {n} synthetic images of the last epoch, from {before:.3f} to {after:.3f} nats on average."
@@ -323,10 +323,10 @@ def gallery_plot(run, dark=False)->Plot|None: # None without synthetic images
         for y,(name,ims) in enumerate(stacks.items()):
             for x,im in enumerate(ims): _tile(ax, im, x, y, c, top)
         for y,text in zip((.5,1.5,2.5,3.5,4.2,4.5), (*stacks, 'label', 'MI')):
-            ax.text(-.1, y, text, ha='right', va='center', color=c.muted, fontsize=8)
+            ax.text(-.1, y, text, ha='right', va='center', color=c.muted)
         for x,row in enumerate(rows.itertuples()):
-            label = textwrap.wrap(row.label_name, 15)[0]
-            for y,text in ((4.2, label), (4.5, change(row))): ax.text(x+.5, y, text, ha='center', va='center', fontsize=7.5)
+            label = textwrap.wrap(row.label_name, 14)[0]
+            for y,text in ((4.2, label), (4.5, change(row))): ax.text(x+.5, y, text, ha='center', va='center')
         ax.set(xlim=(-1.2, n+.04), ylim=(4.85, -.03), aspect='equal')
     return Plot(fig, 'Source, reconstruction, targeted image', *_gallery_words(run, n, top))
 
@@ -351,7 +351,8 @@ def esc(s):
     "Text made safe for HTML"
     return html.escape(str(s))
 
-def data_uri(im)->str: # a PIL image
+def data_uri(im # a PIL image
+            )->str:
     "An image as a PNG inside a URI"
     f = io.BytesIO(); im.save(f, 'PNG', optimize=True)
     return f"data:image/png;base64,{base64.b64encode(f.getvalue()).decode()}"
@@ -641,7 +642,7 @@ def page_html(run:RunFolder,
 # %% ../nbs/10_report.ipynb #708cb1f3
 def write_report(folder:str|Path # a run folder
                 )->Path:         # of report.html
-    "Write figures/*.png and report.html into a run folder"
+    "Write report.html and its figures into a run folder"
     run = read_run(folder)
     plots,gallery = {k: f(run) for k,f in PLOTS.items()}, gallery_plot(run)
     path,part = run.folder/'report.html', run.folder/'.report.html.part'

@@ -213,7 +213,7 @@ def _legend(fig, styles):
     grey = [a for a,s in styles.items() if 'marker' not in s]
     handles = [Line2D([], [], label=a[:26], **s) for a,s in styles.items() if 'marker' in s]
     handles += [Line2D([], [], label=f'{len(grey)} other arms', **styles[grey[0]])] if grey else []
-    fig.legend(handles=handles, loc='outside upper left', ncols=2 if max(len(a) for a in styles) > 14 else 3, borderaxespad=0, columnspacing=1.2, fontsize=8)
+    fig.legend(handles=handles, loc='outside upper left', ncols=2 if max(len(a) for a in styles) > 14 else 3, borderaxespad=0, columnspacing=1.2)
 
 # %% ../nbs/10a_study_report.ipynb #be132c46
 def auc_plot(f:Findings, dark=False)->Plot|None: # None without an AUC on clean images

@@ -8,8 +8,8 @@ project_copyright = '2026 onwards, tsynd developers, Apache License 2.0'
 html_title = 'tsynd'
 html_theme = 'furo'
 html_baseurl = 'https://tsynd.github.io/tsynd/'
-html_static_path = [str(HERE/'static')]
-html_css_files = ['tsynd.css']
+html_static_path = [str(HERE/'static'), str(HERE.parents[1]/'_proc'/'.static')]
+html_css_files = ['tsynd.css', 'report.css']
 html_favicon = str(HERE/'static'/'icon.svg')
 html_show_sphinx = html_show_sourcelink = html_copy_source = html_use_index = False
 html_theme_options = dict(
@@ -18,7 +18,7 @@ html_theme_options = dict(
     dark_css_variables={'color-brand-primary': '#7cc4ea', 'color-brand-content': '#7cc4ea'})
 
 extensions = ['myst_nb', 'sphinx.ext.mathjax']
-exclude_patterns = ['.made']
+exclude_patterns = ['.made', '.static']
 root_doc = 'index'
 mathjax_path = 'mathjax/tex-chtml.js'
 myst_enable_extensions = ['dollarmath', 'amsmath', 'attrs_inline', 'colon_fence', 'deflist', 'smartquotes']
