@@ -152,6 +152,17 @@ def test_outputs_are_saved(nb):
     assert [where(nb, c) for c in cells for o in c.outputs if o.output_type == 'error'] == []
 
 
+def test_pictures_have_one_font_size():
+    "That of nbs/matplotlibrc, in the figures of reports too"
+    from matplotlib import rc_params_from_file, rcParams
+    from tsynd.report import figure_style
+    book = rc_params_from_file(ROOT/'nbs'/'matplotlibrc', use_default_template=False)
+    with figure_style():
+        for k in ('font.size', 'axes.titlesize', 'legend.fontsize'): assert rcParams[k] == book[k] == book['font.size']
+    own = re.compile(r'fontsize=|labelsize=|set_fontsize|(?:font|title|label)[._]?size\W+[\d.]')
+    assert [where(f, c) for f in NOTEBOOKS for c in code(f) if own.search(c.source) and 'def figure_style' not in c.source] == []
+
+
 @notebooks
 def test_definitions_are_short(nb):
     lines = {where(nb, c): len([l for l in c.source.splitlines() if l.strip()]) for c in code(nb) if DEFINITION.search(c.source)}

@@ -86,6 +86,18 @@ def test_tables_that_a_cell_computes_are_tables(site):
     assert [p for p in pages() if re.search(r'\|\s*[|:—-]*—[|:—-]*\|', (SITE/p).read_text(encoding='utf-8'))] == []
 
 
+def test_a_picture_leads_to_its_full_size(site):
+    for p in pages():
+        text = (SITE/p).read_text(encoding='utf-8')
+        for src in re.findall(r'<img [^>]*src="((?:\.\./)*_images/[^"]+)"', text): assert f'<a class="full" href="{src}"><img' in text, (p, src)
+
+
+def test_words_on_further_keywords_stay_with_them(site):
+    text = site.signature('train_classifier', importlib.import_module('tsynd.classifier').train_classifier)
+    assert '**kwargs, # for `classifier_learner`\n)->fastai.learner.Learner:\n' in text
+    assert '**kwargs, # for `show_images`\n' in site.signature('show_batch', importlib.import_module('tsynd.data').ImageDL.show_batch)
+
+
 def test_the_book_is_in_order(site):
     "The page after each chapter is the next one"
     book = [site.address(f) for f in site.chapters()]
@@ -176,6 +188,14 @@ def test_every_page_is_as_it_should_be(page, server):
     assert page.said == []
     assert page.elsewhere == []
     assert sum(f['images'] for f in seen) > 20 and sum(f['math'] for f in seen) > 5
+
+
+def test_pieces_of_reports_wear_their_style(page, server):
+    "The words for screen readers are hidden, the marks of the tables are drawn, and nothing else on the page is touched"
+    page.goto(server + 'study_report.html', wait_until='load')
+    style = lambda at, key: page.evaluate('([at, key]) => getComputedStyle(document.querySelector(at))[key]', [at, key])
+    assert style('.report caption.sr', 'width') == '1px' and style('.report .ci', 'stroke') == 'rgb(0, 114, 178)'
+    assert style('.report td', 'borderBottomStyle') == 'solid' and style('article > section > p', 'maxWidth') == 'none'
 
 
 @pytest.mark.parametrize('theme', ['light', 'dark'])
