@@ -319,7 +319,7 @@ def gallery_plot(run, dark=False)->Plot|None: # None without synthetic images
     if not len(run.rows): return None
     rows,stacks,top = picked(run); n = len(rows)
     with figure_style(dark) as c:
-        fig = Figure(figsize=(.85*n+1.05, 4.25), layout='none'); ax = fig.add_axes([0, 0, 1, 1]); ax.axis('off')
+        fig = Figure(figsize=(.95*n+1.15, 4.7), layout='none'); ax = fig.add_axes([0, 0, 1, 1]); ax.axis('off')
         for y,(name,ims) in enumerate(stacks.items()):
             for x,im in enumerate(ims): _tile(ax, im, x, y, c, top)
         for y,text in zip((.5,1.5,2.5,3.5,4.2,4.5), (*stacks, 'label', 'MI')):
