@@ -127,9 +127,10 @@ def bar(file, module=None):
     if module: links.append((f'{SITE}api/{module}.html', f'Module <code>tsynd.{module}</code>', ''))
     return '<p class="bar">' + ' '.join(f'<a href="{u}"{x}>{t}</a>' for u, t, x in links) + '</p>'
 
-def report_part(html):
-    "A piece of a report wears the report's style sheet; a data frame does not"
-    return html if 'class="dataframe"' in html else f'<div class="report">{html}</div>'
+def dressed(html):
+    "A piece of a report wears the report's style sheet; in a data frame, cells of many words are told from numbers"
+    if 'class="dataframe"' not in html: return f'<div class="report">{html}</div>'
+    return re.sub(r'<td>(?=([^<]{24})|[A-Za-z▸])', lambda m: f'<td class="words{" long" * bool(m[1])}">', html)
 
 def report_css():
     "The style sheet of the reports, for their pieces in the book alone; colours are the site's"
@@ -159,7 +160,7 @@ def notebook(file):
             data = o.get('data', {})
             if 'text/markdown' in data: data['text/markdown'] = relink(''.join(data['text/markdown']), file)
             if 'text/html' in data:  # of a folder that is not here
-                data['text/html'] = report_part(re.sub(r'(<a\b[^>]*?) href="(?![a-z]+:|#)[^"]*"', r'\1', ''.join(data['text/html'])))
+                data['text/html'] = dressed(re.sub(r'(<a\b[^>]*?) href="(?![a-z]+:|#)[^"]*"', r'\1', ''.join(data['text/html'])))
     first = next(i for i, c in enumerate(nb.cells) if c.cell_type == 'markdown' and c.source.startswith('# '))
     if file.stem != 'index': nb.cells.insert(first + 1, mk_cell(bar(file, module), 'markdown'))
     nb.metadata['language_info'] = dict(name='python', pygments_lexer='ipython3')
@@ -219,14 +220,16 @@ def quiet(symbol, obj): return '.' in symbol and not (bare(obj).__doc__ or '').s
 def signature(symbol, obj):
     "Signature with docments, and docstring, as nbdev's `show_doc` has them"
     from fastcore.docments import docments
-    from nbdev.showdoc import show_doc
+    from nbdev.showdoc import BasicMarkdownRenderer
     kind = 'property' if isinstance(obj, property) else 'class' if inspect.isclass(obj) and '__init__' not in vars(obj) else ''
     if kind: return f'```python\n{kind} {symbol}\n```\n\n*{plain(inspect.getdoc(obj) or "")}*\n'
-    made = show_doc(obj, name=symbol)._repr_markdown_() + '\n'
+    made = BasicMarkdownRenderer(obj, name=symbol, maxline=1)._repr_markdown_() + '\n'       # a line for each parameter
     code, _, prose = made[made.index('```'):].rpartition('```\n')
-    code = code.replace('<built-in function callable>', 'callable')
-    if words := docments(obj, args_kwargs=True).get('kwargs'):   # nbdev gives them to the return value
-        code = re.sub(rf'\*\*kwargs\n(\).*?:)( # {re.escape(words)})?\n', lambda m: f'**kwargs, # {words}\n{m[1]}\n', code)
+    if inspect.isclass(obj): code = re.sub(r'^def ', 'class ', code, flags=re.M).replace(')->None:', ')')
+    for wordy, short in (('<built-in function callable>', 'callable'), ('torch.nn.modules.module.Module', 'nn.Module'), (':NoneType=', '='), (f'={4/255}', '=4/255')): code = code.replace(wordy, short)
+    code = re.sub(r'\btsynd\.\w+\.(?=\w)', '', code)
+    for name, words in docments(obj, args_kwargs=True).items():   # nbdev gives those of `**kwargs` to the return value, or to nobody
+        if words and f'**{name}\n' in code: code = re.sub(rf'\*\*{name}\n(\).*?:?)( # {re.escape(words)})?\n', lambda m: f'**{name}, # {words}\n{m[1]}\n', code)
     return f'{code}```\n{plain(prose)}\n'
 
 def entry(name, symbol, obj):
@@ -249,7 +252,7 @@ def entries(name):
         if own:
             book = f'{SITE}{address(modules()[name])}'
             links = ', '.join(f'<a id="tsynd.{name}.{k}" href="{book}#{k.lower()}"><code>{k.partition(".")[2]}</code></a>' for k in own)
-            yield f'<p>Without words of their own: {links}.</p>\n'
+            yield f'<p>Further members, told of in the book: {links}.</p>\n'
 
 def api():
     "A page for each module and one for all"
@@ -336,6 +339,7 @@ def finish():
         text = f.read_text(encoding='utf-8')
         text = re.sub(rf'((?<!rel="canonical" )href="){re.escape(SITE)}([^"]*)"', relative, text)
         text = re.sub(r'(?<!</a>)(<img alt="[^"]*" src="((?:\.\./)*_images/[^"]+)"[^>]*>)', r'<a class="full" href="\2">\1</a>', text)
+        if at == 'search.html': text = text.replace('<div id="search-results"></div>', '<h1>Search</h1>\n<p>Words for the box at the head of the menu: <em>mutual information</em>, <em>label gate</em>, the name of a function.</p>\n<div id="search-results"></div>')
         for span, i in set(re.findall(r'(<span id="([^"]+)"></span>)', text)):  # a section of that name is as good
             if text.count(f'id="{i}"') > 1: text = text.replace(span, '')
         f.write_text(text, encoding='utf-8')
