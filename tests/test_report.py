@@ -227,6 +227,17 @@ def test_several_attacks_and_no_attack():
     assert plot.png() and 'PGD' not in plot.alt
 
 
+def test_the_attack_begins_at_its_own_unchanged_images():
+    "Attacked are some of the test images; where these were measured unchanged, no second point stands at 0"
+    run = run_with(.7, .75)
+    at = lambda: [[round(float(v), 6) for v in l.get_xdata()] for l in robustness_plot(run).fig.axes[0].lines[:1]][0]
+    assert at() == [0, 1, 4]
+    run.m['conditions'] += ['PGD 0/255']
+    for a in run.m['arms'].values(): a['metrics']['PGD 0/255'] = dict(accuracy=.5, balanced_accuracy=.5)
+    assert at() == [0, 1, 4] and robustness_plot(run).fig.axes[0].lines[0].get_ydata()[0] == .5
+    assert [t.get_text() for t in robustness_plot(run).fig.axes[1].get_xticklabels()].count('0') == 1
+
+
 @pytest.mark.parametrize('multilabel', [False, True])
 def test_python_lines_are_python(multilabel):
     lines = python_lines(dict(dataset="it's", subset=None), multilabel)

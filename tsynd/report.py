@@ -184,9 +184,10 @@ def arm_styles(run, c):
 def _positions(run):
     "Where each condition stands on the axis, and its tick label"
     conditions = run.m['conditions']
-    x = {c: (attack(c) or ('', 0))[1] for c in conditions if c == 'clean' or attack(c)}
+    x = {c: attack(c)[1] for c in conditions if attack(c)}
+    if 0 not in x.values(): x = {'clean': 0, **x}                # else: the same images that are attacked, unchanged
     top = max(x.values(), default=0) or 1
-    for i,c in enumerate(c for c in conditions if c not in x): x[c] = top*(1.28 + .3*i)
+    for i,c in enumerate(c for c in conditions if c not in x and c != 'clean'): x[c] = top*(1.28 + .3*i)
     return x, {c: f'{attack(c)[1]:g}' if attack(c) else c[:16] for c in conditions}
 
 def _draw_robustness(ax, run, metric, c):
@@ -195,8 +196,8 @@ def _draw_robustness(ax, run, metric, c):
     names = list(dict.fromkeys(attack(o)[0] for o in x if attack(o)))
     for (_,_,style),arm in zip(arm_styles(run, c), ('baseline','tsynd')):
         for name,ls in zip(names, ('-','--',':','-.')):
-            line = ['clean', *sorted((o for o in x if attack(o) and attack(o)[0]==name), key=x.get)]
-            ax.plot([x.get(o, 0) for o in line], t[arm].reindex(line), ls=ls, **style)
+            line = sorted((o for o in x if o == 'clean' or attack(o) and attack(o)[0]==name), key=x.get)
+            ax.plot([x[o] for o in line], t[arm].reindex(line), ls=ls, **style)
         alone = [o for o in x if not attack(o)]
         ax.plot([x[o] for o in alone], t[arm].reindex(alone), ls='', **style)
     ax.set_title(metric); ax.set_ylim(0, 1.02)
@@ -210,8 +211,8 @@ def robustness_plot(run, dark=False)->Plot:
     with figure_style(dark) as c:
         fig = Figure(figsize=(4.6, 4.5)); axs = fig.subplots(2, 1, sharex=True)
         names = [_draw_robustness(ax, run, m, c) for ax,m in zip(axs, ('Accuracy','Balanced accuracy'))][0]
-        axs[1].axhline(_chance(run), color=c.muted, lw=1, ls=(0,(1,2))); axs[1].annotate('chance', (1, _chance(run)), xycoords=('axes fraction','data'),
-            xytext=(0,2), textcoords='offset points', ha='right', color=c.muted)
+        axs[1].axhline(_chance(run), color=c.muted, lw=1, ls=(0,(1,2))); axs[1].annotate('chance', (.88, _chance(run)), xycoords=('axes fraction','data'),
+            xytext=(0,2), textcoords='offset points', ha='center', color=c.muted)
         axs[1].set_xlabel(f"strength of {' and '.join(names)}, in 1/255" if names else 'condition')
         _legend(fig, run, c)
     return Plot(fig, 'Robustness', _robustness_words(run, names), f"Two line charts. {finding(run)}")
