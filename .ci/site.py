@@ -217,6 +217,9 @@ def bare(obj):
 
 def quiet(symbol, obj): return '.' in symbol and not (bare(obj).__doc__ or '').strip()   # a hook that a framework calls
 
+WORDY = ((r'<built-in function callable>', 'callable'), (r'\btorch\.nn\.modules\.module\.Module', 'nn.Module'), (r'\btsynd\.\w+\.(?=\w)', ''),
+         (r':NoneType=', '='), (rf'={re.escape(str(4/255))}', '=4/255'))
+
 def signature(symbol, obj):
     "Signature with docments, and docstring, as nbdev's `show_doc` has them"
     from fastcore.docments import docments
@@ -225,9 +228,8 @@ def signature(symbol, obj):
     if kind: return f'```python\n{kind} {symbol}\n```\n\n*{plain(inspect.getdoc(obj) or "")}*\n'
     made = BasicMarkdownRenderer(obj, name=symbol, maxline=1)._repr_markdown_() + '\n'       # a line for each parameter
     code, _, prose = made[made.index('```'):].rpartition('```\n')
-    if inspect.isclass(obj): code = re.sub(r'^def ', 'class ', code, flags=re.M).replace(')->None:', ')')
-    for wordy, short in (('<built-in function callable>', 'callable'), ('torch.nn.modules.module.Module', 'nn.Module'), (':NoneType=', '='), (f'={4/255}', '=4/255')): code = code.replace(wordy, short)
-    code = re.sub(r'\btsynd\.\w+\.(?=\w)', '', code)
+    if inspect.isclass(obj): code = code.replace('```python\ndef ', '```python\nclass ').replace(')->None:', ')')
+    for wordy, short in WORDY: code = re.sub(wordy, short, code)
     for name, words in docments(obj, args_kwargs=True).items():   # nbdev gives those of `**kwargs` to the return value, or to nobody
         if words and f'**{name}\n' in code: code = re.sub(rf'\*\*{name}\n(\).*?:?)( # {re.escape(words)})?\n', lambda m: f'**{name}, # {words}\n{m[1]}\n', code)
     return f'{code}```\n{plain(prose)}\n'
@@ -338,7 +340,7 @@ def finish():
             return f'{m[1]}{"" if path == at and fragment else to}{fragment and "#" + fragment}"'
         text = f.read_text(encoding='utf-8')
         text = re.sub(rf'((?<!rel="canonical" )href="){re.escape(SITE)}([^"]*)"', relative, text)
-        text = re.sub(r'(?<!</a>)(<img alt="[^"]*" src="((?:\.\./)*_images/[^"]+)"[^>]*>)', r'<a class="full" href="\2">\1</a>', text)
+        text = re.sub(r'(<img alt="[^"]*" src="((?:\.\./)*_images/[^"]+)"[^>]*>)', r'<a class="full" href="\2">\1</a>', text)
         if at == 'search.html': text = text.replace('<div id="search-results"></div>', '<h1>Search</h1>\n<p>Words for the box at the head of the menu: <em>mutual information</em>, <em>label gate</em>, the name of a function.</p>\n<div id="search-results"></div>')
         for span, i in set(re.findall(r'(<span id="([^"]+)"></span>)', text)):  # a section of that name is as good
             if text.count(f'id="{i}"') > 1: text = text.replace(span, '')

@@ -554,3 +554,12 @@ def test_show_batch_names_one_and_several_labels(monkeypatch):
         axs = image_dls(image_data(40, 3, multilabel=multi), bs=4).train.show_batch()
         titles = [a.get_title() for a in np.ravel(axs)]
         assert all(set(t.split(', ')) <= {'c0','c1','c2',''} for t in titles) and any(titles)
+
+
+def test_titles_fit_whatever_the_reader_has_set():
+    "Outside of the book matplotlib's own sizes hold, and its titles are too wide for a small image"
+    import matplotlib
+    from tsynd.data import TYPE_SIZE, show_images
+    with matplotlib.rc_context({'font.size': 20, 'axes.titlesize': 'large'}):
+        axs = show_images(torch.zeros(2, 1, 8, 8), titles=['a', 'b\nc'])
+    assert [a.title.get_fontsize() for a in axs.ravel()[:2]] == [TYPE_SIZE]*2

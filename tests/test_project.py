@@ -159,7 +159,7 @@ def test_pictures_have_one_font_size():
     book = rc_params_from_file(ROOT/'nbs'/'matplotlibrc', use_default_template=False)
     with figure_style():
         for k in ('font.size', 'axes.titlesize', 'legend.fontsize'): assert rcParams[k] == book[k] == book['font.size']
-    own = re.compile(r'fontsize=|labelsize=|set_fontsize|(?:font|title|label)[._]?size\W+[\d.]')
+    own = re.compile(r'fontsize=(?!TYPE_SIZE\b)|labelsize=|set_fontsize|(?:font|title|label)[._]?size\W+[\d.]')
     assert [where(f, c) for f in NOTEBOOKS for c in code(f) if own.search(c.source) and 'def figure_style' not in c.source] == []
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .autoencoder import Autoencoder
 from .classifier import check_dropout
-from .data import InputError, check_range, show_images
+from .data import TYPE_SIZE, InputError, check_range, show_images
 from .synthesis import LatentBank, Synthesizer, Synthetic, cat
 
 # %% ../nbs/05_callback.ipynb #e7cb3c6c
@@ -247,7 +247,7 @@ def plot_mi(self:TSynD, ax=None):
     ax = ax or plt.subplots(figsize=(4.5, 2))[1]
     h = pd.DataFrame(self.history)
     ax.plot(h.step, h.mi_before, '--', color='.5', label='reconstruction'); ax.plot(h.step, h.mi_after, color='#0072B2', label='targeted')
-    ax.set(xlabel='training step', ylabel='MI (nats)', ylim=(0, None)); ax.legend()
+    ax.set(xlabel='training step', ylabel='MI (nats)', ylim=(0, None)); ax.legend(fontsize=TYPE_SIZE)
     return ax
 
 # %% ../nbs/05_callback.ipynb #fa13e02a

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .classifier import metrics, predict, probabilities
-from .data import InputError, check_range, medmnist_info, show_images, stratified_order, to_numpy
+from .data import TYPE_SIZE, InputError, check_range, medmnist_info, show_images, stratified_order, to_numpy
 from .robustness import (_check_attack, _check_batch, _check_logits, _known, _ticking, blur, image_seeds, intensity, noise,
                               streams, warp)
 
@@ -158,8 +158,8 @@ def show_corruptions(x:Tensor,    # (N,1 or 3,H,W) in [0,1]; the first image is 
     fig,axs = plt.subplots(len(names), len(severities), figsize=size, squeeze=False)
     for row,name in zip(axs, names):
         show_images(torch.cat([corrupt(x[:1], name, s, dataset, seed) for s in severities]), axs=row)
-        row[0].text(-.1, .5, name.replace('_', ' '), ha='right', va='center', transform=row[0].transAxes)
-    for a,s in zip(axs[0], severities): a.set_title(s)
+        row[0].text(-.1, .5, name.replace('_', ' '), ha='right', va='center', fontsize=TYPE_SIZE, transform=row[0].transAxes)
+    for a,s in zip(axs[0], severities): a.set_title(s, fontsize=TYPE_SIZE)
     fig.subplots_adjust(left=1.15/size[0], right=.995, top=1-.25/size[1], bottom=.01)
     return axs
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .autoencoder import Autoencoder
 from .classifier import frozen, predict
-from .data import FACTORS, InputError, check_range, render_phantom
+from .data import TYPE_SIZE, FACTORS, InputError, check_range, render_phantom
 from .robustness import _check_batch, attack_loss, image_seeds, streams
 from .synthesis import ascend
 
@@ -177,13 +177,13 @@ def show_cams(x:Tensor,    # (N,ch,H,W) in [0,1]
     rows,n = {'': None} | maps, len(x)
     fig,axs = plt.subplots(len(rows), n, figsize=(n*width+.5, len(rows)*width+.2), squeeze=False)
     for (name,m),row in zip(rows.items(), axs):
-        row[0].set_ylabel(name)
+        row[0].set_ylabel(name, fontsize=TYPE_SIZE)
         for i,(ax,im) in enumerate(zip(row, x.detach().cpu())):
             ax.imshow(im.permute(1,2,0).squeeze(-1), cmap='gray', vmin=0, vmax=1)
             if m is not None: h = m[i].detach().cpu(); ax.imshow(h, cmap='inferno', vmin=0, vmax=1, alpha=.8*h.clamp(0,1).sqrt())
             if region is not None: ax.contour(region[i].cpu(), [.5], colors='w', linewidths=.6)
             ax.set(xticks=[], yticks=[]); ax.spines[:].set(visible=True, color='.8', linewidth=.5)
-    for ax,t in zip(axs[0], titles or ()): ax.set_title(t, pad=2)
+    for ax,t in zip(axs[0], titles or ()): ax.set_title(t, fontsize=TYPE_SIZE, pad=2)
     fig.subplots_adjust(wspace=.06, hspace=.06, left=.07, right=.99, top=.93, bottom=.01)
     return axs
 

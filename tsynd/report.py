@@ -26,7 +26,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .data import InputError, read_npz
+from .data import TYPE_SIZE, InputError, read_npz
 from .experiment import RunConfig
 
 # %% ../nbs/10_report.ipynb #f3430cf7
@@ -148,7 +148,7 @@ def figure_style(dark:bool=False # for a dark page?
                 ):
     "One type size and palette for figures made inside; gives the palette"
     c = SimpleNamespace(**PALETTE['dark' if dark else 'light'])
-    rc = {'font.size': 8, 'axes.titlesize': 8, 'legend.fontsize': 8, 'axes.titlelocation': 'left', 'text.color': c.ink, 'text.parse_math': False,
+    rc = {'font.size': TYPE_SIZE, 'axes.titlesize': TYPE_SIZE, 'legend.fontsize': TYPE_SIZE, 'axes.titlelocation': 'left', 'text.color': c.ink, 'text.parse_math': False,
           'figure.facecolor': c.paper, 'figure.constrained_layout.use': True, 'axes.facecolor': c.paper, 'axes.edgecolor': c.muted,
           'axes.labelcolor': c.ink, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .8, 'axes.grid': True,
           'axes.axisbelow': True, 'grid.color': c.line, 'grid.linewidth': .7, 'xtick.color': c.muted, 'ytick.color': c.muted,
