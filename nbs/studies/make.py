@@ -4,6 +4,8 @@
     python nbs/studies/make.py search      reads the finished rate and writes search.toml: four settings for each arm that a declared question names
     python nbs/studies/make.py headline    reads the finished search and writes headline.toml
     python nbs/studies/make.py official    writes official.toml: the protocol of MedMNIST's authors, all training images, the package as it is shipped
+    python nbs/studies/make.py search_more reads the finished rate and writes search_more.toml: four settings for each of five more arms
+    python nbs/studies/make.py more        reads the finished search_more and adds those arms to headline.toml
 
 Each is run by `tsynd study nbs/studies/X.toml --out nbs/studies/X`. Rate and search look at validation images (78 and 100 of
 them) of seeds that the headline does not use. All arms have the same number of trials, on the same two seeds of both data sets.
@@ -17,7 +19,10 @@ reconstruction has MI's weight; mi_default, the package as it is shipped; and "b
 its autoencoder take.
 
 The declared questions are asked at 100 images, where the search was; 50 and 200 are description. Between search and headline two
-things changed for speed: autoencoders train in bfloat16 (the same PSNR to .01 dB), and attacks climb a ladder of radii."""
+things changed for speed: autoencoders train in bfloat16 (the same PSNR to .01 dB), and attacks climb a ladder of radii.
+
+The five arms of search_more were added when ten seeds of the others had been seen. No declared question names them, they are
+description; their trials, criterion and seeds are those of the others, and were declared before any of their cells was run."""
 import sys
 from dataclasses import replace
 from itertools import product
@@ -26,7 +31,7 @@ from pathlib import Path
 import torch
 
 from tsynd.statistics import HEADLINE
-from tsynd.study import Cell, StudyConfig, cell_data, read_study, to_toml, train_cell
+from tsynd.study import Cell, StudyConfig, cell_data, read_config, read_study, to_toml, train_cell
 from tsynd.study_report import PROTOCOL
 
 HERE = Path(__file__).parent
@@ -38,6 +43,9 @@ TRIALS = dict(
     **{a: grid(weight=[1., 4.], radius=[.3, .6]) for a in ('mi', 'entropy')},
     cross_entropy=grid(weight=[1., 4.], radius=[.2, .3]), pixel_mi=grid(weight=[1., 4.], radius=[.03, .06]),
     pgd=grid(weight=[1., 4.], steps=[3, 7]), mi_fgsm=grid(weight=[1., 4.], attack_weight=[1., 4.]))
+
+MORE = dict(mixup=grid(alpha=[.1, .2, .4, .8]), trivialaugment=grid(p=[.25, .5, .75, 1.]), fgsm=grid(weight=[1., 2., 4., 8.]),
+            joint=grid(weight=[1., 4.], radius=[.15, .3]), mi_mixup=grid(weight=[1., 4.], radius=[.3, .6]))
 
 def label(arm, s): return ', '.join([arm, *(f'{k} {v:.3g}' for k,v in s.items())])
 
@@ -65,7 +73,13 @@ def best(study, trials):
 
 def rate(): return trials('rate', RATES, 3)
 
-def search(): return trials('search', TRIALS, 2, lr=best(finished('rate'), RATES)['baseline']['lr'])
+def search(name='search', arms=TRIALS): return trials(name, arms, 2, lr=best(finished('rate'), RATES)['baseline']['lr'])
+
+def search_more(): return search('search_more', MORE)
+
+def more():
+    c = read_config(HERE/'headline.toml')
+    return replace(c, arms=c.arms | best(finished('search_more'), MORE))
 
 def baseline_seconds(c):
     "What one training without synthesis takes on this machine"
@@ -89,5 +103,5 @@ def official():
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    what = dict(rate=rate, search=search, headline=headline, official=official)[sys.argv[1]]()
+    what = dict(rate=rate, search=search, headline=headline, official=official, search_more=search_more, more=more)[sys.argv[1]]()
     (HERE/f'{what.name}.toml').write_text(to_toml(what))
