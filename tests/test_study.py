@@ -1,5 +1,5 @@
 """A study that is stopped anywhere goes on and ends with the same table; what it compares is paired; slips are named."""
-import hashlib, json, os, signal, subprocess, sys, time
+import hashlib, json, lzma, os, signal, subprocess, sys, time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -173,6 +173,28 @@ def test_a_failing_cell_is_recorded_and_tried_again(tmp_path):
 
 def test_another_study_is_not_mixed_in(study):
     with pytest.raises(InputError, match='holds a study whose updates is 6, not 7'): run_study(replace(TINY, updates=7), study.folder, progress=False)
+
+@pytest.mark.parametrize('change', [dict(seeds=1), dict(n=[20]), dict(datasets=['breastmnist']), dict(arms=dict(TINY.arms, far=dict(arm='mi'))), dict(headline=[['far','baseline','clean','auc']])], ids=str)
+def test_a_study_only_grows(study, change):
+    before = (study.folder/'study.toml').read_bytes()
+    with pytest.raises(InputError, match=f'holds a study whose {next(iter(change))} is'): run_study(replace(TINY, **change), study.folder, progress=False)
+    assert (study.folder/'study.toml').read_bytes() == before
+
+def test_what_has_grown_is_what_was_planned_whole(study, tmp_path):
+    run_study(replace(TINY, n=[40], seeds=1, arms=dict(long=TINY.arms['long'])), tmp_path/'s', jobs=1, progress=False)
+    first = records(tmp_path/'s')
+    s = run_study(TINY, tmp_path/'s', jobs=2, progress=False)
+    assert s.results.equals(study.results) and records(tmp_path/'s')['phantom-40-0-long'] == first['phantom-40-0-long'] and len(first) == 1
+
+def test_packed_cells_are_read_and_unpacked_to_go_on(study, tmp_path):
+    lines = (study.folder/'cells.jsonl').read_bytes().splitlines(True)
+    (tmp_path/'study.toml').write_text(to_toml(TINY))
+    (tmp_path/'cells.jsonl.xz').write_bytes(lzma.compress(b''.join(lines[:5])))
+    assert list(records(tmp_path)) == [json.loads(l)['id'] for l in lines[:5]] and not (tmp_path/'cells.jsonl').exists()
+    append(tmp_path, json.loads(lines[5]))
+    assert (tmp_path/'cells.jsonl').read_bytes() == b''.join(lines[:6]) and len(read_study(tmp_path).cells) == 6
+    (tmp_path/'cells.jsonl').unlink(); (tmp_path/'cells.jsonl.xz').write_bytes(b'no')
+    with pytest.raises(InputError, match='cells.jsonl.xz is not what xz writes'): read_study(tmp_path)
 
 def test_a_folder_with_something_else(tmp_path):
     (tmp_path/'letter.txt').write_text('dear')
