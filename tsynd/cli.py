@@ -29,7 +29,8 @@ and with the same batches; measure both on the test split: clean, randomly pertu
 goes into one new folder: report.html, metrics.json, figures, synthetic images with their provenance, models.'''
 
 STUDY = '''Run every arm of a study on every data set, subset size and seed, paired, in parallel processes. Finished trainings are
-written at once: stop it at any time, the same command goes on. A configuration looks like this:
+written at once: stop it at any time, the same command goes on. Add seeds, sizes, data sets or arms to the
+configuration, and the same command runs what is new. It looks like this:
 
   datasets = ["breastmnist", "pneumoniamnist"]
   n = [50, 100, "full"]          # labelled training images

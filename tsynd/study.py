@@ -218,7 +218,7 @@ def corrupted(rows:list # as `corruption_table` makes them
     mean = lambda d: {k: float(d[k].mean()) for k in ('accuracy','balanced_accuracy','auc')}
     return {'corrupted': mean(t), **{f'corrupted {k}': mean(d) for k,d in t.groupby('corruption')}, **{f'severity {k}': mean(d) for k,d in t.groupby('severity')}}
 
-# %% ../nbs/08b_study.ipynb #fb6c0633
+# %% ../nbs/08b_study.ipynb #a030bc0a
 def _write(path, text): # all of it or nothing
     part = path.with_name(f'.{path.name}')
     part.write_bytes(text)
@@ -231,6 +231,7 @@ def _lines(folder): # of cells.jsonl, or of what `xz` has made of it
     try: return lzma.decompress(packed.read_bytes()) if packed.exists() else b''
     except lzma.LZMAError as e: raise InputError(f"{packed} is not what xz writes ({e}); take it from where it came again") from None
 
+# %% ../nbs/08b_study.ipynb #fb6c0633
 def append(folder:Path, record:dict):
     "Add a line to the study's cells, all of it or nothing"
     path = Path(folder)/'cells.jsonl'
@@ -246,7 +247,6 @@ def records(folder:Path)->dict: # cell id: record; the last one where a cell was
     "All complete lines of a study, also of one whose cells.jsonl was packed by `xz`"
     found = [json.loads(l) for l in _lines(folder).split(b'\n')[:-1]]
     return {r['id']: r for r in found}
-
 
 # %% ../nbs/08b_study.ipynb #8db76b0f
 def _pack(p): return b64encode(np.asarray(p, dtype=np.float16).tobytes()).decode()
