@@ -342,7 +342,9 @@ def _watch(c, folder, workers, run, progress):
     if broken: raise InputError(f"{len(broken)} of {len(workers)} processes of the study ended with status {broken[0]}, see above; start it again to go on")
 
 # %% ../nbs/08b_study.ipynb #05946b18
-GROW = dict(seeds=lambda a,b: a <= b, n=lambda a,b: {*a} <= {*b}, datasets=lambda a,b: {*a} <= {*b}, arms=lambda a,b: a.items() <= b.items())
+def _within(a, b): return {*a} <= {*b}
+
+GROW = dict(seeds=lambda a,b: a <= b, n=_within, datasets=_within, arms=lambda a,b: a.items() <= b.items())
 
 def _open(c, folder):
     path,new = folder/'study.toml',asdict(c)
@@ -354,7 +356,6 @@ def _open(c, folder):
     folder.mkdir(parents=True, exist_ok=True)
     if new != old: _write(path, to_toml(c).encode())
     return folder
-
 
 # %% ../nbs/08b_study.ipynb #0688c42b
 def to_toml(c:StudyConfig)->str:

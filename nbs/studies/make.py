@@ -5,8 +5,8 @@
     python nbs/studies/make.py headline    reads the finished search and writes headline.toml
     python nbs/studies/make.py official    writes official.toml: the protocol of MedMNIST's authors, all training images, the package as it is shipped
     python nbs/studies/make.py search_more reads the finished rate and writes search_more.toml: four settings for each of five more arms
-    python nbs/studies/make.py batches     reads headline.toml and writes batches.toml: baseline and MI once more, in batches of 25
     python nbs/studies/make.py more        reads the finished search_more and adds those arms to headline.toml
+    python nbs/studies/make.py batches     reads headline.toml and writes batches.toml: baseline and MI once more, in batches of 25
 
 Each is run by `tsynd study nbs/studies/X.toml --out nbs/studies/X`. Rate and search look at validation images (78 and 100 of
 them) of seeds that the headline does not use. All arms have the same number of trials, on the same two seeds of both data sets.
