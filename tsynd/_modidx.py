@@ -187,6 +187,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'tsynd.data': { 'tsynd.data.ImageDL': ('data.html#imagedl', 'tsynd/data.py'),
                             'tsynd.data.ImageDL.__init__': ('data.html#imagedl.__init__', 'tsynd/data.py'),
                             'tsynd.data.ImageDL._draw': ('data.html#imagedl._draw', 'tsynd/data.py'),
+                            'tsynd.data.ImageDL._span': ('data.html#imagedl._span', 'tsynd/data.py'),
                             'tsynd.data.ImageDL._strata': ('data.html#imagedl._strata', 'tsynd/data.py'),
                             'tsynd.data.ImageDL.batch_index': ('data.html#imagedl.batch_index', 'tsynd/data.py'),
                             'tsynd.data.ImageDL.create_batches': ('data.html#imagedl.create_batches', 'tsynd/data.py'),

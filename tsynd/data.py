@@ -393,7 +393,7 @@ def check_classes(data:ImageData): # any data set
 class ImageDL(DataLoader):
     "A fastai `DataLoader` over a `Split`: whole batches at once, in an order given by the seed and the epoch"
     def __init__(self, dataset:Split,
-                 bs:int=32,           # batch size
+                 bs:int=32,           # images in a batch at most
                  shuffle:bool=False,  # draw, or serve in the order of the split?
                  drop_last:bool=False, # leave out a last batch that is not full?
                  seed:int=0,          # of the order, at least 0
@@ -413,11 +413,6 @@ class ImageDL(DataLoader):
         self.epoch_idxs = self._draw(g) if self.shuffle else np.arange(self.n) % len(self.dataset)
         return self.epoch_idxs.tolist()
 
-    def create_batches(self, samps):
-        idxs = list(samps)
-        for i in range(0, len(idxs), self.bs):
-            if not (self.drop_last and i+self.bs > len(idxs)): yield self.dataset.batch(idxs[i:i+self.bs])
-
 # %% ../nbs/00_data.ipynb #9707f7d3
 @patch
 def _draw(self:ImageDL, g):
@@ -429,6 +424,25 @@ def _draw(self:ImageDL, g):
 
 @patch(as_prop=True)
 def _strata(self:ImageDL): return strata(self.dataset.y).numpy()
+
+# %% ../nbs/00_data.ipynb #c73e381c
+@patch
+def _span(self:ImageDL, i): # the part of the epoch that is batch i
+    k = len(self)
+    n = min(self.n, k*self.bs)
+    return slice(i*n//k, (i+1)*n//k)
+
+@patch
+def create_batches(self:ImageDL, samps):
+    idxs = list(samps)
+    for i in range(len(self)): yield self.dataset.batch(idxs[self._span(i)])
+
+@patch
+def batch_index(self:ImageDL,
+                i:int # number of the batch in the current epoch
+               )->Tensor: # (B,) int64, positions in the original split
+    "Source indices of the images in batch `i`"
+    return self.dataset.index[self.epoch_idxs[self._span(i)]]
 
 # %% ../nbs/00_data.ipynb #16827d24
 @patch
@@ -445,13 +459,6 @@ def new(self:ImageDL, dataset=None, cls=None, **kwargs):
 
 # %% ../nbs/00_data.ipynb #4ef7967b
 @patch
-def batch_index(self:ImageDL,
-                i:int # number of the batch in the current epoch
-               )->Tensor: # (B,) int64, positions in the original split
-    "Source indices of the images in batch `i`"
-    return self.dataset.index[self.epoch_idxs[i*self.bs:(i+1)*self.bs]]
-
-@patch
 def show_batch(self:ImageDL,
                max_n:int=16, # images at most
                **kwargs      # for `show_images`
@@ -464,7 +471,7 @@ def show_batch(self:ImageDL,
 
 # %% ../nbs/00_data.ipynb #13809be2
 def image_dls(data:ImageData,      # every class needs a training image
-              bs:int=32,           # batch size
+              bs:int=32,           # images in a batch at most
               seed:int=0,          # of the order
               balanced:bool=True,  # draw every class equally often in training?
               drop_last:bool=False, # leave out a last training batch that is not full?
