@@ -171,7 +171,7 @@ def test_counts_are_those_of_the_options(data, ae):
     @given(epochs=st.integers(1, 4), bs=st.integers(5, 50), every=st.integers(1, 7), share=st.floats(.01, 1), warmup=st.sampled_from([0, .11, .26, .51, .99, 1]))
     def check(epochs, bs, every, share, warmup):
         t = fit(data, tsynd(ae, 'reconstruction', every=every, share=share, warmup=warmup, weight=0., keep=10**6), epochs=epochs, bs=bs).tsynd
-        sizes = [min(bs, 40-i) for i in range(0, 40, bs)]*epochs
+        sizes = [len(y) for _,y in image_dls(data, bs=bs).train]*epochs
         at = [i for i in range(len(sizes)) if i/len(sizes) >= warmup and i%every == 0]
         assert t.count == len(at) and t.n_images == sum(max(min(2, sizes[i]), math.ceil(share*sizes[i])) for i in at)
         last = [i for i in at if i >= len(sizes)*(epochs-1)//epochs] or at[-1:]      # where the last epoch made none, the last batch that did
