@@ -6,7 +6,6 @@
     python nbs/studies/make.py official    writes official.toml: the protocol of MedMNIST's authors, all training images, the package as it is shipped
     python nbs/studies/make.py search_more reads the finished rate and writes search_more.toml: four settings for each of five more arms
     python nbs/studies/make.py more        reads the finished search_more and adds those arms to headline.toml
-    python nbs/studies/make.py batches     reads headline.toml and writes batches.toml: baseline and MI once more, in batches of 25
 
 Each is run by `tsynd study nbs/studies/X.toml --out nbs/studies/X`. Rate and search look at validation images (78 and 100 of
 them) of seeds that the headline does not use. All arms have the same number of trials, on the same two seeds of both data sets.
@@ -22,7 +21,11 @@ its autoencoder take.
 The declared questions are asked at 100 images, where the search was; 50 and 200 are description. Between search and headline two
 things changed for speed: autoencoders train in bfloat16 (the same PSNR to .01 dB), and attacks climb a ladder of radii.
 
-`batches` was added after everything else had been seen, because the baseline's AUC at 100 images lay below that at 50.
+The headline was run twice, from the same file. The first run, kept in uneven/, cut an epoch into batches of 32, so that 100 images
+ended with a batch of four; that showed when the baseline's AUC at 100 images lay below that at 50. Since then an epoch is dealt
+evenly over its batches (100 images are four of 25), and headline/ holds the second run, with the same seeds, arms, settings and
+questions. Rate and search were not repeated: what they chose was chosen with the batch of four. To run uneven/ again, take the
+package as it was at commit 6c4ec8d.
 
 The five arms of search_more were added when ten seeds of the others had been seen. No declared question names them, they are
 description; their trials, criterion and seeds are those of the others, and were declared before any of their cells was run."""
@@ -98,11 +101,6 @@ def headline():
     family = [*HEADLINE, ('mi', 'baseline, longer', 'clean', 'auc')]
     return StudyConfig('headline', BOTH, [100, 50, 200], 12, arms, headline=[[*c, 100] for c in family], lr=study.config.lr)
 
-def batches():
-    "Hundred images in batches of 32 end with one of four; in batches of 25 they do not"
-    c = read_config(HERE/'headline.toml')
-    return replace(c, name='batches', n=[100], seeds=6, arms={a: c.arms[a] for a in ('baseline','mi')}, headline=[['mi','baseline','clean','auc']], bs=25, eps=[4], corruptions=[])
-
 def official():
     "Nothing is searched here, so MI has the package's defaults; attacks are a glance at 100 images, not a measurement of robustness"
     return StudyConfig('official', BOTH[:1], ['full'], 5, dict(baseline={}, mi_default={}), **PROTOCOL, headline=[['mi_default','baseline','clean','auc']],
@@ -111,5 +109,5 @@ def official():
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    what = dict(rate=rate, search=search, headline=headline, official=official, search_more=search_more, more=more, batches=batches)[sys.argv[1]]()
+    what = {f.__name__: f for f in (rate, search, headline, official, search_more, more)}[sys.argv[1]]()
     (HERE/f'{what.name}.toml').write_text(to_toml(what))
