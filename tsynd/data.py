@@ -447,9 +447,9 @@ def batch_index(self:ImageDL,
 # %% ../nbs/00_data.ipynb #16827d24
 @patch
 def one_batch(self:ImageDL):
-    epoch = self.epoch
+    now = {k: v for k,v in vars(self).items() if k in ('epoch','epoch_idxs')}
     try: return DataLoader.one_batch(self)
-    finally: self.epoch = epoch
+    finally: vars(self).update(now)
 
 @patch
 def new(self:ImageDL, dataset=None, cls=None, **kwargs):
