@@ -495,12 +495,18 @@ def test_without_shuffling_balance_changes_nothing(o):
     a,b = (epoch(loader(o, shuffle=False, balanced=balanced)[0])[0] for balanced in (True, False))
     assert a == b
 
-@given(loaders, st.booleans())
-def test_with_drop_last_every_batch_is_full(o, balanced):
-    dl,_ = loader(o, shuffle=True, drop_last=True, balanced=balanced)
-    seen,sizes = epoch(dl)
+@given(loaders, st.booleans(), st.booleans())
+def test_uneven_epochs_are_cut_as_by_torch(o, balanced, drop_last):
     n = o['n'] or o['N']
-    assert sizes == [o['bs']]*(n//o['bs']) and len(dl) == n//o['bs']
+    theirs = [len(b) for b in torch.utils.data.DataLoader(range(n), batch_size=o['bs'], drop_last=drop_last)]
+    dl,_ = loader(o, shuffle=True, even=False, balanced=balanced, drop_last=drop_last)
+    order,(seen,sizes) = dl.new().get_idxs(),epoch(dl)
+    assert sizes == theirs and len(dl) == len(theirs) and seen == order[:len(seen)]
+
+@given(loaders)
+def test_even_epochs_know_fastais_drop_last(o):
+    n = o['n'] or o['N']
+    assert epoch(loader(o, shuffle=True, drop_last=True)[0])[1] == [o['bs']]*(n//o['bs'])
 
 @given(loaders, st.booleans(), st.integers(0, 2**32))
 def test_the_order_is_a_function_of_seed_and_epoch(o, balanced, noise):
@@ -521,21 +527,21 @@ def test_several_labels_are_balanced_over_their_strata():
     counts = np.unique(strata(s.y)[epoch(dl)[0]], return_counts=True)[1]
     assert counts.max()-counts.min() <= 1 and counts.sum() == 100
 
-@pytest.mark.parametrize('kwargs', [dict(bs=0), dict(bs=-1), dict(bs=float('nan')), dict(bs=2.5), dict(bs=41, drop_last=True), dict(seed=-1)], ids=str)
+@pytest.mark.parametrize('kwargs', [dict(bs=0), dict(bs=-1), dict(bs=float('nan')), dict(bs=2.5), dict(seed=-1)], ids=str)
 def test_impossible_batches_are_refused(kwargs):
     with pytest.raises(InputError) as e: image_dls(image_data(40), **kwargs).one_batch()
     one_sentence(e)
 
-def test_a_batch_larger_than_the_data_is_one_batch_unless_dropped():
+def test_a_batch_larger_than_the_data_is_one_batch():
     assert [len(y) for _,y in image_dls(image_data(40), bs=64).train] == [40]
 
 def test_a_copy_of_the_loader_serves_the_same_images():
     "fastai makes one for `get_preds`"
-    dl = ImageDL(split(23), bs=5, shuffle=True, balanced=True, seed=4, classes=['a','b'])
+    dl = ImageDL(split(23), bs=5, shuffle=True, balanced=True, seed=4, classes=['a','b'], even=False)
     plain = dl.new(shuffle=False, drop_last=False)
     assert epoch(plain)[0] == list(range(23)) and plain.classes == ['a','b']
     again = dl.new()
-    assert (again.seed, again.balanced, again.shuffle) == (4, True, True)
+    assert (again.seed, again.balanced, again.shuffle, again.even) == (4, True, True, False)
     assert epoch(again)[0] == epoch(ImageDL(split(23), bs=5, shuffle=True, balanced=True, seed=4))[0]
 
 def test_a_look_at_a_batch_changes_nothing_in_the_middle_of_an_epoch():
@@ -546,8 +552,9 @@ def test_a_look_at_a_batch_changes_nothing_in_the_middle_of_an_epoch():
         assert torch.equal(dl.batch_index(i), undisturbed[i]) and torch.equal((x*255).round().byte(), dl.dataset.x[dl.batch_index(i)-1000])
 
 def test_validation_is_served_in_order_and_whole():
-    dls = image_dls(image_data(23), bs=5, seed=3, drop_last=True)
-    assert epoch(dls.valid) == (list(range(23)), [4,5,4,5,5]) and epoch(dls.valid)[0] == list(range(23))
+    for even,sizes in ((True, [4,5,4,5,5]), (False, [5,5,5,5,3])):
+        dls = image_dls(image_data(23), bs=5, seed=3, even=even)
+        assert epoch(dls.valid) == (list(range(23)), sizes) and epoch(dls.valid)[0] == list(range(23)) and epoch(dls.train)[1] == sizes
 
 def test_two_learners_of_one_seed_see_the_same_batches():
     data = image_data(40, 3)

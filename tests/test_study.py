@@ -9,6 +9,7 @@ import pytest, torch
 from hypothesis import given, strategies as st
 from sklearn.metrics import log_loss
 
+import tsynd.study as S
 from tsynd.arms import ARMS
 from tsynd.classifier import make_classifier, train_classifier
 from tsynd.data import InputError, phantom
@@ -260,3 +261,11 @@ def test_medmnist_protocol(tmp_path):
     lrs = [float(v) for v in learn.recorder.lrs]
     assert len(lrs) == 8 and all(abs(v/w-1) < 1e-6 for v, w in zip(lrs, [1e-3]*4 + [1e-4]*2 + [1e-5]*2))
     assert all(h['wd'] == 0 and h['sqr_mom'] == .999 and h['eps'] == 1e-8 for h in learn.opt.hypers)
+
+def test_the_medmnist_protocol_cuts_an_epoch_as_its_authors_do(monkeypatch):
+    "Full batches and a rest; ours are even"
+    c = replace(TINY, n=[20], bs=8, epochs=2, arms=dict(baseline={}))
+    sizes,data = [],phantom(n_train=20, n_val=8, n_test=8)
+    monkeypatch.setattr(S.Witness, 'before_batch', lambda self: sizes.append(len(self.y)), raising=False)
+    for protocol in ('medmnist', 'tsynd'): S.train_cell(replace(c, protocol=protocol), Cell('phantom', 20, 0, 'baseline'), data, None)
+    assert sizes == [8,8,4]*2 + [6,7,7]*2

@@ -161,17 +161,13 @@ def auc_metric(task:str # as in `medmnist.INFO`
 
 # %% ../nbs/02_classifier.ipynb #0aac40d0
 def classifier_learner(data:ImageData,
-                       model:nn.Module,    # classifier, images in [0,1] to logits
-                       bs:int=32,          # batch size
-                       seed:int=0,         # of the batch order, at least 0
-                       balanced:bool=True, # draw every class equally often?
-                       device=None,        # default: the CPU
-                       cbs=()              # further fastai callbacks
+                       model:nn.Module, # classifier, images in [0,1] to logits
+                       cbs=(),          # further fastai callbacks
+                       **kwargs         # for `image_dls`: batch size, seed of the order, device, ...
                       )->Learner:
     "A fastai `Learner` on fresh `DataLoaders` of `data`, so that two learners with one seed see the same batches"
     loss = BCEWithLogitsLossFlat() if data.multilabel else CrossEntropyLossFlat()
-    dls = image_dls(data, bs=bs, seed=seed, balanced=balanced, device=device)
-    return Learner(dls, model, loss_func=loss, metrics=auc_metric(data.task), cbs=[FiniteLoss(), *L(cbs)])
+    return Learner(image_dls(data, **kwargs), model, loss_func=loss, metrics=auc_metric(data.task), cbs=[FiniteLoss(), *L(cbs)])
 
 # %% ../nbs/02_classifier.ipynb #cb668875
 def train_classifier(data:ImageData,

@@ -395,7 +395,7 @@ class ImageDL(DataLoader):
     def __init__(self, dataset:Split,
                  bs:int=32,           # images in a batch at most
                  shuffle:bool=False,  # draw, or serve in the order of the split?
-                 drop_last:bool=False, # leave out a last batch that is not full?
+                 even:bool=True,      # deal an epoch evenly, or fill every batch but the last?
                  seed:int=0,          # of the order, at least 0
                  balanced:bool=False, # draw every class equally often? (only if shuffled)
                  n:int=None,          # images in an epoch; default: as many as the split has
@@ -404,8 +404,8 @@ class ImageDL(DataLoader):
                  **kwargs             # for fastai's `DataLoader`
                 ):
         check_range('seed', seed, lo=0, integer=True)
-        super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, n=n or len(dataset), device=device, **(kwargs | dict(num_workers=0)))
-        self.seed,self.balanced,self.classes,self.epoch = seed,balanced,classes,0
+        super().__init__(dataset, bs=bs, shuffle=shuffle, n=n or len(dataset), device=device, **(kwargs | dict(num_workers=0)))
+        self.even,self.seed,self.balanced,self.classes,self.epoch = even,seed,balanced,classes,0
 
     def get_idxs(self):
         g = np.random.default_rng([self.seed, self.epoch])
@@ -428,8 +428,9 @@ def _strata(self:ImageDL): return strata(self.dataset.y).numpy()
 # %% ../nbs/00_data.ipynb #c73e381c
 @patch
 def _span(self:ImageDL, i): # the part of the epoch that is batch i
+    if not self.even: return slice(i*self.bs, (i+1)*self.bs)
     k = len(self)
-    n = min(self.n, k*self.bs)
+    n = min(self.n, k*self.bs)    # fastai's drop_last leaves some out
     return slice(i*n//k, (i+1)*n//k)
 
 @patch
@@ -453,7 +454,7 @@ def one_batch(self:ImageDL):
 
 @patch
 def new(self:ImageDL, dataset=None, cls=None, **kwargs):
-    ours = dict(seed=self.seed, balanced=self.balanced, classes=self.classes)
+    ours = dict(even=self.even, seed=self.seed, balanced=self.balanced, classes=self.classes)
     if dataset is None and kwargs.get('shuffle', self.shuffle): ours['n'] = self.n
     return DataLoader.new(self, dataset, cls, **(ours | kwargs))
 
@@ -474,17 +475,15 @@ def image_dls(data:ImageData,      # every class needs a training image
               bs:int=32,           # images in a batch at most
               seed:int=0,          # of the order
               balanced:bool=True,  # draw every class equally often in training?
-              drop_last:bool=False, # leave out a last training batch that is not full?
+              even:bool=True,      # deal an epoch evenly, or fill every batch but the last?
               device=None          # default: the CPU
              )->DataLoaders:
     "Training and validation batches, images in [0,1]"
     check_range('batch size', bs, lo=1, integer=True)
     check_classes(data)
-    if drop_last and bs > len(data.train):
-        raise InputError(f"batch size is {bs} with the last batch dropped, but there are only {len(data.train)} training images, so an epoch would be empty")
-    mk = lambda s, **kw: ImageDL(s, bs=bs, seed=seed, classes=data.short, device=device, **kw)
+    mk = lambda s, **kw: ImageDL(s, bs=bs, even=even, seed=seed, classes=data.short, device=device, **kw)
     device = torch.device(device or 'cpu')
-    return DataLoaders(mk(data.train, shuffle=True, balanced=balanced, drop_last=drop_last), mk(data.val), device=device)
+    return DataLoaders(mk(data.train, shuffle=True, balanced=balanced), mk(data.val), device=device)
 
 # %% ../nbs/00_data.ipynb #6744183e
 def to_numpy(x:Tensor # (N,ch,H,W) in [0,1], or uint8

@@ -50,7 +50,7 @@ class StudyConfig:
     epochs: int = None           # instead of `updates`
     bs: int = 32                 # batch size
     lr: float = 2e-3             # highest learning rate
-    protocol: str = 'tsynd'      # one-cycle schedule; or medmnist: that of MedMNIST's authors
+    protocol: str = 'tsynd'      # one-cycle schedule, even batches; or medmnist: schedule and batches of MedMNIST's authors
     dropout: float = .5          # in the head
     balanced: bool = True        # draw every class equally often?
     ae_steps: int = 400          # updates of the autoencoder
@@ -181,7 +181,7 @@ def train_cell(c:StudyConfig, cell:Cell, data, ae)->tuple: # (classifier, facts)
     epochs = c.epochs or max(1, round(c.updates/-(-len(data.train)//c.bs)))
     start = cpu_time(c)
     learn = train_classifier(data, c.model, max(1, round(epochs*longer)), lr, cell.seed, c.dropout, cbs=[order, witness, *_precision(c), *cbs],
-                             fit=fit, bs=c.bs, balanced=c.balanced, device=device(c.device))
+                             fit=fit, bs=c.bs, even=c.protocol == 'tsynd', balanced=c.balanced, device=device(c.device))
     seen = pd.DataFrame([h for cb in cbs for h in getattr(cb, 'history', [])]).reindex(columns=['distance_latent','distance_pixel','gate','mi_before','mi_after']).mean()
     return learn.model, dict(seconds=cpu_time(c)-start, steps=int(learn.train_iter), images_seen=len(learn.recorder.values)*len(data.train),
                              synthetic=sum(getattr(cb, 'n_images', 0) for cb in cbs), **{k: round(float(v), 4) for k,v in seen.items() if v == v}, weights=witness.checksum, order=order.checksum,
