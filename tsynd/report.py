@@ -6,9 +6,9 @@
 __all__ = ['NUMBERS', 'OBJECTIVES', 'METRICS', 'PALETTE', 'PYTHON', 'FILES', 'READ', 'LIMITS', 'CSS', 'PAGE', 'NO_IMAGES',
            'PLOTS', 'RunFolder', 'read_run', 'num', 'compare', 'attack', 'in_words', 'headline', 'finding', 'caution',
            'figure_style', 'Plot', 'arm_styles', 'robustness_plot', 'moved', 'scatter_plot', 'trace_plot',
-           'training_plot', 'pick', 'differences', 'change', 'picked', 'gallery_plot', 'esc', 'data_uri', 'figure_html',
-           'gallery_html', 'table_html', 'facts', 'cost_html', 'what_html', 'python_lines', 'files_html', 'read_html',
-           'css', 'page_html', 'write_report']
+           'training_plot', 'pick', 'differences', 'change', 'picked', 'gallery_plot', 'esc', 'markup', 'data_uri',
+           'figure_html', 'gallery_html', 'table_html', 'facts', 'cost_html', 'what_html', 'python_lines', 'files_html',
+           'read_html', 'css', 'page_html', 'write_report']
 
 # %% ../nbs/10_report.ipynb #8a71d180
 import base64, html, io, json, math, re, textwrap
@@ -22,6 +22,7 @@ from urllib.parse import quote
 import matplotlib
 import numpy as np
 import pandas as pd
+from fastcore.xml import FT, A, B, Caption, Dd, Div, Dl, Dt, Figcaption, H3, Img, Li, P, Picture, Safe, Section, Small, Source, Span, Table, Tbody, Td, Th, Thead, Tr, ft, to_xml
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -347,11 +348,36 @@ def _gallery_words(run, n, top):
     share,before,after = moved(run)
     return how + d, f"Grid of images in four rows: source, reconstruction, targeted image, difference. {how} Mean MI {before:.3f} before and {after:.3f} after."
 
-# %% ../nbs/10_report.ipynb #9db3d026
+# %% ../nbs/10_report.ipynb #dce921a3
 def esc(s): 
     "Text made safe for HTML"
     return html.escape(str(s))
 
+def markup(*parts # elements, and text, which is escaped
+          )->str: # which no other element escapes again
+    "HTML of elements"
+    return to_xml(parts, indent=False)
+
+# %% ../nbs/10_report.ipynb #f10f9105
+def _table(name, head, *bodies, **attrs): # may be wider than the page; `head` is a list of (text, class)
+    cols = [Th(t, scope='col', cls=k or None) if t else Td() for t,k in head]
+    whole = Table(Caption(name, cls='sr'), Thead(Tr(*cols)) if cols else '', *bodies, **attrs)
+    return Div(whole, cls='scroll', tabindex=0, role='region', aria_label=name)
+
+def _row(name, *cells, **attrs): return Tr(Th(name, scope='row'), *cells, **attrs)
+
+def _group(heading, rows, width): return Tbody(Tr(Th(heading, colspan=width, scope='rowgroup'), cls='cond'), *rows)
+
+def _n(*v): return Td(*v, cls='n')
+
+# %% ../nbs/10_report.ipynb #cda771c8
+def _dl(items): return Dl(*(Div(Dt(k), Dd(str(v))) for k,v in items))
+
+def _card(title, *inner, kind='card'): return Section(H3(title), *inner, cls=kind)
+
+def _chips(items): return markup(*(Li(f'{k} ', B(str(v))) for k,v in items))
+
+# %% ../nbs/10_report.ipynb #9db3d026
 def data_uri(im # a PIL image
             )->str:
     "An image as a PNG inside a URI"
@@ -368,8 +394,8 @@ def figure_html(plot:Plot, # drawn for a light page
                )->str:
     "A `<figure>` with its words, following the reader's colour scheme"
     w,h = (round(v*110) for v in plot.fig.get_size_inches())
-    return (f'<figure><h3>{esc(plot.title)}</h3><picture><source media="(prefers-color-scheme: dark)" srcset="{_drawing(dark, dpi)}">'
-            f'<img src="{_drawing(plot, dpi)}" width="{w}" height="{h}" alt="{esc(plot.alt)}"></picture><figcaption>{esc(plot.caption)}</figcaption></figure>')
+    image = Picture(Source(media='(prefers-color-scheme: dark)', srcset=_drawing(dark, dpi)), Img(src=_drawing(plot, dpi), width=w, height=h, alt=plot.alt))
+    return markup(ft('figure', H3(plot.title), image, Figcaption(plot.caption)))
 
 # %% ../nbs/10_report.ipynb #5420498e
 def _pixels(name, im, top):
@@ -382,29 +408,26 @@ def gallery_html(run:RunFolder)->str: # empty if there is no synthetic image
     "The gallery as a table of images"
     if not len(run.rows): return ''
     rows,stacks,top = picked(run)
-    caption,_ = _gallery_words(run, len(rows), top)
-    body = ''.join(f'<tr><th scope=row>{k}</th>' + ''.join(f'<td><img class={k} src="{_pixels(k, im, top)}" alt="{k}, {esc(n)}"></td>' for n,im in zip(rows.label_name, ims))
-                   + '</tr>' for k,ims in stacks.items())
-    body += ''.join(f'<tr class=words><th scope=row>{k}</th>' + ''.join(f'<td>{esc(v)}</td>' for v in vs) + '</tr>'
-                    for k,vs in (('label', rows.label_name), ('MI before → after', map(change, rows.itertuples()))))
-    return (f'<figure class=gallery><div class=scroll tabindex=0 role=region aria-label="Gallery"><table style="--n:{len(rows)}"><caption class=sr>Gallery</caption><tbody>{body}</tbody></table></div>'
-            f'<figcaption>{esc(caption)}</figcaption></figure>')
+    image = lambda k,im,label: Td(Img(src=_pixels(k, im, top), alt=f'{k}, {label}', cls=k))
+    body = [_row(k, *(image(k, im, label) for im,label in zip(ims, rows.label_name))) for k,ims in stacks.items()]
+    body += [_row(k, *map(Td, words), cls='words') for k,words in (('label', rows.label_name), ('MI before → after', map(change, rows.itertuples())))]
+    table = _table('Gallery', [], Tbody(*body), style=f'--n:{len(rows)}')
+    return markup(ft('figure', table, Figcaption(_gallery_words(run, len(rows), top)[0]), cls='gallery'))
 
 # %% ../nbs/10_report.ipynb #e1b9b4a5
 def _value(v, better):
-    text = '<span title="undefined">–</span>' if math.isnan(v) else f'{v:.3f}'
-    return f'<td class="n{" best" if better else ""}">{text}{"<span class=mark> ◂</span><span class=sr> better</span>" if better else ""}</td>'
+    text = Span('–', title='undefined') if math.isnan(v) else f'{v:.3f}'
+    return Td(text, Span(' ◂', cls='mark'), Span(' better', cls='sr'), cls='n best') if better else _n(text)
 
 def _dots(b, t):
-    if math.isnan(b) or math.isnan(t): return '<td class=dots></td>'
+    if math.isnan(b) or math.isnan(t): return Td(cls='dots')
     b,t = 6+108*b, 6+108*t
-    return ('<td class=dots><svg viewBox="0 0 120 14" aria-hidden="true"><path class=axis d="M6 7H114M6 4V10M60 5V9M114 4V10"/>'
-            f'<path class=link d="M{b:.1f} 7H{t:.1f}"/><circle class=b cx="{b:.1f}" cy="7" r="3.6"/><rect class=t x="{t-3.2:.1f}" y="3.8" width="6.4" height="6.4"/></svg></td>')
+    return Td(Safe('<svg viewBox="0 0 120 14" aria-hidden="true"><path class=axis d="M6 7H114M6 4V10M60 5V9M114 4V10"/>'
+                   f'<path class=link d="M{b:.1f} 7H{t:.1f}"/><circle class=b cx="{b:.1f}" cy="7" r="3.6"/><rect class=t x="{t-3.2:.1f}" y="3.8" width="6.4" height="6.4"/></svg>'), cls='dots')
 
 def _points(p): return '–' if math.isnan(p) else f'{p:+.1f}'.replace('-', '−') if p else '0.0'
 
-def _row(r): return (f'<tr><th scope=row>{esc(r.metric)}</th>{_dots(r.baseline, r.tsynd)}{_value(r.baseline, r.points < 0)}'
-                     f'{_value(r.tsynd, r.points > 0)}<td class=n>{_points(r.points)}</td></tr>')
+def _measure(r): return _row(r.metric, _dots(r.baseline, r.tsynd), _value(r.baseline, r.points < 0), _value(r.tsynd, r.points > 0), _n(_points(r.points)))
 
 # %% ../nbs/10_report.ipynb #d1ca0963
 def _about(condition):
@@ -414,13 +437,10 @@ def _about(condition):
 def table_html(run:RunFolder)->str:
     "The result table"
     t = compare(run)
-    head = ''.join(f'<th scope=col{k}>{esc(v)}</th>' for k,v in ((' class=dots', '0 to 1'), (' class="n kb"','baseline'), (' class="n kt"',run.label),
-                                                               (' class=n','points')))
-    body = ''.join(f'<tbody><tr class=cond><th colspan=5 scope=rowgroup>{esc(c)} <span>{esc(_about(c))}</span></th></tr>{"".join(map(_row, g.itertuples()))}</tbody>'
-                   for c,g in t.groupby('condition', sort=False))
-    note = '<p class=note>– means undefined, for example AUC when a class is absent from the test images.</p>' if t[['baseline','tsynd']].isna().any(axis=None) else ''
-    return (f'<div class=scroll tabindex=0 role=region aria-label="Results"><table class=result><caption class=sr>Results of both classifiers</caption>'
-            f'<thead><tr><td></td>{head}</tr></thead>{body}</table></div>{note}')
+    head = [('',''), ('0 to 1','dots'), ('baseline','n kb'), (run.label,'n kt'), ('points','n')]
+    groups = [_group((f'{c} ', Span(_about(c))), map(_measure, g.itertuples()), 5) for c,g in t.groupby('condition', sort=False)]
+    note = P('– means undefined, for example AUC when a class is absent from the test images.', cls='note') if t[['baseline','tsynd']].isna().any(axis=None) else ''
+    return markup(_table('Results of both classifiers', head, *groups, cls='result'), note)
 
 # %% ../nbs/10_report.ipynb #02826971
 def _times(shape): return '×'.join(str(s) for s in shape) if isinstance(shape, (list,tuple)) else str(shape)
@@ -437,29 +457,23 @@ def facts(run:RunFolder)->dict: # headings to lists of (name, value)
     return {'Data': data, 'Autoencoder': ae, 'Versions': list(v.items())}
 
 # %% ../nbs/10_report.ipynb #756cb3f5
-def _dl(items): return '<dl>' + ''.join(f'<div><dt>{esc(k)}</dt><dd>{esc(v)}</dd></div>' for k,v in items) + '</dl>'
-
 def cost_html(run)->str:
     "What each arm spent"
     seconds = run.m.get('timing') or {}
     sec = lambda k: '–' if math.isnan(num(seconds.get(k))) else f'{num(seconds[k]):.1f}'
-    whole = lambda a,k: '–' if math.isnan(num(a.get(k))) else f'{num(a[k]):,.0f}'
-    rows = ''.join(f'<tr><th scope=row>{esc(name)}</th>' + ''.join(f'<td class=n>{whole(run.m["arms"][k], f)}</td>'
-                   for f in ('optimizer_steps','images_seen','synthetic_images')) + f'<td class=n>{sec(k)}</td></tr>'
-                   for k,name in (('baseline','baseline'), ('tsynd',run.label)))
-    head = ''.join(f'<th scope=col class=n>{h}</th>' for h in ('steps','images seen','synthetic','seconds'))
-    rest = f"Autoencoder {sec('autoencoder')} s, evaluation {sec('evaluation')} s, everything {sec('total')} s."
-    return (f'<div class=scroll tabindex=0 role=region aria-label="Cost"><table><caption class=sr>Cost of both arms</caption><thead><tr><td></td>{head}</tr></thead>'
-            f'<tbody>{rows}</tbody></table></div><p class=note>{rest} Times are the only numbers that change when the run is repeated.</p>')
+    whole = lambda v: '–' if math.isnan(num(v)) else f'{num(v):,.0f}'
+    counts = dict(optimizer_steps='steps', images_seen='images seen', synthetic_images='synthetic')
+    rows = [_row(name, *(_n(whole(run.m['arms'][a].get(k))) for k in counts), _n(sec(a))) for a,name in (('baseline','baseline'), ('tsynd',run.label))]
+    rest = f"Autoencoder {sec('autoencoder')} s, evaluation {sec('evaluation')} s, everything {sec('total')} s. Times are the only numbers that change when the run is repeated."
+    return markup(_table('Cost of both arms', [('',''), *((h,'n') for h in (*counts.values(), 'seconds'))], Tbody(*rows)), P(rest, cls='note'))
 
 # %% ../nbs/10_report.ipynb #d59b966d
 def what_html(run)->str:
     "The section on what was run"
     config = [(k, '–' if v is None else v) for k,v in run.m['config'].items()]
-    card = lambda title, inner, kind='': f'<section class="card{kind}"><h3>{title}</h3>{inner}</section>'
-    known = {h: card(h, _dl(items), ' config' if h == 'Versions' else '') for h,items in facts(run).items()}
-    return (f"<div class=cards>{known['Data']}{known['Autoencoder']}{card('Cost', cost_html(run))}</div>"
-            f"{card('Configuration', _dl(config), ' config')}{known['Versions']}")
+    known = {k: _dl(v) for k,v in facts(run).items()}
+    cards = Div(_card('Data', known['Data']), _card('Autoencoder', known['Autoencoder']), _card('Cost', cost_html(run)), cls='cards')
+    return markup(cards, _card('Configuration', _dl(config), kind='card config'), _card('Versions', known['Versions'], kind='card config'))
 
 # %% ../nbs/10_report.ipynb #1b37b278
 PYTHON = Template('''from tsynd.experiment import RunConfig, run
@@ -507,9 +521,9 @@ def files_html(run)->str:
     for top,about in FILES.items():
         path = run.folder/top
         files = [path] if path.is_file() else sorted(f for f in path.glob('*') if f.is_file())
-        links = ', '.join(f'<a href="{quote(f.relative_to(run.folder).as_posix())}">{esc(f.name)}</a> <small>{_size(f.stat().st_size)}</small>' for f in files)
-        if links: out.append(f'<div><dt>{links}</dt><dd>{about}</dd></div>')
-    return f'<dl class=files>{"".join(out)}</dl>'
+        links = [(', ' if i else '', A(f.name, href=quote(f.relative_to(run.folder).as_posix())), ' ', Small(_size(f.stat().st_size))) for i,f in enumerate(files)]
+        if links: out.append(Div(Dt(*links), Dd(about)))
+    return markup(Dl(*out, cls='files'))
 
 # %% ../nbs/10_report.ipynb #7cc56b35
 READ = Template('''<p><strong>What was compared.</strong> Two classifiers started from the same weights and saw the same real images in the same order. The
@@ -611,11 +625,10 @@ PAGE = Template('''<!doctype html>
 ''')
 
 # %% ../nbs/10_report.ipynb #888e3075
-def _chips(run):
+def _facts_in_short(run):
     c,d = run.m['config'], run.m['data']
-    items = [('objective', OBJECTIVES.get(run.objective, run.objective)), ('seed', c.get('seed', '–')), ('epochs', c.get('epochs', '–')),
-             ('classifier', c.get('model', '–')), ('images', _times(d.get('shape', ()))), ('test images', d.get('test', '–'))]
-    return ''.join(f'<li>{esc(k)} <b>{esc(v)}</b></li>' for k,v in items)
+    return [('objective', OBJECTIVES.get(run.objective, run.objective)), ('seed', c.get('seed', '–')), ('epochs', c.get('epochs', '–')),
+            ('classifier', c.get('model', '–')), ('images', _times(d.get('shape', ()))), ('test images', d.get('test', '–'))]
 
 def _heading(run):
     n,part = run.m['data'].get('train', '–'), run.m['config'].get('subset')
@@ -635,7 +648,7 @@ def page_html(run:RunFolder,
     plots = {k: f(run) for k,f in PLOTS.items()} if plots is None else plots
     figs = {k: figure_html(p, PLOTS[k](run, dark=True)) for k,p in plots.items() if p}
     head,d = _heading(run), run.m['data']
-    return PAGE.substitute(css=css(), title=esc(f"{head} · {run.label} · seed {run.m['config'].get('seed', '–')}"), heading=esc(head), chips=_chips(run),
+    return PAGE.substitute(css=css(), title=esc(f"{head} · {run.label} · seed {run.m['config'].get('seed', '–')}"), heading=esc(head), chips=_chips(_facts_in_short(run)),
         summary=esc(finding(run)), finding=_strong(esc(finding(run))), caution=esc(caution(run)), table=table_html(run), gallery=gallery_html(run) or NO_IMAGES, figures=''.join(figs.values()),
         read=read_html(run), what=what_html(run), python=esc(python_lines(run.m['config'], run.multilabel)), files=files_html(run), limits=LIMITS,
         source=esc(f"Images: {d.get('source') or d.get('name')}. Licence: {d.get('licence') or 'not stated'}. Written by tsynd {(run.m.get('versions') or {}).get('tsynd', '')}."))

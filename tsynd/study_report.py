@@ -18,12 +18,13 @@ from string import Template
 
 import numpy as np
 import pandas as pd
+from fastcore.xml import B, Br, Div, H3, Li, P, Safe, Small, Span, Tbody, Td, Ul
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .arms import ARMS
 from .data import InputError
-from .report import Plot, _dl, _points, attack, css, esc, figure_html, figure_style
+from .report import Plot, _card, _chips, _dl, _group, _n, _points, _row, _table, attack, css, esc, figure_html, figure_style, markup
 from .statistics import (BETTER, averages, class_profile, differences, headline, in_order, pairs, smallest_p, stored_predictions, t_interval, tidy)
 from .study import Study, read_study, records
 
@@ -123,68 +124,64 @@ def caution(f:Findings)->str:
 def _bar(r, top):
     x = lambda v: 80+74*max(-1, min(1, v/top))
     image = '' if np.isnan(r.image_lo) else f'<path class=im d="M{x(r.image_lo):.1f} 13H{x(r.image_hi):.1f}"/>'
-    return (f'<td class=forest><svg viewBox="0 0 160 18" aria-hidden="true"><path class=axis d="M6 7H154"/><path class=zero d="M80 1V17"/><path class=ci d="M{x(r.lo):.1f} 7H{x(r.hi):.1f}"/>{image}'
-            f'<path class=pt d="M{x(r.difference):.1f} 3V11"/></svg></td>')
+    return Td(Safe(f'<svg viewBox="0 0 160 18" aria-hidden="true"><path class=axis d="M6 7H154"/><path class=zero d="M80 1V17"/><path class=ci d="M{x(r.lo):.1f} 7H{x(r.hi):.1f}"/>{image}'
+                   f'<path class=pt d="M{x(r.difference):.1f} 3V11"/></svg>'), cls='forest')
 
-def _p(v): return f'{v:.3f}' if v >= .001 else '&lt; .001'
+def _p(v): return f'{v:.3f}' if v >= .001 else '< .001'
 
 def _span(lo, hi, measure): return '–' if np.isnan(lo) else f'{_amount(lo, measure)} to {_amount(hi, measure)}'
 
 def _question(r, verdict, top):
     mark = dict(better='▴ better', worse='▾ worse', open='open')[verdict]
-    out = '<br><small>out of reach</small>' if verdict == 'open' and r.possible > .05 else ''
+    out = (Br(), Small('out of reach')) if verdict == 'open' and r.possible > .05 else ()
     lost = f', {r.unpaired} more without a partner' if r.unpaired else ''
-    return (f'<tr><th scope=row><b>{esc(r.arm)}</b> against {esc(r.reference)}<br><small>{esc(_named(r))}, n = {esc(r.n)}{" pooled" if "," in r.n else ""}, {r.seeds} seeds{lost}</small></th><td class="v {verdict}">{mark}{out}</td>'
-            f'<td class=n>{_amount(r.difference, r.measure)}</td>{_bar(r, top)}<td class=n>{_span(r.lo, r.hi, r.measure)}</td><td class=n>{_span(r.image_lo, r.image_hi, r.measure)}</td>'
-            f'<td class=n>{_p(r.p)}</td><td class=n>{_p(r.p_holm)}</td></tr>')
+    what = f"{_named(r)}, n = {r.n}{' pooled' if ',' in r.n else ''}, {r.seeds} seeds{lost}"
+    return _row((B(r.arm), f' against {r.reference}', Br(), Small(what)), Td(mark, *out, cls=f'v {verdict}'), _n(_amount(r.difference, r.measure)), _bar(r, top),
+                _n(_span(r.lo, r.hi, r.measure)), _n(_span(r.image_lo, r.image_hi, r.measure)), _n(_p(r.p)), _n(_p(r.p_holm)))
 
 # %% ../nbs/10a_study_report.ipynb #267e8cf2
-def _table(name, head, body, kind=''):
-    "A table that may be wider than the page; `head` is a list of (text, class)"
-    cols = ''.join(f'<th scope=col class="{k}">{esc(t)}</th>' if t else '<td></td>' for t,k in head)
-    return (f'<div class=scroll tabindex=0 role=region aria-label="{esc(name)}"><table class="{kind}"><caption class=sr>{esc(name)}</caption>'
-            f'<thead><tr>{cols}</tr></thead>{body}</table></div>')
-
 def headline_html(f:Findings)->str:
     "The declared contrasts"
-    if not len(f.head): return f'<p>{esc(finding(f))}</p>'
-    top = float(np.nanmax(np.abs(f.head[['lo','hi','image_lo','image_hi']].to_numpy(float)))) or 1.
-    rows = pd.Series([_question(r, v, top) for r,v in zip(f.head.itertuples(), verdicts(f.head))]).groupby(f.head.dataset, sort=False).agg(''.join)
-    body = ''.join(f'<tbody><tr class=cond><th colspan=8 scope=rowgroup>{esc(d)}</th></tr>{g}</tbody>' for d,g in rows.items())
+    if not len(f.head): return markup(P(finding(f)))
+    top,asked = float(np.nanmax(np.abs(f.head[['lo','hi','image_lo','image_hi']].to_numpy(float)))) or 1., list(zip(f.head.itertuples(), verdicts(f.head)))
+    groups = [_group(d, [_question(r, v, top) for r,v in asked if r.dataset == d], 8) for d in f.head.dataset.unique()]
     cols = [('',''), ('verdict',''), ('points','n'), (f'from −{100*top:.0f} to +{100*top:.0f}','forest'), ('95 %, seeds','n'), ('95 %, images','n'), ('p','n'), ('p, Holm','n')]
     said = 'declared in the configuration of the study' if f.study.config.headline else 'of tsynd’s default family whose arms were run'
-    return _table('Headline contrasts', cols, body, 'head') + f'<p class=note>The contrasts {said}. {NOTE}</p>'
+    return markup(_table('Headline contrasts', cols, *groups, cls='head'), P(f'The contrasts {said}. {NOTE}', cls='note'))
 
 NOTE = ('Differences in points (hundredths), paired within seeds; where several sizes are named, averaged over them within a seed first. Seeds: Student’s t, other subsets and initial weights. '
         'Images: bootstrap of the test images with the trained networks as they are; a dash where no predictions were kept, or every seed was measured on other images. '
         'p: exact sign flips over the seeds, two-sided. Holm: corrected for all rows of this table together. ▴ better and ▾ worse: p ≤ .05 after correction. All else on this page is description.')
 
 # %% ../nbs/10a_study_report.ipynb #d5f20390
+def _change(v, measure='auc'): # a loss is marked
+    lost = _loses(v, measure)
+    return Td(f'{"▾ " if lost else ""}{_amount(v, measure)}', cls='n lost' if lost else 'n')
+
 def _entry(mean, diff, measure):
-    if mean is None: return '<td class=n>–</td>'
-    sd = '' if np.isnan(mean.sd) else f' <small>± {mean.sd:.3f}</small>'
-    if diff is None: return f'<td class=n>{mean.mean:.3f}{sd}</td>'
+    if mean is None: return _n('–')
+    sd = () if np.isnan(mean.sd) else (' ', Small(f'± {mean.sd:.3f}'))
+    if diff is None: return _n(f'{mean.mean:.3f}', *sd)
     lost = _loses(diff.difference, measure)
-    return (f'<td class="n{" lost" if lost else ""}">{mean.mean:.3f}{sd}<br><small>{"▾ " if lost else ""}{_amount(diff.difference, measure)}'
-            f'{"<span class=sr> worse than the baseline</span>" if lost else ""}</small></td>')
+    change = Small(f'{"▾ " if lost else ""}{_amount(diff.difference, measure)}', Span(' worse than the baseline', cls='sr') if lost else '')
+    return Td(f'{mean.mean:.3f}', *sd, Br(), change, cls='n lost' if lost else 'n')
 
 # %% ../nbs/10a_study_report.ipynb #c3d80615
-def _lookup(t):
-    return {(r.dataset, r.n, r.condition, r.measure, r.arm): r for r in t.itertuples()}
+def _lookup(t): return {(r.dataset, r.n, r.condition, r.measure, r.arm): r for r in t.itertuples()}
+
+def _arms_table(f, d, n, means, diffs):
+    seeds,cols = f.results[(f.results.dataset == d) & (f.results.n == n)].groupby('arm').seed.nunique(), columns(f)
+    rows = [_row((a, Br(), Small(f'{seeds[a]} seeds')), *(_entry(means.get((d,n,c,m,a)), diffs.get((d,n,c,m,a)), m) for c,m in cols)) for a in f.arms if a in seeds]
+    size = 'all training images' if n == 'full' else f'{n} training images'
+    head = [('arm','')] + [(f"{c}, {NAMES.get(m, m)}" if c == 'clean' else c, 'n') for c,m in cols]
+    return H3(f'{d}, {size}'), _table(f'{d}, {size}', head, Tbody(*rows), cls='all')
 
 def tables_html(f:Findings)->str:
     "All arms under all conditions, a table per data set and size"
-    cols,means,diffs,out = columns(f), _lookup(f.means), _lookup(f.diffs), []
-    seeds = f.results.groupby(['dataset','n','arm']).seed.nunique()
-    for d in f.datasets:
-        for n in f.sizes(d):
-            rows = ''.join(f'<tr><th scope=row>{esc(a)}<br><small>{seeds[d, n, a]} seeds</small></th>' + ''.join(_entry(means.get((d,n,c,m,a)), diffs.get((d,n,c,m,a)), m) for c,m in cols) + '</tr>'
-                           for a in f.arms if (d,n,a) in seeds.index)
-            size = 'all training images' if n == 'full' else f'{n} training images'
-            head = [('arm','')] + [(f"{c}, {NAMES.get(m, m)}" if c == 'clean' else c, 'n') for c,m in cols]
-            out.append(f'<h3>{esc(d)}, {size}</h3>' + _table(f'{d}, {size}', head, f'<tbody>{rows}</tbody>', 'all'))
-    return ''.join(out) + ('<p class=note>Mean ± standard deviation over seeds; below, the paired difference to the baseline, in points (NLL in nats). '
-                           'Columns that name no measure: balanced accuracy. ▾: worse than the baseline (less ECE and less NLL are better). No correction, no p-values.</p>')
+    means,diffs = _lookup(f.means), _lookup(f.diffs)
+    return markup(*(_arms_table(f, d, n, means, diffs) for d in f.datasets for n in f.sizes(d)),
+                  P('Mean ± standard deviation over seeds; below, the paired difference to the baseline, in points (NLL in nats). '
+                    'Columns that name no measure: balanced accuracy. ▾: worse than the baseline (less ECE and less NLL are better). No correction, no p-values.', cls='note'))
 
 # %% ../nbs/10a_study_report.ipynb #0bd09d58
 COLOURS = dict(light=['#d55e00','#0072b2','#009e73','#cc79a7','#e69f00','#56b4e9','#1b1f24'],
@@ -352,47 +349,44 @@ def cost_plot(f:Findings, dark=False)->Plot|None: # None where nothing can be co
 # %% ../nbs/10a_study_report.ipynb #341995c1
 def cost_html(f:Findings)->str:
     "The same as a table, with all arms"
-    t,body = costs(f), ''
-    for d,g in t.groupby('dataset', sort=False):
-        rows = ''.join(f'<tr><th scope=row>{esc(r.arm)}</th><td class=n>{_plain(r.seconds, ".1f")}</td><td class=n>{_plain(r.relative, ".2f")}</td>'
-                       f'<td class="n{" lost" if _loses(r.gain, "auc") else ""}">{"▾ " if _loses(r.gain, "auc") else ""}{_amount(r.gain)}</td><td class=n>{_span(r.lo, r.hi, "auc")}</td></tr>' for r in g.itertuples())
-        body += f'<tbody><tr class=cond><th colspan=5 scope=rowgroup>{esc(d)}</th></tr>{rows}</tbody>'
+    cost = lambda r: _row(r.arm, _n(_plain(r.seconds, '.1f')), _n(_plain(r.relative, '.2f')), _change(r.gain), _n(_span(r.lo, r.hi, 'auc')))
+    groups = [_group(d, map(cost, g.itertuples()), 5) for d,g in costs(f).groupby('dataset', sort=False)]
     shared = f.study.cells.seconds_autoencoder.dropna()
-    note = f'<p class=note>The autoencoder took {shared.mean():.1f} s per cell on average, once for all arms of a cell; it is not counted here.{esc(_sizes(f))}</p>' if len(shared) else ''
-    return _table('Cost', [('arm',''), ('seconds','n'), ('baseline = 1','n'), ('gain in AUC, points','n'), ('95 %, seeds','n')], body) + note
+    note = P(f'The autoencoder took {shared.mean():.1f} s per cell on average, once for all arms of a cell; it is not counted here.{_sizes(f)}', cls='note') if len(shared) else ''
+    return markup(_table('Cost', [('arm',''), ('seconds','n'), ('baseline = 1','n'), ('gain in AUC, points','n'), ('95 %, seeds','n')], *groups), note)
 
 def _plain(v, how): return '–' if np.isnan(v) else format(v, how)
 
 # %% ../nbs/10a_study_report.ipynb #d7bbe649
+def _families_table(f, d):
+    t,arms = pool(f, d, 'balanced_accuracy'), [a for a in f.arms if a != f.baseline]
+    there = [c for c in f.study.results.condition.unique() if c.startswith('corrupted ') and c in t.index]
+    if not there or f.baseline not in t: return
+    change = lambda c,a: _change(t[a][c]-t[f.baseline][c] if a in t else np.nan)
+    rows = [_row(c.split(' ', 1)[1], _n(_plain(t[f.baseline][c], '.3f')), *(change(c, a) for a in arms)) for c in there]
+    return H3(f'{d}, families of corruption'), _table(f'{d}, families of corruption', [('family',''), (f.baseline,'n'), *((a,'n') for a in arms)], Tbody(*rows), cls='all')
+
 def families_html(f:Findings)->str: # empty without corruptions
     "Differences to the baseline, family by family"
-    names,out = [c for c in f.study.results.condition.unique() if c.startswith('corrupted ')], []
-    arms = [a for a in f.arms if a != f.baseline]
-    for d in f.datasets:
-        t = pool(f, d, 'balanced_accuracy')
-        there = [c for c in names if c in t.index]
-        if not there or f.baseline not in t: continue
-        body = ''.join(f'<tr><th scope=row>{esc(c.split(" ", 1)[1])}</th><td class=n>{_plain(t[f.baseline][c], ".3f")}</td>' + ''.join(_change(t[a][c]-t[f.baseline][c] if a in t else np.nan) for a in arms) + '</tr>' for c in there)
-        out.append(f'<h3>{esc(d)}, families of corruption</h3>' + _table(f'{d}, families of corruption', [('family',''), (f.baseline,'n'), *((a,'n') for a in arms)], f'<tbody>{body}</tbody>', 'all'))
-    return ''.join(out) + (f'<p class=note>Balanced accuracy of the baseline, and differences to it in points, means over the severities.{esc(_sizes(f))}</p>' if out else '')
-
-def _change(v): return f'<td class="n{" lost" if _loses(v, "auc") else ""}">{"▾ " if _loses(v, "auc") else ""}{_amount(v)}</td>'
+    tables = [t for d in f.datasets if (t := _families_table(f, d))]
+    note = P(f'Balanced accuracy of the baseline, and differences to it in points, means over the severities.{_sizes(f)}', cls='note')
+    return markup(*tables, note) if tables else ''
 
 # %% ../nbs/10a_study_report.ipynb #a4d84023
+def _class_rows(f, d, a):
+    kept = _kept(f, d, a)
+    if not kept or any(not np.array_equal(kept[0][0], y) for y,_ in kept): return []
+    t = class_profile(np.stack([np.clip(p, 0, 1) for _,p in kept]), kept[0][0]).to_numpy()
+    return [_row('' if i else a, _n(str(i)), *(_n(_plain(v, '.3f')) for v in r)) for i,r in enumerate(t)]
+
 def classes_html(f:Findings)->str: # empty without predictions
     "Recall and threshold, class by class"
-    out = []
-    for d in f.datasets:
-        body = ''
-        for a in shown(f):
-            kept = _kept(f, d, a)
-            if not kept or any(not np.array_equal(kept[0][0], y) for y,_ in kept): continue
-            t = class_profile(np.stack([np.clip(p, 0, 1) for _,p in kept]), kept[0][0])
-            body += ''.join(f'<tr><th scope=row>{esc(a) if i == 0 else ""}</th><td class=n>{i}</td>' + ''.join(f'<td class=n>{_plain(v, ".3f")}</td>' for v in r) + '</tr>' for i,r in enumerate(t.to_numpy()))
-        head = [('arm',''), *((h,'n') for h in ('class','share','called so','recall','threshold'))]
-        if body: out.append(f'<h3>{esc(d)}, classes</h3>' + _table(f'{d}, classes', head, f'<tbody>{body}</tbody>', 'all'))
-    return ''.join(out) + ('<p class=note>Share of the test images, share that is called so, recall, and the probability above which as many images would be called so as there are. '
-                           f'Far from ½ (of two classes), an arm calls too many or too few.{esc(_sizes(f))}</p>' if out else '')
+    head = [('arm',''), *((h,'n') for h in ('class','share','called so','recall','threshold'))]
+    rows = {d: [r for a in shown(f) for r in _class_rows(f, d, a)] for d in f.datasets}
+    tables = [(H3(f'{d}, classes'), _table(f'{d}, classes', head, Tbody(*r), cls='all')) for d,r in rows.items() if r]
+    note = P('Share of the test images, share that is called so, recall, and the probability above which as many images would be called so as there are. '
+             f'Far from ½ (of two classes), an arm calls too many or too few.{_sizes(f)}', cls='note')
+    return markup(*tables, note) if tables else ''
 
 # %% ../nbs/10a_study_report.ipynb #d8e729ae
 OFFICIAL = dict(pathmnist=(.983,.907), chestmnist=(.768,.947), dermamnist=(.917,.735), octmnist=(.943,.743), pneumoniamnist=(.944,.854), retinamnist=(.717,.524),
@@ -407,20 +401,23 @@ def departures(f:Findings)->list:
     return out + ([] if set(OFFICIAL) & set(f.datasets) else ['there are no official numbers for these data sets'])
 
 # %% ../nbs/10a_study_report.ipynb #9486cccd
+def _ours(f, means, d): # a row per arm that has no learning rate or length of its own
+    for a,s in f.study.config.arms.items():
+        m = [means.get((d,'full','clean',k,a)) for k in ('auc','accuracy')]
+        if not any(m) or 'lr' in s or 'longer' in s: continue
+        cells = ['–' if v is None else f'{v.mean:.3f}' + ('' if np.isnan(v.sd) else f' ± {v.sd:.3f}') for v in m]
+        yield _row(f'{a}, {max(v.seeds for v in m if v)} seeds', *map(_n, cells))
+
 def official_html(f:Findings)->str:
     "Official rows beside ours, or why there are none"
-    if departures(f): return f"<p>Not comparable, so not shown: {esc('; '.join(departures(f)))}.</p>"
-    means,body,own = _lookup(f.means), '', [a for a,s in f.study.config.arms.items() if 'lr' in s or 'longer' in s]
-    for d in (d for d in f.datasets if d in OFFICIAL and 'full' in f.sizes(d)):
-        rows = [('MedMNIST v2, ResNet-18', *(f'{v:.3f}' for v in OFFICIAL[d]))]
-        for a in f.arms:
-            m = [means.get((d,'full','clean',k,a)) for k in ('auc','accuracy')]
-            if any(m) and a not in own: rows.append((f'{a}, {max(v.seeds for v in m if v)} seeds', *('–' if v is None else f'{v.mean:.3f}' + ('' if np.isnan(v.sd) else f' ± {v.sd:.3f}') for v in m)))
-        body += f'<tbody><tr class=cond><th colspan=3 scope=rowgroup>{esc(d)}</th></tr>' + ''.join(f'<tr><th scope=row>{esc(a)}</th><td class=n>{u}</td><td class=n>{v}</td></tr>' for a,u,v in rows) + '</tbody>'
+    if departures(f): return markup(P(f"Not comparable, so not shown: {'; '.join(departures(f))}."))
+    means,own = _lookup(f.means), [a for a,s in f.study.config.arms.items() if 'lr' in s or 'longer' in s]
+    theirs = lambda d: _row('MedMNIST v2, ResNet-18', *(_n(f'{v:.3f}') for v in OFFICIAL[d]))
+    groups = [_group(d, [theirs(d), *_ours(f, means, d)], 3) for d in f.datasets if d in OFFICIAL and 'full' in f.sizes(d)]
     note = f" Left out, as they have a learning rate or length of their own: {', '.join(own)}." if own else ''
-    return _table('Official rows', [('',''), ('AUC','n'), ('accuracy','n')], body) + (
-        '<p class=note>Official: Yang et al. 2023, Adam at 0.001, divided by 10 after epochs 50 and 75, best epoch on validation. Ours: the same schedule, '
-        f'last epoch, dropout of {f.study.config.dropout:g} in the head, augmentation only where an arm is one.{esc(note)}</p>')
+    return markup(_table('Official rows', [('',''), ('AUC','n'), ('accuracy','n')], *groups), P(
+        'Official: Yang et al. 2023, Adam at 0.001, divided by 10 after epochs 50 and 75, best epoch on validation. Ours: the same schedule, '
+        f'last epoch, dropout of {f.study.config.dropout:g} in the head, augmentation only where an arm is one.{note}', cls='note'))
 
 # %% ../nbs/10a_study_report.ipynb #5cd2ea5e
 def what_html(f:Findings)->str:
@@ -428,10 +425,10 @@ def what_html(f:Findings)->str:
     c,cells = f.study.config, f.study.cells
     plain = {k: v for k,v in asdict(c).items() if k not in ('arms','headline') and v is not None}
     listed = lambda v: ', '.join(map(str, v)) if isinstance(v, list) else v
-    card = lambda title, inner, kind='': f'<section class="card{kind}"><h3>{title}</h3>{inner}</section>'
     versions = sorted({(k, str(v)) for r in records(f.study.folder).values() for k,v in (r.get('versions') or {}).items()})
-    return (card('Arms', _arms_html(f)) + f"<div class=cards>{card('Cells', _cells_html(f))}{card('Pairing', _dl(pairing(cells, [a for a,s in c.arms.items() if s.get('longer', 1) != 1])))}{card('Versions', _dl(versions))}</div>"
-            + card('Configuration', _dl([(k, listed(v)) for k,v in plain.items()]), ' config'))
+    longer = [a for a,s in c.arms.items() if s.get('longer', 1) != 1]
+    cards = Div(_card('Cells', *_cells(f)), _card('Pairing', _dl(pairing(cells, longer))), _card('Versions', _dl(versions)), cls='cards')
+    return markup(_card('Arms', _arms(f)), cards, _card('Configuration', _dl([(k, listed(v)) for k,v in plain.items()]), kind='card config'))
 
 def pairing(cells, longer=())->list: # of (what, outcome)
     "Checksums that the arms of a cell must share; those that train `longer` see more batches"
@@ -443,22 +440,20 @@ def pairing(cells, longer=())->list: # of (what, outcome)
     return out
 
 # %% ../nbs/10a_study_report.ipynb #ec3e3cb1
-def _arms_html(f):
-    rows = ''
-    for label,s in f.study.config.arms.items():
+def _arms(f):
+    def words(label, s):
         s = dict(s); a = ARMS.get(s.pop('arm', label))
-        rows += (f'<tr><th scope=row><b>{esc(label)}</b></th><td>{esc(a.sentence if a else "–")}</td><td><small>{esc(", ".join(f"{k} = {v}" for k,v in s.items()) or "defaults")}</small></td>'
-                 f'<td><small>{esc(a.source if a else "–")}</small></td></tr>')
-    return _table('Arms', [('arm',''), ('what it does',''), ('settings',''), ('source','')], f'<tbody>{rows}</tbody>', 'words')
+        settings = ', '.join(f'{k} = {v}' for k,v in s.items()) or 'defaults'
+        return _row(B(label), Td(a.sentence if a else '–'), Td(Small(settings)), Td(Small(a.source if a else '–')))
+    return _table('Arms', [('arm',''), ('what it does',''), ('settings',''), ('source','')], Tbody(*(words(*a) for a in f.study.config.arms.items())), cls='words')
 
-def _cells_html(f):
+def _cells(f):
     c,cells = f.study.config, f.study.cells
     n,status = len(c.datasets)*len(c.n)*c.seeds*len(c.arms), cells.status.value_counts()
     items = [('planned', n), ('finished', status.get('done', 0)), ('failed', status.get('failed', 0)), ('not yet run', n-len(cells)),
              ('training, all cells', f"{cells.seconds.sum()/3600:.2f} h"), ('measuring', f"{cells.seconds_measuring.sum()/3600:.2f} h")]
-    bad = cells[cells.status == 'failed']
-    why = ''.join(f'<li>{esc(r.id)}: {esc(r.reason)}</li>' for r in bad.itertuples())
-    return _dl(items) + (f'<ul class=failed>{why}</ul>' if why else '')
+    why = [Li(f'{r.id}: {r.reason}') for r in cells[cells.status == 'failed'].itertuples()]
+    return _dl(items), Ul(*why, cls='failed') if why else ''
 
 # %% ../nbs/10a_study_report.ipynb #adaec454
 STUDY_CSS = """:root{--lost:#b04a00} @media(prefers-color-scheme:dark){:root{--lost:#f0a94a}}
@@ -502,7 +497,7 @@ def page_html(f:Findings)->str:
     figs = [(draw(f), draw(f, dark=True)) for draw in PLOTS.values()]
     items = [('data sets', len(c.datasets)), ('sizes', ', '.join(map(str, c.n))), ('arms', len(c.arms)), ('seeds', c.seeds), ('cells', (cells.status == 'done').sum()), ('classifier', c.model), ('images', f'{c.size}×{c.size}'),
              ('measured on', c.split if c.test_n is None else f'{c.test_n} images of {c.split}')]
-    return PAGE.substitute(css=css()+STUDY_CSS, title=esc(f'{c.name}: {", ".join(f.datasets)}'), chips=''.join(f'<li>{esc(k)} <b>{esc(v)}</b></li>' for k,v in items),
+    return PAGE.substitute(css=css()+STUDY_CSS, title=esc(f'{c.name}: {", ".join(f.datasets)}'), chips=_chips(items),
         finding=esc(finding(f)), caution=esc(caution(f)), headline=headline_html(f), figures=''.join(figure_html(*p) for p in figs if p[0]), tables=tables_html(f),
         hurt=families_html(f) + classes_html(f) or '<p>Nothing of this was measured.</p>', cost=cost_html(f), official=official_html(f), what=what_html(f), read=f'<div class=read>{READ}</div>')
 
