@@ -35,6 +35,7 @@ class Arm:
     def settings(self)->dict: # name: default
         return {k: p.default for k,p in inspect.signature(self.make).parameters.items() if p.kind == p.KEYWORD_ONLY}
 
+# %% ../nbs/08a_arms.ipynb #1db45ae7
 ARMS = {}
 
 def arm(name:str, sentence:str, source:str):
@@ -159,6 +160,7 @@ class Joint(TSynD):
         with torch.no_grad(): x = (self.syn.source + self.syn.x - self.engine.ae.decode(self.syn.z0)).clamp(0, 1)
         self.syn.x = adversarial(self.learn.model, x, self.syn.y, self.eps, self.pixel_steps, self._batch_seed()+3, self.engine.multilabel)
 
+# %% ../nbs/08a_arms.ipynb #4f770754
 @arm('joint', 'Latents climb MI, then a pixel residual on the original climbs the cross-entropy', 'relative of Lin et al. 2020, arXiv 2009.02470')
 def _joint(ae, seed, *, weight=1., radius=.15, gate=.8, eps=4/255, pixel_steps=1):
     cb, = _tsynd(ae, seed, 'mi', Joint, weight=weight, radius=radius, gate=gate)
@@ -171,6 +173,7 @@ class _Wide(v2.TrivialAugmentWide): # its shifts of up to 32 pixels are made for
         super().__init__()
         for k in ('TranslateX','TranslateY'): self._AUGMENTATION_SPACE = self._AUGMENTATION_SPACE | {k: (lambda bins, h, w: torch.linspace(0, min(h, w)/7, bins), True)}
 
+# %% ../nbs/08a_arms.ipynb #ff84d999
 class TrivialAugment(Callback):
     "One random operation of random strength on each image of a batch (Müller & Hutter 2021)"
     order,run_valid = -4,False

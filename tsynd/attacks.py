@@ -49,6 +49,7 @@ class Predictor(nn.Module):
         if self.T: return mean_logits(mc_logits(self.model, x, self.T, self.seed), self.multilabel)
         with frozen(self.model): return self.model(x)
 
+# %% ../nbs/06b_attacks.ipynb #40358da9
 def predictor_name(model:nn.Module # a `Predictor`, or any classifier, which counts as one with its dropout off
                   )->str:
     "Which predictor it is, in words"
@@ -68,6 +69,7 @@ def _column(v, like): return v.view(-1, *[1]*(like.ndim-1))
 
 def _pick(take, a, b): return torch.where(_column(take, a), a, b)
 
+# %% ../nbs/06b_attacks.ipynb #7dcce577
 def _keep(old, new):
     "Per image the worse of two (image, loss, share of wrong decisions)"
     take = (new[2] > old[2]) | ((new[2] == old[2]) & (new[1] > old[1]))
@@ -109,6 +111,7 @@ def go(self:Run):
     if not left.all(): self.s = SimpleNamespace(**{k: v[left] for k,v in vars(self.s).items()})
     return len(self.s.i) > 0
 
+# %% ../nbs/06b_attacks.ipynb #f20618ec
 @patch
 def look(self:Run, z, grad=True):
     "Loss, share of wrong decisions and gradient at `z`; what is worse than before is kept"
@@ -196,6 +199,7 @@ def _remember(s, loss, g):
     s.loss,s.g,up = loss,g,loss > s.top_loss
     s.top_z,s.top_loss,s.top_g = _pick(up, s.z, s.top_z), _pick(up, loss, s.top_loss), _pick(up, g, s.top_g)
 
+# %% ../nbs/06b_attacks.ipynb #ba878410
 def _look_back(s, n):
     "Halve the step where `n` steps brought too little, and go on from the best image there"
     cut = (s.rises < .75*n) | (~s.cut & (s.top_loss <= s.then))
@@ -211,6 +215,7 @@ def _apgd(run, streams, eps, steps, restarts):
         if not run.begin(lo=lo, hi=hi, z=_start(lo, hi, streams)): return
         _apgd_climb(run, eps, steps)
 
+# %% ../nbs/06b_attacks.ipynb #095146da
 def _apgd_climb(run, eps, steps):
     s,marks,last = run.s,checkpoints(steps),0
     s.loss,_,s.g = run.look(s.z)
@@ -237,6 +242,7 @@ def margin(logits_B_C:Tensor,     # logits, of any floating dtype
     own = logits_B_C.gather(1, y[:,None])[:,0]
     return logits_B_C.scatter(1, y[:,None], -math.inf).amax(1) - own
 
+# %% ../nbs/06b_attacks.ipynb #37cebc9a
 def relative_margin(logits_B_C:Tensor,     # logits, of any floating dtype
                     y:Tensor,              # (B,) int64 class numbers, or (B,C) zeros and ones if multi-label
                     multilabel:bool=False  # several labels per image?
@@ -418,6 +424,7 @@ def _findings(a, zero, tol, nearly_zero):
         _finding('large ε harmless', a['large'], nearly_zero, f"APGD with a very large ε leaves {a['large']:.1%}"),
         _finding('zero gradient', zero, tol, f"the gradient is zero for {zero:.1%} of the images")]
 
+# %% ../nbs/06b_attacks.ipynb #458720d7
 def _reused(images, x, eps):
     "Images of earlier attacks, which must be in the ball that is asked for"
     for name,adv in images.items():
@@ -436,6 +443,7 @@ def _left(model, x, y, eps, large, images, steps, seed, multi, bs, tick):
     adv['all'] = worst_case(model, [adv['gradient'], adv['Square']], y, multi, bs)
     return {n: 1-wrong_share(predict(model, v, bs=bs), y.cpu(), multi).mean().item() for n,v in adv.items()}
 
+# %% ../nbs/06b_attacks.ipynb #595bb9d8
 def _zero_gradient(model, x, y, multi, bs):
     def flat(x, y, _): return (_see(model, x, y, attack_loss, multi)[2].flatten(1) == 0).all(1).float()
     return _in_batches(flat, model, x, y, [None]*len(x), bs).mean().item()

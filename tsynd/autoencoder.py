@@ -72,6 +72,7 @@ def encode(self:Autoencoder,
         raise InputError(f"images have shape {tuple(x.shape)}, but the autoencoder expects (B, {ch}, H, W) with H and W multiples of 4")
     return _at_least_float32(self.unit(self.enc(x*2-1)))
 
+# %% ../nbs/01_autoencoder.ipynb #85378c84
 @patch
 def latent_shape(self:Autoencoder,
                  shape    # (ch,H,W) of the images
@@ -92,6 +93,7 @@ class ReconstructionTarget(Callback):
     "Train against the input instead of the label"
     def before_batch(self): self.learn.yb = self.learn.xb[:1]
 
+# %% ../nbs/01_autoencoder.ipynb #11331ea2
 class FiniteLoss(Callback):
     "Stop with an `InputError` when the training loss is no longer finite"
     run_valid = False
@@ -172,6 +174,7 @@ def encode_all(ae:Autoencoder, # in eval mode
     dev = ae.sigma.device
     return torch.cat([ae.encode(to_float(b).to(dev)) for b in x.split(bs)])
 
+# %% ../nbs/01_autoencoder.ipynb #459dd8b8
 @patch
 def measure_sigma(self:Autoencoder,
                   x:Tensor # (N,ch,H,W) uint8, or float in [0,1]
@@ -215,6 +218,7 @@ def read_model(path:str|Path, # with or without suffix
     if found != kind: raise InputError(f"{path} holds a model of kind {found!r}, expected {kind!r}")
     return facts, weights
 
+# %% ../nbs/01_autoencoder.ipynb #fe7be096
 def rebuild(path,         # for the message
             build,        # makes the model from its configuration
             facts:dict,   # as from `read_model`

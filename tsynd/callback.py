@@ -61,6 +61,7 @@ def _check(self:TSynD):
     check_range('budget', self.budget, lo=1, open_lo=True)
     if (self.share, self.every) != (.5, 3): raise InputError(f"budget is {self.budget} and share is {self.share}, every {self.every}, expected one of them: a budget chooses them itself")
 
+# %% ../nbs/05_callback.ipynb #35fd1df1
 @patch
 def _reset(self:TSynD):
     self.history,self.kept,self.syn,self.last_syn,self.judge,self.count,self.n_images = [],[],None,None,None,0,0
@@ -81,6 +82,7 @@ def before_fit(self:TSynD):
     if self.gate > 0: self.judge = MovingAverage(self.learn.model)
     if self.budget: self.clock = Clock(self.budget, dev)
 
+# %% ../nbs/05_callback.ipynb #e61dc99d
 @patch
 def _normalise(self:TSynD, x): return (x-self.norm[0])/self.norm[1]
 
@@ -150,6 +152,7 @@ def before_batch(self:TSynD):
     self.last_syn = self.syn
     self.count += 1; self.n_images += n
 
+# %% ../nbs/05_callback.ipynb #c284599d
 @patch
 def _batch_seed(self:TSynD): return (1000003*self.seed + 7919*self.count + 1) % 2**31
 
@@ -172,6 +175,7 @@ def _record(self:TSynD):
     self.history.append(dict(step=int(self.learn.train_iter), epoch=int(self.learn.epoch), **means))
     if self.engine.steps == 1: self.engine.step = min(self.step, 2*self.engine.step) if means['mi_after'] > means['mi_before'] else self.engine.step/2
 
+# %% ../nbs/05_callback.ipynb #63c56af7
 @patch
 def _keep(self:TSynD):
     room = self.keep - sum(map(len, self.kept))
@@ -188,6 +192,7 @@ def after_loss(self:TSynD):
     if not torch.isfinite(self.syn_loss): raise InputError(f"loss on synthetic images is {float(self.syn_loss)} in epoch {self.learn.epoch}, but must be finite; lower the learning rate")
     self.learn.loss_grad = self.learn.loss_grad + self.weight*self.syn_loss
 
+# %% ../nbs/05_callback.ipynb #f3bd9b99
 @patch
 def after_step(self:TSynD):
     if not self.judge: return
@@ -204,12 +209,14 @@ def after_fit(self:TSynD):
     self.syn = self.engine.measure(self.learn.model, self.last_syn, seed=self._batch_seed()+1)
     self._keep()
 
+# %% ../nbs/05_callback.ipynb #a28cc2a9
 @patch(as_prop=True)
 def last_epoch(self:TSynD)->Synthetic:
     "All synthetic images of the last epoch, at most `keep`, dropped ones too; raises `InputError` if there are none"
     if not self.kept: raise InputError("there are no synthetic images: no batch has been trained on after the warm-up")
     return cat(self.kept)
 
+# %% ../nbs/05_callback.ipynb #ab62865a
 @patch(as_prop=True)
 def images(self:TSynD)->Synthetic:
     "The synthetic images of the last epoch that were trained on; raises `InputError` if there are none"
@@ -217,6 +224,7 @@ def images(self:TSynD)->Synthetic:
     if not (s.gate > 0).any(): raise InputError(f"there are no synthetic images: the label gate has dropped all {len(s)} of the last epoch; train longer, or lower the gate")
     return s.pick(s.gate > 0)
 
+# %% ../nbs/05_callback.ipynb #5cdd6dc8
 @patch(as_prop=True)
 def provenance(self:TSynD)->pd.DataFrame:
     "One row per synthetic image of the last epoch, at most `keep`; a gate of 0 marks those that were dropped"
@@ -239,6 +247,7 @@ def show(self:TSynD,
     titles = ['source']*n + [f'MI {v:.3f}' for v in s.mi_before[i]] + [f'MI {v:.3f}' for v in s.mi_after[i]]
     return show_images(torch.cat([s.source[i], s.reconstruction[i], s.x[i]]), titles=titles, ncols=n)
 
+# %% ../nbs/05_callback.ipynb #07f16efd
 @patch
 def plot_mi(self:TSynD, ax=None):
     "Mean MI before and after the ascent, under fresh draws, over the training"
@@ -284,6 +293,7 @@ def stop(self:Clock, n:int): # images synthesised in this batch
         if len(self.times['with']) > self.n: self._choose(n)
     elif n: self.due -= 1
 
+# %% ../nbs/05_callback.ipynb #ede8daab
 @patch
 def _choose(self:Clock, n):
     t = {k: mean(v) if k == 'look' else median(v[1:] or v) for k,v in self.times.items()}

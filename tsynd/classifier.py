@@ -78,6 +78,7 @@ def _timm(name, ch, n_classes, p):
     trunk = timm.create_model(name, pretrained=False, in_chans=ch, num_classes=0)
     return Classifier(trunk, getattr(trunk, 'head_hidden_size', None) or trunk.num_features, n_classes, p)
 
+# %% ../nbs/02_classifier.ipynb #a7375bdf
 def make_classifier(model:str='small_resnet', # or 'resnet18', or 'timm:NAME'
                     ch:int=1,        # image channels, 1 or 3
                     n_classes:int=2, # C
@@ -130,6 +131,7 @@ def predict(model:nn.Module, # classifier, images in [0,1] to logits
     with frozen(model), torch.no_grad():
         return torch.cat([model(to_float(b).to(dev)).float().cpu() for b in x.split(bs)])
 
+# %% ../nbs/02_classifier.ipynb #c3482b50
 def probabilities(logits:Tensor,        # (…,C)
                   multilabel:bool=False # several labels per image?
                  )->Tensor:             # (…,C) in [0,1]
@@ -199,6 +201,7 @@ def dropout_layers(model:nn.Module # any
     "The dropout layers that MC dropout can use"
     return [(n,m) for n,m in model.named_modules() if isinstance(m, DROPOUT) and m.p > 0]
 
+# %% ../nbs/02_classifier.ipynb #8bd6e35c
 def check_dropout(model:nn.Module): # any
     "Raise `InputError` unless `model` has a dropout layer with 0 < p < 1"
     layers = dropout_layers(model)
@@ -239,6 +242,7 @@ def _hook(self:MCDropout, name, m):
         return (x*self._mask(key, m, x)).flatten(0, 1)
     return hook
 
+# %% ../nbs/02_classifier.ipynb #f63b7a06
 @patch
 def _mask(self:MCDropout, key, m, x):
     if key not in self.masks:
@@ -262,6 +266,7 @@ def __call__(self:MCDropout,
     if not self.full: self._fall_back(reason)
     return out
 
+# %% ../nbs/02_classifier.ipynb #784498dd
 @patch
 def _run(self:MCDropout, x, expanded):
     self.calls,self.expanded = {},expanded
@@ -274,6 +279,7 @@ def _run(self:MCDropout, x, expanded):
     if out.ndim != 2 or len(out) != rows: raise RuntimeError(f'the model returned {tuple(out.shape)}, expected {rows} rows of logits')
     return out.unflatten(0, (self.T, -1))
 
+# %% ../nbs/02_classifier.ipynb #b3f2609d
 @patch
 def _fall_back(self:MCDropout, e):
     self.full = self.model._mc_full = True

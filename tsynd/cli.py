@@ -86,6 +86,7 @@ def parser()->argparse.ArgumentParser:
     _more(sub, raw)
     return p
 
+# %% ../nbs/11_cli.ipynb #1b94ee45
 def _more(sub, raw):
     s = sub.add_parser('study', help='run many trainings, resumable', description=STUDY, formatter_class=raw)
     s.add_argument('config', metavar='CONFIG', help='a TOML file, see above')
@@ -124,12 +125,14 @@ def _study(config, out, root, jobs, dry_run):
     for r in failed.itertuples(): print(f'tsynd: warning: {r.id} failed: {r.reason}', file=sys.stderr)
     _report(out)
 
+# %% ../nbs/11_cli.ipynb #3ea33d09
 def _forecast(cells, t, jobs):
     seconds = t.set_index(['dataset','n','arm'])[['training','measuring','autoencoder']].sum(axis=1)
     for x in cells: print(f'{x.id:50} {seconds[x.dataset, x.n, x.arm]:6.0f} s')
     total = sum(seconds[x.dataset, x.n, x.arm] for x in cells)/3600
     print(f'{len(cells)} trainings, about {total:.1f} hours of one core, {total/jobs:.1f} with --jobs {jobs}')
 
+# %% ../nbs/11_cli.ipynb #6f8a3095
 def _report(folder):
     if (Path(folder)/'study.toml').exists():
         from tsynd.study_report import study_report
@@ -145,6 +148,7 @@ def _version():
     from tsynd import __version__
     print(f'tsynd {__version__}')
 
+# %% ../nbs/11_cli.ipynb #9532f3b9
 def _dispatch(args):
     if args.pop('version'): return _version()
     command = args.pop('command')

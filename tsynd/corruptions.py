@@ -26,6 +26,7 @@ def speckle_noise(x:Tensor,    # (B,ch,H,W) in [0,1]
     "Multiply every pixel by 1 + Gaussian noise"
     return x*noise(torch.ones_like(x), sd, streams)
 
+# %% ../nbs/06a_corruptions.ipynb #3dd0f210
 def shot_noise(x:Tensor,      # (B,ch,H,W) in [0,1]
                photons:float, # of a white pixel
                streams:list   # of random generators, one per image
@@ -33,6 +34,7 @@ def shot_noise(x:Tensor,      # (B,ch,H,W) in [0,1]
     "Count photons: a Poisson number in every pixel"
     return torch.stack([torch.poisson(photons*im.cpu(), generator=g) for im,g in zip(x, streams)]).to(x)/photons
 
+# %% ../nbs/06a_corruptions.ipynb #f521c705
 def impulse_noise(x:Tensor,    # (B,ch,H,W) in [0,1]
                   share:float, # of the pixels
                   streams:list # of random generators, one per image
@@ -130,6 +132,7 @@ def _check_corruptions(x, dataset, names, severities, lo=0):
     for s in severities: check_range('severity', s, lo=lo, hi=5, integer=True)
     return names
 
+# %% ../nbs/06a_corruptions.ipynb #2a17b0e6
 def corrupt(x:Tensor,     # (N,1 or 3,H,W) in [0,1]
             name:str,     # one of `families(dataset)`
             severity:int, # 0 changes nothing, 5 is the worst

@@ -64,6 +64,7 @@ def to_float(x:Tensor # (N,ch,H,W) uint8, or float in [0,1]
     "Images as floats in [0,1]"
     return x.float().div_(255) if x.dtype == torch.uint8 else x
 
+# %% ../nbs/00_data.ipynb #0d0f6017
 @dataclass
 class Split:
     "Images with their labels, and where they came from"
@@ -189,6 +190,7 @@ def medmnist_path(name:str,           # such as 'breastmnist'
     root = root or os.environ.get('MEDMNIST_ROOT') or Path.home()/'.medmnist'
     return Path(root).expanduser()/f"{name}{'' if size==28 else f'_{size}'}.npz"
 
+# %% ../nbs/00_data.ipynb #73de88e4
 def available(name:str,           # such as 'breastmnist'
               root:str|Path=None, # folder; default: $MEDMNIST_ROOT, then ~/.medmnist
               size:int=28         # 28, 64, 128 or 224 pixels
@@ -217,6 +219,7 @@ def _nearest(name, names):
     near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=.4)
     return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}"
 
+# %% ../nbs/00_data.ipynb #c2e9cdbf
 def load_medmnist(name:str,           # such as 'breastmnist'
                   root:str|Path=None, # folder of the npz files; default: $MEDMNIST_ROOT, then ~/.medmnist
                   size:int=28,        # 28, 64, 128 or 224 pixels
@@ -433,11 +436,13 @@ def _span(self:ImageDL, i): # the part of the epoch that is batch i
     n = min(self.n, k*self.bs)    # fastai's drop_last leaves some out
     return slice(i*n//k, (i+1)*n//k)
 
+# %% ../nbs/00_data.ipynb #113cc933
 @patch
 def create_batches(self:ImageDL, samps):
     idxs = list(samps)
     for i in range(len(self)): yield self.dataset.batch(idxs[self._span(i)])
 
+# %% ../nbs/00_data.ipynb #7898fde3
 @patch
 def batch_index(self:ImageDL,
                 i:int # number of the batch in the current epoch
@@ -452,6 +457,7 @@ def one_batch(self:ImageDL):
     try: return DataLoader.one_batch(self)
     finally: vars(self).update(now)
 
+# %% ../nbs/00_data.ipynb #c203bf40
 @patch
 def new(self:ImageDL, dataset=None, cls=None, **kwargs):
     ours = dict(even=self.even, seed=self.seed, balanced=self.balanced, classes=self.classes)
@@ -492,6 +498,7 @@ def to_numpy(x:Tensor # (N,ch,H,W) in [0,1], or uint8
     x = x.cpu() if x.dtype == torch.uint8 else (x.detach().cpu().clamp(0,1)*255).round().byte()
     return (x[:,0] if x.shape[1]==1 else x.permute(0,2,3,1)).numpy()
 
+# %% ../nbs/00_data.ipynb #ca2931d9
 def save_npz(path:str|Path,  # the file to write
              data:ImageData, # images and labels of its three splits
              **arrays        # further arrays by name

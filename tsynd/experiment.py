@@ -235,6 +235,7 @@ def new_folder(out:str|Path):
         _remove(made)
         raise
 
+# %% ../nbs/08_experiment.ipynb #a6de159d
 def _remove(folders): # empty ones, innermost first; others stay
     for p in folders:
         with suppress(OSError): p.rmdir()

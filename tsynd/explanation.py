@@ -81,6 +81,7 @@ def _unfit(name, layers, modules): # pooling, or inside a block, not a mere sequ
     step = [a for a in around if a in layers and min(layers[a][1:]) < min(layers[name][1:])]
     return isinstance(modules[name], nn.AdaptiveAvgPool2d) or not all(isinstance(modules[a], nn.Sequential) for a in step)
 
+# %% ../nbs/07_explanation.ipynb #2d77154c
 def target_layer(model:nn.Module, # images (B,ch,H,W) to logits (B,C)
                  x:Tensor,        # (B,ch,H,W) in [0,1]
                  layer:str|nn.Module=None # a name or a module of the model; default: chosen
@@ -137,6 +138,7 @@ def cam(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
         finally: engine.activations_and_grads.release()
     return torch.cat(maps).to(x.device)
 
+# %% ../nbs/07_explanation.ipynb #8655d9c1
 def _batch_cam(engine, x, y, multilabel):
     y = y.to(engine.device)
     targets = [lambda row,c=c: class_score(row[None], c, multilabel)[0] for c in y.split(1)]
@@ -192,6 +194,7 @@ def _ranking(m, stream): # pixels from the most to the least important; ties are
     perm = torch.randperm(m.numel(), generator=stream)
     return perm[m.flatten()[perm].argsort(descending=True, stable=True)]
 
+# %% ../nbs/07_explanation.ipynb #3087c780
 def without(x:Tensor,    # (ch,H,W) in [0,1], on the CPU
             gone:Tensor, # (k,) int64, numbers of pixels in the flattened image, not all of them
             grain:Tensor # (ch,H,W) noise to be added to the imputed pixels

@@ -60,6 +60,7 @@ def _provenance(path):
     rows = rows.assign(label_name=names, **{c: pd.to_numeric(rows[c], errors='coerce') for c in NUMBERS})
     return rows[~(rows.gate == 0)].reset_index(drop=True)          # 0: dropped by the label gate
 
+# %% ../nbs/10_report.ipynb #12054ba1
 def _images(path, n):
     a = read_npz(path)
     keys = dict(source='train_source', reconstruction='train_reconstruction', targeted='train_images')
@@ -93,6 +94,7 @@ def num(v):
     except (TypeError, ValueError): return math.nan
     return v if math.isfinite(v) else math.nan
 
+# %% ../nbs/10_report.ipynb #448229f0
 def compare(run:RunFolder)->pd.DataFrame: # condition, metric, baseline, tsynd, points
     "Both arms under every condition; undefined values are NaN"
     out = []
@@ -114,6 +116,7 @@ def in_words(condition):
     "A condition in words"
     return {'clean': 'on clean test images', 'perturbed': 'under random perturbations'}.get(condition, f'under {condition}')
 
+# %% ../nbs/10_report.ipynb #5bf018fe
 def headline(run)->pd.DataFrame: # rows of `compare`
     "The comparisons that go into the summary"
     t,conditions = compare(run), [c for c in run.m['conditions'] if c != 'clean']
@@ -176,6 +179,7 @@ class Plot:
         from IPython.display import Image, Markdown, display
         display(Image(self.png()), Markdown(f'*{html.escape(self.title)}. {html.escape(self.caption)}*'))
 
+# %% ../nbs/10_report.ipynb #9880dfa5
 def arm_styles(run, c):
     "(arm, its name, line style) of the baseline and of TSynD"
     return [(run.m['arms']['baseline'], 'baseline', dict(color=c.base, marker='o', mfc=c.paper, mew=1.5, ms=7.5)),
@@ -191,6 +195,7 @@ def _positions(run):
     for i,c in enumerate(c for c in conditions if c not in x and c != 'clean'): x[c] = top*(1.28 + .3*i)
     return x, {c: f'{attack(c)[1]:g}' if attack(c) else c[:16] for c in conditions}
 
+# %% ../nbs/10_report.ipynb #ab24927f
 def _draw_robustness(ax, run, metric, c):
     x,ticks = _positions(run)
     t = compare(run).query('metric == @metric').set_index('condition')
@@ -218,6 +223,7 @@ def robustness_plot(run, dark=False)->Plot:
         _legend(fig, run, c)
     return Plot(fig, 'Robustness', _robustness_words(run, names), f"Two line charts. {finding(run)}")
 
+# %% ../nbs/10_report.ipynb #f7255539
 def _chance(run): return .5 if run.multilabel else 1/max(1, len(run.m['data'].get('classes', [])))
 
 def _legend(fig, run, c):
@@ -235,6 +241,7 @@ def moved(run):
     r = run.rows.dropna(subset=['mi_before','mi_after'])
     return ((r.mi_after > r.mi_before).mean(), r.mi_before.mean(), r.mi_after.mean()) if len(r) else (math.nan,)*3
 
+# %% ../nbs/10_report.ipynb #dac5e40c
 def scatter_plot(run, dark=False)->Plot|None: # None without synthetic images
     "MI before against MI after the ascent, image by image"
     share,before,after = moved(run)
@@ -273,6 +280,7 @@ def _history(arm):
     h = pd.DataFrame(arm.get('history') or [{}]).map(num)
     return h.assign(epoch=h['epoch']+1) if 'epoch' in h else pd.DataFrame(columns=['epoch'])
 
+# %% ../nbs/10_report.ipynb #906ed6fe
 def training_plot(run, dark=False)->Plot|None: # None without a history
     "Losses and the validation measure of both arms, epoch by epoch"
     hs = [_history(run.m['arms'][a]) for a in ('baseline','tsynd')]
@@ -309,6 +317,7 @@ def change(row):
     "MI before and after, in print"
     return ' → '.join('–' if math.isnan(v) else f'{v:.3f}' for v in (row.mi_before, row.mi_after))
 
+# %% ../nbs/10_report.ipynb #0c78ddb1
 def picked(run:RunFolder): # with synthetic images
     "What the gallery shows: provenance rows, four stacks of images by name, and the change of full colour"
     idx = pick(run.rows.mi_after - run.rows.mi_before)
@@ -339,6 +348,7 @@ def _tile(ax, im, x, y, c, top):
     ax.imshow(im, extent=(x+.03, x+.97, y+.97, y+.03), interpolation='nearest', **kw)
     if y == 3: ax.plot([x+.03, x+.97, x+.97, x+.03, x+.03], [y+.03, y+.03, y+.97, y+.97, y+.03], color=c.line, lw=.8)
 
+# %% ../nbs/10_report.ipynb #ad0587c2
 def _gallery_words(run, n, top):
     still = run.objective == 'reconstruction'
     how = (f"{n} of the {len(run.rows)} synthetic images of the last epoch, at evenly spaced quantiles of the gain in MI, from the largest gain (left) "
@@ -388,6 +398,7 @@ def _drawing(plot, dpi):
     from PIL import Image
     return data_uri(Image.open(io.BytesIO(plot.png(dpi))).convert('RGB').quantize(64, dither=Image.Dither.NONE))
 
+# %% ../nbs/10_report.ipynb #975c05c8
 def figure_html(plot:Plot, # drawn for a light page
                 dark:Plot, # the same for a dark one
                 dpi:int=200
@@ -404,6 +415,7 @@ def _pixels(name, im, top):
     colour = np.where((im > 0)[...,None], (213,94,0), (0,114,178))
     return data_uri(Image.fromarray(np.dstack([colour, 255*np.clip(np.abs(im)/top, 0, 1)]).round().astype(np.uint8)))
 
+# %% ../nbs/10_report.ipynb #3041cf2a
 def gallery_html(run:RunFolder)->str: # empty if there is no synthetic image
     "The gallery as a table of images"
     if not len(run.rows): return ''
@@ -434,6 +446,7 @@ def _about(condition):
     if attack(condition): return f"every pixel moved by at most {attack(condition)[1]:g}/255, towards a higher loss"
     return dict(clean='the test images as they are', perturbed='a little turned, shifted, magnified, blurred, with other contrast and noise').get(condition, '')
 
+# %% ../nbs/10_report.ipynb #768e96ab
 def table_html(run:RunFolder)->str:
     "The result table"
     t = compare(run)
@@ -515,6 +528,7 @@ FILES = {'metrics.json': 'every number of this page', 'synthetic.npz': 'the synt
 
 def _size(n): return f'{n} B' if n < 1000 else f'{n/1e3:.0f} kB' if n < 1e6 else f'{n/1e6:.1f} MB'
 
+# %% ../nbs/10_report.ipynb #249707a1
 def files_html(run)->str:
     "Links to the files of the run folder"
     out = []

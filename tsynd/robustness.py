@@ -77,11 +77,13 @@ def image_seeds(n:int,     # number of images
     g = torch.Generator().manual_seed(seed)
     return [int(torch.randint(2**62, (1,), generator=g)) for _ in range(n)]
 
+# %% ../nbs/06_robustness.ipynb #19259614
 def streams(seeds:list # as `image_seeds` makes them
            )->list:    # of random generators
     "A random stream for each image"
     return [torch.Generator().manual_seed(s) for s in seeds]
 
+# %% ../nbs/06_robustness.ipynb #776210ea
 def noise(x:Tensor,    # (B,ch,H,W)
           sd,          # standard deviation, grey value, number or (B,)
           streams:list # of random generators, one per image
@@ -114,6 +116,7 @@ def _known(name, given, known):
     for k in given:
         if k not in known: raise InputError(f"{name} {k!r} is unknown, expected some of {', '.join(known)}")
 
+# %% ../nbs/06_robustness.ipynb #9618e9b9
 def perturb(x:Tensor,           # (N,ch,H,W) in [0,1]
             strength:float=1.,  # 0 changes nothing, 1 uses the full ranges, 2 twice the ranges
             seed:int=0,         # of all that is drawn
@@ -193,6 +196,7 @@ def _in_batches(attack, model, x, y, seeds, bs):
         res = [attack(x[i:i+bs].to(device).clone(), y[i:i+bs].to(device).clone(), seeds[i:i+bs]).to(x.device) for i in range(0, len(x), bs)]
     return torch.cat(res)
 
+# %% ../nbs/06_robustness.ipynb #c56f2775
 def fgsm(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
          x:Tensor,             # (N,ch,H,W) in [0,1]
          y:Tensor,             # (N,) int64 class numbers, or (N,C) float zeros and ones if multi-label
@@ -212,6 +216,7 @@ def _worse(a, b):
     take = (b[2] & ~a[2]) | ((b[2] == a[2]) & (b[1] > a[1]))
     return torch.where(take[:,None,None,None], b[0], a[0]), torch.where(take, b[1], a[1]), torch.where(take, b[2], a[2])
 
+# %% ../nbs/06_robustness.ipynb #c6751a85
 def _climb(look, z, lo, hi, worst, steps, step_size):
     "Signed gradient steps from `z` inside the box; `look` gives loss, wrong and gradient"
     for k in range(steps+1):
@@ -251,6 +256,7 @@ def _start(lo, hi, streams):
     u = torch.stack([torch.rand(lo.shape[1:], generator=g) for g in streams]).to(lo)
     return (lo + u*(hi-lo)).clamp(lo, hi)
 
+# %% ../nbs/06_robustness.ipynb #61ff1d9d
 def _pgd(model, x, y, seeds, eps, steps, step_size, restarts, random_start, multilabel, tick):
     def look(z, grad=True):
         res = _look(model, z, y, multilabel, grad)

@@ -35,6 +35,7 @@ def _ordered(t, by):
     "Rows sorted, 50 before 100 and the full data last"
     return t.sort_values(by, ignore_index=True, key=lambda c: c.replace('full', '9'*9).str.zfill(9) if c.name == 'n' else c)
 
+# %% ../nbs/09_statistics.ipynb #5690886e
 def _numbers(results, name, may_miss=False):
     v = results[name]
     out = pd.to_numeric(v, errors='coerce')
@@ -54,6 +55,7 @@ def _select(r, key, wanted):
             raise InputError(f"{key} {w!r} is not in the results{_of(r, key)}, expected one of {', '.join(have[:20])}")
     return r[r[key].isin(wanted)]
 
+# %% ../nbs/09_statistics.ipynb #6e1788e5
 def _of(r, key):
     "Where we looked: the columns before `key` that are down to one value"
     seen = {k: r[k].iloc[0] for k in COLUMNS[:-1] if k not in (key,'arm','seed') and r[k].nunique() == 1}
@@ -89,6 +91,7 @@ def _sample(d, atleast=2):
     if len(d) < atleast: raise InputError(f"there {'is' if len(d)==1 else 'are'} {len(d)} seed{'s'*(len(d)!=1)}, expected at least {atleast}: a single one has no spread; run more seeds")
     return d
 
+# %% ../nbs/09_statistics.ipynb #7df883ee
 def t_interval(d,               # (k,) differences, one per seed
                level:float=.95  # of confidence
               )->tuple:         # lower and upper end
@@ -223,6 +226,7 @@ def _balanced(p, y, w):
     if y.ndim == 2: return np.mean([_mean_w(right[k,c], w[k]) for c in range(y.shape[1]) for v in np.unique(y[:,c]) for k in [y[:,c]==v]], axis=0)
     return np.mean([_mean_w(right[y==c], w[y==c]) for c in np.unique(y)], axis=0)
 
+# %% ../nbs/09_statistics.ipynb #9c7d2798
 def _auc(p, y, w):
     if y.ndim == 1 and p.shape[2] == 2: p,y = p[...,1:]-p[...,:1], y[:,None] == 1   # near 0 and 1 finer than p, if stored in few digits
     elif y.ndim == 1: y = y[:,None] == np.arange(p.shape[2])
@@ -265,6 +269,7 @@ def _predicted(p, y):
     if not ((p >= 0) & (p <= 1)).all(): raise InputError("probabilities are not all between 0 and 1; are they logits?")
     return p
 
+# %% ../nbs/09_statistics.ipynb #bf35c172
 def _drawings(n, replicates, seed, most=2_000_000):
     "Weights (n,R) of images drawn with replacement, in pieces that fit into memory"
     g,step = np.random.default_rng(seed), max(1, most//n)

@@ -127,6 +127,7 @@ class Cell:
     @property
     def group(self): return f'{self.dataset}-{self.n}-{self.seed}'
 
+# %% ../nbs/08b_study.ipynb #92098b66
 def cells(c:StudyConfig)->list:
     "All cells, in the order in which they are run"
     return [Cell(d, n, s, a) for n in c.n for s in range(c.first_seed, c.first_seed+c.seeds) for d in c.datasets for a in c.arms]
@@ -158,6 +159,7 @@ def group_autoencoder(c:StudyConfig, cell:Cell, data, folder:Path):
     except Timeout: raise Busy from None
     return load_autoencoder(path/'autoencoder', data.shape, device(c.device)), json.loads((path/'autoencoder.json').read_text())['seconds']
 
+# %% ../nbs/08b_study.ipynb #9c577ae8
 def cpu_time(c): # on one thread the processor's time, which does not see what else the machine does
     return time.process_time() if c.device == 'cpu' else time.perf_counter()
 
@@ -174,6 +176,7 @@ class Witness(Callback):
     def before_fit(self): self.checksum = hashlib.md5(b''.join(p.detach().cpu().numpy().tobytes() for p in self.learn.model.parameters())).hexdigest()
     def before_validate(self): raise CancelValidException
 
+# %% ../nbs/08b_study.ipynb #e29d5a76
 def train_cell(c:StudyConfig, cell:Cell, data, ae)->tuple: # (classifier, facts)
     "Train one classifier"
     cbs,lr,longer = make_arm(c, cell.arm, ae, cell.seed)
@@ -224,6 +227,7 @@ def _write(path, text): # all of it or nothing
     part.write_bytes(text)
     os.replace(part, path)
 
+# %% ../nbs/08b_study.ipynb #a20f73ad
 def _lines(folder): # of cells.jsonl, or of what `xz` has made of it
     path = Path(folder)/'cells.jsonl'
     packed = path.with_suffix('.jsonl.xz')
@@ -243,6 +247,7 @@ def append(folder:Path, record:dict):
             f.write(json.dumps(record, allow_nan=False).encode()+b'\n')
             f.flush(); os.fsync(f.fileno())
 
+# %% ../nbs/08b_study.ipynb #784bfc4f
 def records(folder:Path)->dict: # cell id: record; the last one where a cell was run again
     "All complete lines of a study, also of one whose cells.jsonl was packed by `xz`"
     found = [json.loads(l) for l in _lines(folder).split(b'\n')[:-1]]
@@ -257,6 +262,7 @@ def code()->str:
     "A checksum of tsynd itself, so that cells made before and after a change are told apart"
     return hashlib.md5(b''.join(p.read_bytes() for p in sorted(Path(find_spec('tsynd').origin).parent.glob('*.py')))).hexdigest()[:8]
 
+# %% ../nbs/08b_study.ipynb #bdb838b8
 def run_cell(c:StudyConfig, cell:Cell, folder:Path, root=None)->dict: # the record
     "Train and measure one cell; whatever goes wrong is in the record; raises `Busy` only"
     record = dict(id=cell.id, **asdict(cell), status='done', settings=c.arms[cell.arm], versions=versions() | dict(code=code()))
@@ -287,6 +293,7 @@ def work(folder:str|Path, # of the study
         if not any([_take(c, cell, folder, root, run, parent) for cell in todo]): time.sleep(.5)   # all are taken: wait in case somebody dies
         if parent and os.getppid() != parent: return
 
+# %% ../nbs/08b_study.ipynb #fead287d
 def _todo(c, folder, run=None): # cells nobody has finished
     done = records(folder)
     return [x for x in cells(c) if x.id not in done or run and done[x.id]['status'] == 'failed' and done[x.id].get('run') != run]
@@ -346,6 +353,7 @@ def _within(a, b): return {*a} <= {*b}
 
 GROW = dict(seeds=lambda a,b: a <= b, n=_within, datasets=_within, arms=lambda a,b: a.items() <= b.items())
 
+# %% ../nbs/08b_study.ipynb #5b18feae
 def _open(c, folder):
     path,new = folder/'study.toml',asdict(c)
     if not path.exists() and folder.exists() and any(folder.iterdir()): raise InputError(f"{folder} is not empty and no study; choose another folder with --out")
@@ -376,9 +384,11 @@ class Study:
     results: pd.DataFrame   # dataset, n, arm, seed, condition, measure, value
     predictions: dict       # cell id: (y, p) on clean images
 
+# %% ../nbs/08b_study.ipynb #ab7e8194
 KEYS = ['dataset','n','arm','seed']
 FACTS = ['status','reason','seconds','seconds_autoencoder','seconds_measuring','steps','images_seen','synthetic','distance_latent','distance_pixel','gate','weights','order','subset']
 
+# %% ../nbs/08b_study.ipynb #d0889127
 def read_study(folder:str|Path)->Study:
     "The tables of a study, finished or not; raises `InputError` if the folder holds none"
     folder = Path(folder)
@@ -408,6 +418,7 @@ def estimate(c:StudyConfig, root=None, updates:int=6, images:int=16)->pd.DataFra
     torch.set_num_threads(threads)
     return pd.DataFrame(rows)
 
+# %% ../nbs/08b_study.ipynb #35e52233
 def _steps(c, dataset, n, root): # updates of a training of ordinary length
     return c.epochs*-(-len(cell_data(c, Cell(dataset, n, c.first_seed, ''), root)[0].train)//c.bs) if c.epochs else c.updates
 

@@ -58,6 +58,7 @@ def _there(wanted, column):
     found = set(column.unique())
     return [v for v in wanted if v in found]
 
+# %% ../nbs/10a_study_report.ipynb #fc0b58e7
 def findings(study:Study # as `read_study` gives it
             )->Findings:
     "Ask a study its questions"
@@ -93,6 +94,7 @@ def columns(f:Findings)->list: # of (condition, measure)
     want = [('clean', m) for m in NAMES] + [(c, 'balanced_accuracy') for c in (*other, *attacks, 'corrupted')]
     return [c for c in want if c in there]
 
+# %% ../nbs/10a_study_report.ipynb #da708cd6
 def _loses(difference, measure):
     return not np.isnan(difference) and round(100*difference*(10 if measure == 'nll' else 1), 1)*BETTER.get(measure, 0) < 0
 
@@ -108,6 +110,7 @@ def finding(f:Findings)->str:
              for r,w in zip(f.head.itertuples(), v) if (r.arm,r.reference,r.condition,r.measure) == tuple(f.head.loc[0, ['arm','reference','condition','measure']])]
     return f"{count} {'; '.join(first)}."
 
+# %% ../nbs/10a_study_report.ipynb #5af4d0d1
 def caution(f:Findings)->str:
     "What the study cannot say"
     c,done = f.study.config, (f.study.cells.status == 'done').sum()
@@ -131,6 +134,7 @@ def _p(v): return f'{v:.3f}' if v >= .001 else '< .001'
 
 def _span(lo, hi, measure): return '–' if np.isnan(lo) else f'{_amount(lo, measure)} to {_amount(hi, measure)}'
 
+# %% ../nbs/10a_study_report.ipynb #074f555b
 def _question(r, verdict, top):
     mark = dict(better='▴ better', worse='▾ worse', open='open')[verdict]
     out = (Br(), Small('out of reach')) if verdict == 'open' and r.possible > .05 else ()
@@ -158,6 +162,7 @@ def _change(v, measure='auc'): # a loss is marked
     lost = _loses(v, measure)
     return Td(f'{"▾ " if lost else ""}{_amount(v, measure)}', cls='n lost' if lost else 'n')
 
+# %% ../nbs/10a_study_report.ipynb #379aba06
 def _entry(mean, diff, measure):
     if mean is None: return _n('–')
     sd = () if np.isnan(mean.sd) else (' ', Small(f'± {mean.sd:.3f}'))
@@ -176,6 +181,7 @@ def _arms_table(f, d, n, means, diffs):
     head = [('arm','')] + [(f"{c}, {NAMES.get(m, m)}" if c == 'clean' else c, 'n') for c,m in cols]
     return H3(f'{d}, {size}'), _table(f'{d}, {size}', head, Tbody(*rows), cls='all')
 
+# %% ../nbs/10a_study_report.ipynb #0837384f
 def tables_html(f:Findings)->str:
     "All arms under all conditions, a table per data set and size"
     means,diffs = _lookup(f.means), _lookup(f.diffs)
@@ -192,6 +198,7 @@ def shown(f:Findings)->list: # of arms, the baseline first
     named = [a for r in f.head.itertuples() for a in (r.arm, r.reference)]
     return list(dict.fromkeys([f.baseline, *named, *f.arms]))[:7]
 
+# %% ../nbs/10a_study_report.ipynb #9f053990
 def styles(f, c, dark)->dict: # arm: how to draw it, the grey ones first
     "Line styles of all arms"
     grey = {a: dict(color=c.muted, lw=.8, alpha=.55, zorder=1) for a in f.arms if a not in shown(f)}
@@ -206,6 +213,7 @@ def _panels(f, height):
     for ax,d in zip(axs, f.datasets): ax.set_title(d)
     return fig, axs
 
+# %% ../nbs/10a_study_report.ipynb #b6bfa9e8
 def _legend(fig, styles):
     grey = [a for a,s in styles.items() if 'marker' not in s]
     handles = [Line2D([], [], label=a[:26], **s) for a,s in styles.items() if 'marker' in s]
@@ -239,6 +247,7 @@ def pool(f:Findings, dataset, measure)->pd.DataFrame: # index condition, a colum
     t = t[(t.dataset == dataset) & (t.measure == measure) & t.n.isin(ns)]
     return t.groupby(['condition','arm'])['mean'].agg(lambda v: v.mean() if len(v) == len(ns) else np.nan).unstack()
 
+# %% ../nbs/10a_study_report.ipynb #8eda65a7
 def _lines(f, dark, place, xlabel, title, words):
     "A panel per data set: balanced accuracy at the conditions that `place` puts on the axis"
     with figure_style(dark) as c:
@@ -254,6 +263,7 @@ def _lines(f, dark, place, xlabel, title, words):
     said = ', '.join(f'{a} on {d}' for d,a in ends.items())
     return Plot(fig, title, words + _sizes(f), f'Line charts. At the far right the highest line is {said}.') if ends else None
 
+# %% ../nbs/10a_study_report.ipynb #7f23a9b6
 def _sizes(f):
     many = any(len(f.pooled(d)) > 1 for d in f.datasets)
     return f" Mean over seeds{' and over the sizes ' + ', '.join(in_order(n for d in f.datasets for n in f.pooled(d))) if many else ''}."
@@ -266,6 +276,7 @@ def attack_plot(f:Findings, dark=False)->Plot|None: # None without an attack
         return dict(sorted(({} if 0 in at else {0: 'clean'} | at if at else {}).items() or at.items()))
     return _lines(f, dark, place, 'largest change of a pixel, in 1/255', 'Under attack', 'PGD; the attacker may move every pixel by at most the strength given. 0 is the unchanged image.')
 
+# %% ../nbs/10a_study_report.ipynb #15a7bfd3
 def severity_plot(f:Findings, dark=False)->Plot|None: # None without corruptions
     "Balanced accuracy against the severity of the corruptions"
     def place(conditions):
@@ -283,6 +294,7 @@ def reliability(p, # (N,C) probabilities
     b = np.minimum((top-low)/(1-low)*bins, bins-1).astype(int)
     return np.array([(top[b==i].mean(), right[b==i].mean()) for i in range(bins) if (b==i).mean() >= .01])
 
+# %% ../nbs/10a_study_report.ipynb #4dd27021
 def _kept(f, dataset, arm):
     "Labels and probabilities of all cells of an arm, of single-label tasks"
     c = f.study.cells
@@ -321,6 +333,7 @@ def costs(f:Findings)->pd.DataFrame: # a row per data set and arm other than the
             out.append(dict(dataset=d, arm=a, seconds=s[a].mean() if a in s else np.nan, relative=ratio, gain=gain[0], lo=gain[1], hi=gain[2]))
     return pd.DataFrame(out)
 
+# %% ../nbs/10a_study_report.ipynb #554e4022
 def _gain(f, arm, dataset):
     try:
         d = pairs(f.auc, arm, f.baseline, 'clean', 'auc', dataset, f.pooled(dataset)).difference
@@ -366,6 +379,7 @@ def _families_table(f, d):
     rows = [_row(c.split(' ', 1)[1], _n(_plain(t[f.baseline][c], '.3f')), *(change(c, a) for a in arms)) for c in there]
     return H3(f'{d}, families of corruption'), _table(f'{d}, families of corruption', [('family',''), (f.baseline,'n'), *((a,'n') for a in arms)], Tbody(*rows), cls='all')
 
+# %% ../nbs/10a_study_report.ipynb #87886969
 def families_html(f:Findings)->str: # empty without corruptions
     "Differences to the baseline, family by family"
     tables = [t for d in f.datasets if (t := _families_table(f, d))]
@@ -379,6 +393,7 @@ def _class_rows(f, d, a):
     t = class_profile(np.stack([np.clip(p, 0, 1) for _,p in kept]), kept[0][0]).to_numpy()
     return [_row('' if i else a, _n(str(i)), *(_n(_plain(v, '.3f')) for v in r)) for i,r in enumerate(t)]
 
+# %% ../nbs/10a_study_report.ipynb #9772b09b
 def classes_html(f:Findings)->str: # empty without predictions
     "Recall and threshold, class by class"
     head = [('arm',''), *((h,'n') for h in ('class','share','called so','recall','threshold'))]
@@ -408,6 +423,7 @@ def _ours(f, means, d): # a row per arm that has no learning rate or length of i
         cells = ['–' if v is None else f'{v.mean:.3f}' + ('' if np.isnan(v.sd) else f' ± {v.sd:.3f}') for v in m]
         yield _row(f'{a}, {max(v.seeds for v in m if v)} seeds', *map(_n, cells))
 
+# %% ../nbs/10a_study_report.ipynb #3a1c799f
 def official_html(f:Findings)->str:
     "Official rows beside ours, or why there are none"
     if departures(f): return markup(P(f"Not comparable, so not shown: {'; '.join(departures(f))}."))
@@ -430,6 +446,7 @@ def what_html(f:Findings)->str:
     cards = Div(_card('Cells', *_cells(f)), _card('Pairing', _dl(pairing(cells, longer))), _card('Versions', _dl(versions)), cls='cards')
     return markup(_card('Arms', _arms(f)), cards, _card('Configuration', _dl([(k, listed(v)) for k,v in plain.items()]), kind='card config'))
 
+# %% ../nbs/10a_study_report.ipynb #7beb81cd
 def pairing(cells, longer=())->list: # of (what, outcome)
     "Checksums that the arms of a cell must share; those that train `longer` see more batches"
     done,out = cells[cells.status == 'done'], []
@@ -447,6 +464,7 @@ def _arms(f):
         return _row(B(label), Td(a.sentence if a else '–'), Td(Small(settings)), Td(Small(a.source if a else '–')))
     return _table('Arms', [('arm',''), ('what it does',''), ('settings',''), ('source','')], Tbody(*(words(*a) for a in f.study.config.arms.items())), cls='words')
 
+# %% ../nbs/10a_study_report.ipynb #c0c58063
 def _cells(f):
     c,cells = f.study.config, f.study.cells
     n,status = len(c.datasets)*len(c.n)*c.seeds*len(c.arms), cells.status.value_counts()
@@ -501,6 +519,7 @@ def page_html(f:Findings)->str:
         finding=esc(finding(f)), caution=esc(caution(f)), headline=headline_html(f), figures=''.join(figure_html(*p) for p in figs if p[0]), tables=tables_html(f),
         hurt=families_html(f) + classes_html(f) or '<p>Nothing of this was measured.</p>', cost=cost_html(f), official=official_html(f), what=what_html(f), read=f'<div class=read>{READ}</div>')
 
+# %% ../nbs/10a_study_report.ipynb #67a05633
 def study_report(folder:str|Path # of a study
                 )->Path:         # of report.html
     "Write report.html into the folder of a study"

@@ -53,6 +53,7 @@ def ascend(U,           # (B,…) to (B,), differentiable
         z = _step(best, g_best, length, z0, r)
     return best, torch.stack(trace)
 
+# %% ../nbs/04_synthesis.ipynb #28ac13d1
 def _step(z, g, length, z0, r): return project(z + length*g/_norm(g).clamp(min=1e-12), z0, r)
 
 def _value_and_grad(U, z, grad=True):
@@ -131,6 +132,7 @@ def _move(self:Synthesizer, mc, z0, start, y, seed):
     if not torch.isfinite(trace).all(): raise InputError(f"{self.objective} of the classifier is not finite; did its training diverge?")
     return z,trace
 
+# %% ../nbs/04_synthesis.ipynb #6756cf77
 @patch
 def length(self:Synthesizer, z): return self.radius*self.ae.sigma*z[0].numel()**.5     # of the radius, in the units of z
 
@@ -227,6 +229,7 @@ def cat(syns:list)->Synthetic:
     "Join batches of synthetic images, moved to the CPU"
     return _each(lambda v,dim: torch.cat([x.detach().cpu() for x in v], dim), *syns)
 
+# %% ../nbs/04_synthesis.ipynb #b0532a45
 @patch
 def pick(self:Synthetic,
          i # positions, or a mask
@@ -273,6 +276,7 @@ def _move_back(self:Synthesizer, judge, z0, z, x, y, tries=2):
     t = torch.where(gate > 0, gate, 1.).view(-1,1,1,1)
     return z0 + t*(z-z0), x, gate
 
+# %% ../nbs/04_synthesis.ipynb #f3f74ad0
 @patch
 def _found(self:Synthesizer, judge, x, y): # (B,1), or (B,C) if multi-label: does the judge give each label at least the probability `gate`?
     logits = judge(self.look(x)).float()
@@ -300,6 +304,7 @@ class LatentBank:
 @patch
 def _row(self:LatentBank, index): return torch.tensor([self.rows.setdefault(i, len(self.rows)) for i in index.tolist()])
 
+# %% ../nbs/04_synthesis.ipynb #56b65bb3
 @patch
 def _find(self:LatentBank, ae, x, index):
     rows,shape = self._row(index).to(x.device),ae.latent_shape(x.shape[1:])
@@ -310,6 +315,7 @@ def _find(self:LatentBank, ae, x, index):
         self.mark = torch.cat([self.mark, self.mark.new_full((more, 4), torch.inf)])
     return rows
 
+# %% ../nbs/04_synthesis.ipynb #90af26fa
 def _fingerprint(x): # four random projections of each image
     w = torch.randn(4, x[0].numel(), generator=torch.Generator().manual_seed(0)).to(x)
     return torch.stack([(x.flatten(1)*v).sum(1) for v in w], 1)/w.shape[1]**.5
