@@ -4,8 +4,10 @@
     python nbs/studies/make.py search      reads the finished rate and writes search.toml: four settings for each arm that a declared question names
     python nbs/studies/make.py headline    reads the finished search and writes headline.toml
     python nbs/studies/make.py official    writes official.toml: the protocol of MedMNIST's authors, all training images, the package as it is shipped
+    python nbs/studies/make.py full        reads headline.toml and writes full.toml: the arms of the attack suite on all training images
     python nbs/studies/make.py search_more reads the finished rate and writes search_more.toml: four settings for each of five more arms
     python nbs/studies/make.py more        reads the finished search_more and adds those arms to headline.toml
+    python nbs/studies/make.py wide        adds adversarial training in a box of 8/255 to headline.toml
 
 Each is run by `tsynd study nbs/studies/X.toml --out nbs/studies/X`. Rate and search look at validation images (78 and 100 of
 them) of seeds that the headline does not use. All arms have the same number of trials, on the same two seeds of both data sets.
@@ -26,6 +28,10 @@ ended with a batch of four; that showed when the baseline's AUC at 100 images la
 evenly over its batches (100 images are four of 25), and headline/ holds the second run, with the same seeds, arms, settings and
 questions. Rate and search were not repeated: what they chose was chosen with the batch of four. To run uneven/ again, take the
 package as it was at commit 6c4ec8d.
+
+The two arms of wide were added when ten seeds of the second run had been seen, to ask whether it is its larger steps that make
+MI climbed in the pixels so hard to attack. They have the settings that the search chose for a box of 4/255, no declared question
+names them, and they are measured like all others, at up to 8/255.
 
 The five arms of search_more were added when ten seeds of the others had been seen. No declared question names them, they are
 description; their trials, criterion and seeds are those of the others, and were declared before any of their cells was run."""
@@ -87,6 +93,10 @@ def more():
     c = read_config(HERE/'headline.toml')
     return replace(c, arms=c.arms | best(finished('search_more'), MORE))
 
+def wide():
+    c = read_config(HERE/'headline.toml')
+    return replace(c, arms=c.arms | {f'{a}, 8/255': dict(c.arms[a], arm=a, eps=8/255) for a in ('pgd', 'fgsm')})
+
 def baseline_seconds(c):
     "What one training without synthesis takes on this machine"
     c,cell = replace(c, arms=dict(baseline={})),Cell(BOTH[0], 100, c.first_seed, 'baseline')
@@ -106,8 +116,13 @@ def official():
     return StudyConfig('official', BOTH[:1], ['full'], 5, dict(baseline={}, mi_default={}), **PROTOCOL, headline=[['mi_default','baseline','clean','auc']],
                        attack_n=100, eps=[4], corruptions=[])
 
+def full():
+    "All training images of both sets, three times as many updates (six epochs of PneumoniaMNIST), the settings of 100 images; no questions, no search"
+    c = read_config(HERE/'headline.toml')
+    return replace(c, name='full', n=['full'], seeds=5, updates=900, headline=[], arms={a: c.arms[a] for a in ('baseline','mi_default','mi','pgd','mi_fgsm')})
+
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    what = {f.__name__: f for f in (rate, search, headline, official, search_more, more)}[sys.argv[1]]()
+    what = {f.__name__: f for f in (rate, search, headline, official, full, search_more, more, wide)}[sys.argv[1]]()
     (HERE/f'{what.name}.toml').write_text(to_toml(what))
