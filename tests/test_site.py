@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from test_study_report import make
+from tsynd.study_report import study_report
+
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT/'_docs'
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome')
@@ -251,3 +254,12 @@ def test_links_and_anchors_resolve(page, server):
         elif fragment and path in ids and fragment not in ids[path]: missing.append(link)
     assert missing == []
     assert len(links) > 500
+
+def test_the_report_of_a_study_fits_a_phone(browser, tmp_path):
+    "Its wide tables scroll inside, with everything that is in them, what only screen readers see as well"
+    context = browser.new_context(viewport=dict(width=390, height=844))
+    page = context.new_page()
+    page.goto(study_report(make(tmp_path/'s')).as_uri())
+    width = page.evaluate('document.documentElement.scrollWidth')
+    context.close()
+    assert width == 390

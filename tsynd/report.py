@@ -582,7 +582,7 @@ h2{font-size:1.6rem;line-height:1.25;margin:3.4rem 0 1rem;padding-top:1.2rem;bor
 .caution{max-width:50rem;border-left:3px solid var(--base);padding:.1rem 0 .1rem 1rem;color:var(--muted)}
 nav{display:flex;flex-wrap:wrap;gap:.2rem 1.3rem;margin:1.8rem 0 0;font-size:.9rem} a{color:var(--tsynd);text-underline-offset:.18em;text-decoration-thickness:1px}
 .sr{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap}
-.note,figcaption,small{color:var(--muted);font-size:.86rem} .scroll{overflow-x:auto} .scroll:focus-visible,a:focus-visible{outline:2px solid var(--tsynd);outline-offset:3px}
+.note,figcaption,small{color:var(--muted);font-size:.86rem} .scroll{overflow-x:auto;position:relative} .scroll:focus-visible,a:focus-visible{outline:2px solid var(--tsynd);outline-offset:3px}
 footer{margin-top:3.5rem;padding-bottom:3rem;color:var(--muted);font-size:.86rem} footer p{border-top:1px solid var(--line);padding-top:1.2rem}
 '''
 
