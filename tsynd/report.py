@@ -22,7 +22,7 @@ from urllib.parse import quote
 import matplotlib
 import numpy as np
 import pandas as pd
-from fastcore.xml import FT, A, B, Caption, Dd, Div, Dl, Dt, Figcaption, H3, Img, Li, P, Picture, Safe, Section, Small, Source, Span, Table, Tbody, Td, Th, Thead, Tr, ft, to_xml
+from fastcore.xml import A, B, Caption, Dd, Div, Dl, Dt, Figcaption, H3, Img, Li, P, Picture, Safe, Section, Small, Source, Span, Table, Tbody, Td, Th, Thead, Tr, ft, to_xml
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D

@@ -158,9 +158,9 @@ NOTE = ('Differences in points (hundredths), paired within seeds; where several 
         'p: exact sign flips over the seeds, two-sided. Holm: corrected for all rows of this table together. ▴ better and ▾ worse: p ≤ .05 after correction. All else on this page is description.')
 
 # %% ../nbs/10a_study_report.ipynb #d5f20390
-def _change(v, measure='auc'): # a loss is marked
-    lost = _loses(v, measure)
-    return Td(f'{"▾ " if lost else ""}{_amount(v, measure)}', cls='n lost' if lost else 'n')
+def _change(v): # a loss is marked
+    lost = _loses(v, 'auc')
+    return Td(f'{"▾ " if lost else ""}{_amount(v)}', cls='n lost' if lost else 'n')
 
 # %% ../nbs/10a_study_report.ipynb #379aba06
 def _entry(mean, diff, measure):
@@ -416,10 +416,10 @@ def departures(f:Findings)->list:
     return out + ([] if set(OFFICIAL) & set(f.datasets) else ['there are no official numbers for these data sets'])
 
 # %% ../nbs/10a_study_report.ipynb #9486cccd
-def _ours(f, means, d): # a row per arm that has no learning rate or length of its own
-    for a,s in f.study.config.arms.items():
+def _ours(means, d, arms): # a row per arm
+    for a in arms:
         m = [means.get((d,'full','clean',k,a)) for k in ('auc','accuracy')]
-        if not any(m) or 'lr' in s or 'longer' in s: continue
+        if not any(m): continue
         cells = ['–' if v is None else f'{v.mean:.3f}' + ('' if np.isnan(v.sd) else f' ± {v.sd:.3f}') for v in m]
         yield _row(f'{a}, {max(v.seeds for v in m if v)} seeds', *map(_n, cells))
 
@@ -428,8 +428,9 @@ def official_html(f:Findings)->str:
     "Official rows beside ours, or why there are none"
     if departures(f): return markup(P(f"Not comparable, so not shown: {'; '.join(departures(f))}."))
     means,own = _lookup(f.means), [a for a,s in f.study.config.arms.items() if 'lr' in s or 'longer' in s]
+    same = [a for a in f.study.config.arms if a not in own]
     theirs = lambda d: _row('MedMNIST v2, ResNet-18', *(_n(f'{v:.3f}') for v in OFFICIAL[d]))
-    groups = [_group(d, [theirs(d), *_ours(f, means, d)], 3) for d in f.datasets if d in OFFICIAL and 'full' in f.sizes(d)]
+    groups = [_group(d, [theirs(d), *_ours(means, d, same)], 3) for d in f.datasets if d in OFFICIAL and 'full' in f.sizes(d)]
     note = f" Left out, as they have a learning rate or length of their own: {', '.join(own)}." if own else ''
     return markup(_table('Official rows', [('',''), ('AUC','n'), ('accuracy','n')], *groups), P(
         'Official: Yang et al. 2023, Adam at 0.001, divided by 10 after epochs 50 and 75, best epoch on validation. Ours: the same schedule, '
