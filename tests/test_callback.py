@@ -119,6 +119,27 @@ def test_two_arms_see_the_same_images_in_the_same_order(data, ae):
     assert plain != run(4) and len(plain) == 18 and plain[:6] != plain[6:12]
 
 
+class Pairs:
+    "A data set of fastai's kind, no tensor of ours in it"
+    def __init__(self, split): self.split = split
+    def __len__(self): return len(self.split)
+    def __getitem__(self, i): return self.split.x[i]/255, int(self.split.y[i])
+
+class Dealt(DataLoader):
+    "Batches in an order of its own, which nobody can know"
+    def create_batches(self, samps): return super().create_batches(list(samps)[::-1])
+
+@pytest.mark.parametrize('kwargs,known', [(dict(shuffle=True), True), (dict(shuffle=True, drop_last=True), True), (dict(), True), (dict(shuffle=True, num_workers=2), True),
+                                          (dict(get_idxs=lambda: [3,1,4,1,5,9,2,6,5,35]*4), True), (dict(cls=Dealt, shuffle=True), False)], ids=str)
+def test_in_loaders_of_fastai_an_image_names_its_source(data, ae, kwargs, known):
+    make,held = (lambda cls=DataLoader, **kw: cls(Pairs(data.train), bs=9, **kw)), DataLoader(Pairs(data.val), bs=16)
+    learn = Learner(DataLoaders(make(**kwargs), held, device='cpu'), tiny(), loss_func=CrossEntropyLossFlat(), cbs=tsynd(ae, warm=True, share=.6))
+    quiet(learn, learn.fit, 2, 1e-2)
+    s,bank = learn.tsynd.last_epoch, learn.tsynd.bank
+    if known: assert torch.equal(s.source, data.train.x[s.index]/255) and torch.equal(s.y, data.train.y[s.index]) and set(s.index.tolist()) <= set(bank.rows)
+    else: assert s.index is None and not bank.rows
+
+
 # What is added
 
 @pytest.mark.parametrize('weight', [.5, 2.])
@@ -274,7 +295,7 @@ def test_a_model_of_ones_own(data, ae, kind):
 
 def test_loaders_that_name_no_sources(data, ae):
     items = [data.train[i] for i in range(40)]
-    dls = DataLoaders(DataLoader(items, bs=8, shuffle=True, num_workers=0), DataLoader(items[:16], bs=8, num_workers=0), device=torch.device('cpu'))
+    dls = DataLoaders(Dealt(items, bs=8, shuffle=True, num_workers=0), DataLoader(items[:16], bs=8, num_workers=0), device=torch.device('cpu'))
     learn = Learner(dls, tiny(), loss_func=CrossEntropyLossFlat(), cbs=tsynd(ae))
     quiet(learn, learn.fit, 2)
     assert learn.tsynd.images.index is None and learn.tsynd.provenance.source_index.tolist() == list(range(40))
@@ -791,7 +812,7 @@ def test_without_a_source_index_warm_is_cold(data, ae, begun):
     def run(warm):
         with seeded(2), warnings.catch_warnings():
             warnings.simplefilter('error', UserWarning)
-            dls = DataLoaders(DataLoader(items, bs=8, num_workers=0), DataLoader(items[:16], bs=8, num_workers=0), device=torch.device('cpu'))
+            dls = DataLoaders(Dealt(items, bs=8, num_workers=0), DataLoader(items[:16], bs=8, num_workers=0), device=torch.device('cpu'))
             learn = Learner(dls, tiny(), loss_func=CrossEntropyLossFlat(), cbs=tsynd(ae, warm=warm, gate=.5))
             quiet(learn, learn.fit, 2)
         return learn.tsynd.images, copied(learn.model)

@@ -138,12 +138,12 @@ def test_every_loss_is_marked_and_counted(f):
     d = differences(f.results)
     keep = [(r.condition, r.measure) in columns(f) for r in d.itertuples()]
     better = dict(ece=-1, nll=-1)
-    lost = sum(round(r.difference*better.get(r.measure, 1)*(1000 if r.measure == 'nll' else 100), 1) < 0 for r in d[keep].itertuples())
+    lost = sum(round(r.difference*better.get(r.measure, 1), 3) < 0 for r in d[keep].itertuples())
     page = tables_html(f)
     assert lost == page.count('▾ ') == page.count('> worse than the baseline<') == page.count('class="n lost"') > 5
     assert f'{lost} are losses' in caution(f) and f'Of {sum(keep)} mean' in caution(f)
 
-@pytest.mark.parametrize('d, measure, lost', [(-.0006, 'auc', True), (-.0004, 'auc', False), (.01, 'auc', False), (.01, 'ece', True), (-.01, 'ece', False), (.0002, 'nll', True), (.01, 'seconds', False), (np.nan, 'auc', False)])
+@pytest.mark.parametrize('d, measure, lost', [(-.0006, 'auc', True), (-.0004, 'auc', False), (.01, 'auc', False), (.01, 'ece', True), (-.01, 'ece', False), (.0006, 'nll', True), (.0004, 'nll', False), (.01, 'seconds', False), (np.nan, 'auc', False)])
 def test_losses(d, measure, lost): assert _loses(d, measure) == lost
 
 def test_the_tables_hold_all_arms_and_conditions(f):

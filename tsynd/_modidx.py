@@ -124,6 +124,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'tsynd.callback.TSynD.provenance': ('callback.html#tsynd.provenance', 'tsynd/callback.py'),
                                 'tsynd.callback.TSynD.show': ('callback.html#tsynd.show', 'tsynd/callback.py'),
                                 'tsynd.callback._normalize': ('callback.html#_normalize', 'tsynd/callback.py'),
+                                'tsynd.callback._order': ('callback.html#_order', 'tsynd/callback.py'),
                                 'tsynd.callback._own_hooks_only': ('callback.html#_own_hooks_only', 'tsynd/callback.py')},
             'tsynd.classifier': { 'tsynd.classifier.Classifier': ('classifier.html#classifier', 'tsynd/classifier.py'),
                                   'tsynd.classifier.Classifier.__init__': ('classifier.html#classifier.__init__', 'tsynd/classifier.py'),

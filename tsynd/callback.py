@@ -14,6 +14,7 @@ from statistics import mean, median
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
+from fastai.data.load import DataLoader
 from fastai.data.transforms import Normalize
 from fastcore.basics import patch, store_attr
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class TSynD(Callback):
                  radius:float=.3,         # RMS displacement per latent, in standard deviations
                  step:float=.33,          # length of the first step, in units of the radius
                  jitter:float=0.,         # random step before the ascent, in units of the radius, in [0,1]
-                 warm:bool=True,          # start where the image's last ascent ended? needs `DataLoaders` that say which image it is
+                 warm:bool=True,          # start where the last ascent of the same image ended? an image that was augmented anew starts at its source
                  gate:float=.8,           # probability that the classifier's moving average must give the source's label, in [0,1]; 0 for no gate
                  weight:float=1.,         # w, of the synthetic loss: more buys robustness and costs clean accuracy
                  share:float=.5,          # of a batch to synthesise from, in (0,1]
@@ -158,8 +159,14 @@ def _batch_seed(self:TSynD): return (1000003*self.seed + 7919*self.count + 1) % 
 
 @patch
 def _source_index(self:TSynD, n):
-    f = getattr(self.learn.dl, 'batch_index', None)
-    return None if f is None else f(self.learn.iter)[:n]
+    dl,i = self.learn.dl,self.learn.iter
+    if hasattr(dl, 'batch_index'): return dl.batch_index(i)[:n]
+    order = _order(dl)
+    return None if order is None else torch.tensor(list(order[i*dl.bs:][:n]))
+
+def _order(dl): # of the epoch
+    plain = isinstance(dl, DataLoader) and getattr(dl.create_batches, '__func__', None) is DataLoader.create_batches
+    return getattr(dl, '_DataLoader__idxs', None) if plain and dl.indexed and dl.n and dl.bs else None
 
 # %% ../nbs/05_callback.ipynb #ff169ed7
 @patch

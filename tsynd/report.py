@@ -492,7 +492,7 @@ def what_html(run)->str:
 PYTHON = Template('''from tsynd.experiment import RunConfig, run
 result = run(RunConfig($args), out='runs/mine')
 
-# or the same idea with the pieces, in a training loop of your own (the same numbers come from the line above):
+# or the pieces, in a training loop of your own (exactly the numbers of this page come from the lines above):
 from tsynd.autoencoder import train_autoencoder
 from tsynd.callback import TSynD
 from tsynd.classifier import make_classifier
@@ -545,8 +545,8 @@ READ = Template('''<p><strong>What was compared.</strong> Two classifiers starte
 <p><strong>How they are made.</strong> An autoencoder turns an image into a short code and back; what comes back is the <em>reconstruction</em>.
 $ascent The synthetic image keeps the label of its source.$gate</p>
 <p><strong>What MI is.</strong> Switch off a random part of a network’s last features, ask for its opinion, and repeat. Where the opinions agree, the network knows what
-it sees, even if it says “fifty-fifty”. Where each is confident but they contradict one another, it has not seen enough images like this one. Mutual
-information (MI) measures that disagreement, in nats: 0 when all agree, at most $limit here. It is an estimate from a limited number of opinions.</p>
+it sees, even if it says “fifty-fifty”. Where each is confident but they contradict one another, the answer hangs on which features are left. That is often read as “not enough
+images like this one”, which with dropout in the last layer is not established. Mutual information (MI) measures that disagreement, in nats: 0 when all agree, at most $limit here. It is an estimate from a limited number of opinions.</p>
 <p><strong>The measures.</strong> <em>AUC</em>: how often a random image of a class gets a higher score than a random image outside it (0.5 is guessing).
 <em>Accuracy</em>: the share of images classified rightly. <em>Balanced accuracy</em>: the same per class, then averaged, so that a rare class counts as much as a frequent one.
 A <em>point</em> is a hundredth.</p>

@@ -96,7 +96,8 @@ def columns(f:Findings)->list: # of (condition, measure)
 
 # %% ../nbs/10a_study_report.ipynb #da708cd6
 def _loses(difference, measure):
-    return not np.isnan(difference) and round(100*difference*(10 if measure == 'nll' else 1), 1)*BETTER.get(measure, 0) < 0
+    printed = round(difference, 3) if measure == 'nll' else round(100*difference, 1)
+    return printed*BETTER.get(measure, 0) < 0
 
 # %% ../nbs/10a_study_report.ipynb #fb5d3d6f
 def _named(r): return f"{NAMES.get(r.measure, r.measure)}, {r.condition}"
@@ -317,7 +318,7 @@ def reliability_plot(f:Findings, dark=False)->Plot|None: # None without predicti
             ax.plot([low,1], [low,1], color=c.muted, lw=1, ls=(0,(4,3)))
             ax.set(ylabel='share that is right')
         axs[-1].set_xlabel('confidence'); _legend(fig, st)
-    return Plot(fig, 'Reliability', 'Clean test images, in ten bins of confidence; on the dashed diagonal an arm is as often right as it is sure. Below it, it is too sure.' + _sizes(f).replace('Mean over seeds', 'All seeds'),
+    return Plot(fig, 'Reliability', 'Clean test images, in ten bins of confidence; on the dashed diagonal an arm is as often right as it is sure. Below it, it is too sure.' + _sizes(f).replace('Mean over seeds and over', 'All seeds, and').replace('Mean over seeds', 'All seeds'),
                 'Reliability diagrams: share of right predictions against confidence, with the diagonal.')
 
 # %% ../nbs/10a_study_report.ipynb #20883b9f
