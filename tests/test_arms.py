@@ -1,13 +1,15 @@
 """What each arm promises: the distance of the random twin, the box of the attack, and that training without it is untouched."""
-import math
+import copy, math
 
-import pytest, torch
+import numpy as np, pytest, torch
 from fastai.callback.core import Callback
+from fastai.data.transforms import Normalize
+from fasttransform import Pipeline
 
 from tsynd.arms import ARMS, AdversarialTraining, PixelSpace, TrivialAugment, adversarial, callbacks, extra_images
 from tsynd.autoencoder import train_autoencoder
 from tsynd.callback import TSynD
-from tsynd.classifier import make_classifier, train_classifier
+from tsynd.classifier import classifier_learner, make_classifier, train_classifier
 from tsynd.data import InputError, phantom, seeded
 from tsynd.synthesis import Synthesizer
 
@@ -48,6 +50,7 @@ def test_an_arm_without_weight_is_the_baseline(name, settings, data, ae):
     assert torch.equal(weights(callbacks(name, ae, **settings)), weights([]))
 
 @pytest.mark.parametrize('name, settings, said', [('mi', dict(wieght=1), "no setting 'wieght', expected some of weight, radius"), ('nothing', {}, "arm is 'nothing', expected one of baseline"),
+                                                  (['mi'], {}, r"arm is \['mi'\], expected one of"), ('mixup', dict(alpha='a'), 'alpha is'), ('mixup', dict(alpha=-1), 'alpha is -1'), ('random', dict(times=0), 'times is 0'),
     ('mi', dict(radius=-1), 'radius is -1'), ('mi', dict(gate=2.), 'gate is 2.0'), ('pgd', dict(eps=2.), 'eps is 2.0'), ('pgd', dict(steps=0), 'steps is 0'),
     ('fgsm', dict(weight=-1.), 'weight is -1.0'), ('trivialaugment', dict(p=1.5), 'p is 1.5')], ids=str)
 def test_slips_are_named(name, settings, said, ae):
@@ -181,3 +184,42 @@ def test_extra_images_are_those_of_the_named_sources(name, data, ae, model):
     assert (nearest == torch.arange(6)).float().mean() >= (.5 if name in ('reconstruction','random','mi') else 1)     # after 20 updates the decoder is coarse
     assert torch.equal(out, x) == (name == 'baseline')
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+# What was found by looking
+
+class Scale(Callback):
+    order = -6
+    def before_batch(self): self.learn.xb = (4*self.x-2,)
+
+@pytest.mark.parametrize('name', ['pgd','fgsm','trivialaugment','joint'])
+def test_normalised_batches_are_refused(name, data, ae):
+    "These work on images in [0, 1]; only TSynD itself undoes fastai's Normalize"
+    def go(*cbs, tfms=None):
+        learn = classifier_learner(data, make_classifier('small_resnet', 1, 2), cbs=[*callbacks(name, ae), *cbs])
+        if tfms: learn.dls.train.after_batch = Pipeline([tfms])
+        for cb in learn.cbs: cb.warmup = 0
+        with pytest.raises(InputError, match=r'\[0, 1\].*Normalize'), learn.no_bar(), learn.no_logging(): learn.fit(1)
+    go(Scale())
+    if name == 'joint': go(tfms=Normalize.from_stats([.3], [.25], cuda=False))
+
+@pytest.mark.parametrize('name, settings', [('random', {}), ('random', dict(times=1.7)), ('joint', {})])
+def test_what_is_noted_is_what_was_trained_on(name, settings, data, ae):
+    "The images that the ascent found are replaced after the look at them"
+    cb, = callbacks(name, ae, gate=0., **settings)
+    cb.warmup,cb.measure_every = 0,1
+    class Far(Callback):
+        order = 90
+        def before_fit(self): self.seen = []
+        def after_batch(self):
+            if not self.training: return
+            with torch.no_grad(): rec = cb.engine.ae.decode(cb.syn.z0)
+            self.seen.append((cb.syn.x-rec).pow(2).mean((1,2,3)).sqrt().mean().item())
+    learn = train_classifier(data, epochs=1, bs=16, cbs=[cb, Far()])
+    assert len(learn.far.seen) > 1 and np.allclose([h['distance_pixel'] for h in cb.history], learn.far.seen, rtol=1e-3)
+
+@pytest.mark.parametrize('training', [True, False])
+def test_looking_at_an_arm_leaves_the_classifier_alone(training, data, ae, model):
+    net = copy.deepcopy(model).train(training)
+    extra_images('mi', ae, net, data, range(4))
+    assert all(m.training == training for m in net.modules()) and all(p.requires_grad for p in net.parameters())

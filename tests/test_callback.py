@@ -1,5 +1,5 @@
 """The callback in trainings of many kinds: off means off, each image where and when it should be, validation untouched."""
-import math, pickle, random, threading, warnings
+import copy, math, pickle, random, threading, warnings
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
-from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLossFlat, LabelSmoothingCrossEntropy, LabelSmoothingCrossEntropyFlat
 from fastai.optimizer import SGD, Adam
 from hypothesis import assume, given, settings, strategies as st
 from layouts import write_npz
@@ -311,6 +311,31 @@ def test_colour(ae, tmp_path):
 def test_several_labels_are_told_by_their_targets(several, several_ae):
     t = fit(several, tsynd(several_ae)).tsynd
     assert t.engine.multilabel and t.images.y.shape == (40,14) and (t.provenance.mi_after >= 0).all()
+
+def fit_floats(data, ae, make, loss, C=2):
+    "The targets made from the class numbers"
+    x,y = data.train.batch(slice(None))
+    dls = DataLoaders(DataLoader(list(zip(x, make(y))), bs=8, num_workers=0), DataLoader(list(zip(x[:8], make(y[:8]))), bs=8, num_workers=0), device=torch.device('cpu'))
+    learn = Learner(dls, tiny(C), loss_func=loss, cbs=tsynd(ae, keep=0))
+    quiet(learn, learn.fit, 1)
+    return learn
+
+def one_hot(y): return F.one_hot(y, 2).float()
+
+@pytest.mark.parametrize('loss', [nn.CrossEntropyLoss(), CrossEntropyLossFlat(), F.cross_entropy, partial(F.cross_entropy, label_smoothing=.1), LabelSmoothingCrossEntropy(),
+                                  LabelSmoothingCrossEntropyFlat(), FocalLossFlat()], ids=lambda l: getattr(l, '__name__', type(l).__name__))
+@pytest.mark.parametrize('make', [one_hot, lambda y: .8*one_hot(y)+.1], ids=['one-hot','smoothed'])
+def test_rows_of_one_class_are_not_taken_for_several_labels(data, ae, loss, make):
+    with pytest.raises(InputError, match=r'expects class numbers of shape \(8,\); give these, or .*BCEWithLogitsLossFlat') as e: fit_floats(data, ae, make, loss)
+    assert '\n' not in str(e.value)
+
+@pytest.mark.parametrize('loss', [nn.BCEWithLogitsLoss(), BCEWithLogitsLossFlat(), F.binary_cross_entropy_with_logits], ids=lambda l: getattr(l, '__name__', type(l).__name__))
+def test_several_labels_with_their_losses(data, ae, loss):
+    t = fit_floats(data, ae, one_hot, loss).tsynd
+    assert t.engine.multilabel and t.count == 5
+
+def test_numbers_to_be_predicted_are_no_labels(data, ae):
+    with pytest.raises(InputError, match='expected float zeros and ones, nothing between'): fit_floats(data, ae, lambda y: y[:,None]*.5+.2, nn.MSELoss(), C=1)
 
 def test_the_mode_of_the_autoencoder_does_not_matter(data, ae):
     def run(train):
@@ -783,6 +808,21 @@ def test_the_guard_starts_anew_with_each_fit(data, ae, looks):
     quiet(learn, learn.fit, 1)
     assert [h['step_length'] for h in learn.tsynd.history] == [.5**k for k in range(1, 6)]
 
+def test_what_is_kept_has_no_say(data, ae, looks):
+    def run(keep):
+        with seeded(4): return everything(fit(data, tsynd(ae, keep=keep, measure_every=3, step=1., radius=2.), epochs=3))
+    looks(False)
+    assert same(run(0), run(1000)) and same(run(0), run(12))
+
+@pytest.mark.parametrize('keep', [0, 1000])
+def test_the_guard_goes_by_the_first_32_images(data, ae, monkeypatch, keep):
+    "In the last epoch all 40 are measured as well"
+    measure = Synthesizer.measure
+    def told(self, model, syn, **kwargs): s = measure(self, model, syn, **kwargs); return replace(s, mi_after=s.mi_before+(len(syn)-36))
+    monkeypatch.setattr(Synthesizer, 'measure', told)
+    t = fit(data, tsynd(ae, keep=keep, measure_every=3, step=.8), epochs=7, bs=40).tsynd
+    assert t.engine.step == .8/2**3 and [h['step_length'] for h in t.history] == [.8, .4, .2] and [h['rose'] for h in t.history] == [0, 0, float(keep > 0)]
+
 def test_several_steps_need_no_guard(data, ae, looks):
     looks(False)
     t = fit(data, tsynd(ae, steps=2, measure_every=1, step=.5)).tsynd
@@ -837,6 +877,17 @@ def test_bfloat16_after_a_fit_that_broke_off(data, error, place):
     assert not torch.is_autocast_enabled('cpu')
     fit(data, [BF16(), Moves(), Weights()], model=model, lr=.3, opt=SGD)
     assert not torch.is_autocast_enabled('cpu') and 'forward' not in vars(model)
+
+@pytest.mark.parametrize('again', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=['copied','pickled'])
+def test_a_model_that_a_broken_fit_left_in_bfloat16_can_be_copied(data, again):
+    class Stop(Callback):
+        def after_batch(self): raise KeyboardInterrupt()
+    model = tiny()
+    with pytest.raises(KeyboardInterrupt): fit(data, [BF16(), Stop()], model=model)
+    model.eval(); twin,x = again(model),data.val.batch(slice(4))[0]
+    assert torch.equal(twin(x), model(x)) and not torch.equal(type(model).forward(model, x), model(x))
+    with torch.no_grad(): twin.out.weight.zero_(); twin.out.bias.fill_(3)
+    assert (twin(x) == 3).all() and not (model(x) == 3).any()
 
 def test_a_gate_that_drops_all_says_so(data, ae, gates):
     gates(0.)

@@ -223,6 +223,21 @@ def test_a_skip_and_a_single_image_need_no_falling_back():
         warnings.simplefilter('ignore')
         close(one, mc_logits(model, images(3), 4, seed=3)[:,:1])
 
+class SequenceFirst(nn.Module):
+    "A transformer that takes (positions, images, features)"
+    def __init__(self): super().__init__(); self.f,self.out = nn.TransformerEncoderLayer(12, 2, 24, dropout=.3),nn.Linear(12, 3)
+    def forward(self, x): return self.out(self.f(x[:,0].permute(1, 0, 2)).mean(0))
+
+@pytest.mark.parametrize('n,T', [(5,4), (5,5), (3,2), (1,4), (2,3)])              # 12 positions: T divides them or not, as does T·n
+def test_dropout_on_a_sequence_that_comes_first_is_refused(n, T):
+    with pytest.raises(InputError, match=rf'sees shape \(12, {n*T}, .* {n*T}, as its first dimension; make the model batch-first'): mc_logits(SequenceFirst(), images(n), T)
+
+def test_windows_of_an_image_are_no_sequence():
+    with seeded(0): model = timm.create_model('swin_tiny_patch4_window7_224', in_chans=1, num_classes=3, img_size=56, proj_drop_rate=.2, depths=(1,1), embed_dim=24, num_heads=(2,2)).eval()
+    x = images(2, size=56)
+    with pytest.warns(UserWarning, match='each of the 4 draws'), MCDropout(model, 4, seed=3) as mc: out = mc(x)
+    for t in range(4): close(out[t], by_hand(model, x, mc.masks, t))
+
 def test_wrong_images_do_not_mark_the_model():
     "A failure that a full pass has as well is the caller's, and the next call is as fast as ever"
     model = tiny()
@@ -352,6 +367,8 @@ def test_predictions_do_not_depend_on_the_batch_size(n, bs, byte):
 
 def test_half_precision_predictions_come_back_in_single(): assert predict(tiny().bfloat16(), images().bfloat16()).dtype == torch.float32
 
+def test_predictions_of_a_model_without_weights(): assert torch.equal(predict(nn.Flatten(), images()), images().flatten(1))
+
 def test_probabilities_of_classes_and_labels():
     x = torch.tensor([[0., 1000.], [-1000., 0.]])
     assert probabilities(x).tolist() == [[0,1],[0,1]] and probabilities(x, True).tolist() == [[.5,1],[0,.5]]
@@ -391,6 +408,9 @@ def test_metrics_agree_on_the_official_test_split(medmnist_root, name):
     got = metrics(data.test.y, p, data.task)
     assert (got['auc'], got['accuracy']) == pytest.approx((theirs.AUC, theirs.ACC), abs=1e-12)
     assert got == pytest.approx(scikit(data.test.y.numpy(), p, data.task), abs=1e-9)
+
+@pytest.mark.parametrize('y,task,want', [([1], 'binary-class', 1.), ([0], 'binary-class', 0.), ([1], 'multi-class', 1.), ([0], 'ordinal-regression', 0.), ([[0,1]], MULTI, 1.), ([[1,1]], MULTI, .5)])
+def test_metrics_of_a_single_image(y, task, want): assert metrics(y, [[.3,.7]], task) == dict(accuracy=want, auc=None, balanced_accuracy=want)
 
 def test_an_absent_class_has_no_auc():
     p = np.eye(3)[[0,1,1,2]]*.8+.1

@@ -1,5 +1,5 @@
 """The command: what it says, what it refuses in one line, what it leaves behind, and that it runs offline and from a wheel."""
-import hashlib, io, json, math, os, re, shlex, shutil, subprocess, sys, textwrap, urllib.error, urllib.request, zipfile
+import hashlib, io, json, math, os, re, shlex, shutil, signal, subprocess, sys, textwrap, threading, urllib.error, urllib.request, zipfile
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -373,6 +373,26 @@ def test_an_interrupted_run_leaves_nothing(here, monkeypatch, point):
     monkeypatch.setattr(point, interrupted)
     refused(here, 'run', *SMOKE, code=130, words=['interrupted', 'nothing was written'])
 
+def test_sigterm_leaves_nothing_either(here):
+    "Not even when it comes twice, as from `timeout`, and the second while all is cleaned up"
+    stop = '''
+        import os, signal, sys
+        from tsynd import cli, experiment
+        def training(*args, **kw): print('training', flush=True); signal.pause()
+        def remove(folder, rmtree=experiment.shutil.rmtree): os.kill(os.getpid(), signal.SIGTERM); rmtree(folder)
+        experiment.train_autoencoder, experiment.shutil.rmtree = training, remove
+        sys.exit(cli.main(['run', '--quick', '--out', 'a/x']))'''
+    p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(stop)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert p.stdout.readline() == 'training\n' and len(listing(here)) == 3
+    p.terminate()
+    assert screen(p.communicate()[1]) == ['tsynd: interrupted; nothing was written'] and p.returncode == 130 and listing(here) == []
+
+def test_signals_are_given_back_and_another_thread_sets_none(here):
+    before, codes = signal.getsignal(signal.SIGTERM), [main(['report', 'x'])]
+    t = threading.Thread(target=lambda: codes.append(main(['report', 'x'])))
+    t.start(); t.join()
+    assert codes == [2, 2] and signal.getsignal(signal.SIGTERM) is before
+
 @pytest.mark.xdist_group('middle')
 @pytest.mark.parametrize('error', [RuntimeError, ValueError, OSError])
 @pytest.mark.parametrize('point', ['tsynd.experiment.load_data', 'tsynd.synthesis.Synthesizer.measure', 'tsynd.experiment.save_npz'])
@@ -413,6 +433,11 @@ def test_a_folder_that_is_no_run_is_refused(made, here, edit, words):
     edit(here/'x')
     refused(here, 'report', 'x', words=words)
 
+@pytest.mark.parametrize('name', ['x'*300, 'file/x', '/dev/null'], ids=lambda v: v[:9])
+def test_a_path_that_cannot_be_looked_at_is_no_run(here, name):
+    (here/'file').touch()
+    refused(here, 'report', name, words=[name[:250], 'has no metrics.json'])
+
 def test_a_file_is_no_run(here):
     (here/'x').touch()
     refused(here, 'report', 'x', words=['x has no metrics.json', 'tsynd run'])
@@ -446,6 +471,13 @@ def test_a_study_with_a_slip_says_so_in_one_line(tmp_path, capsys, text, said):
     assert main(['study', str(tmp_path/'mine.toml'), '--out', str(tmp_path/'out')]) == 2
     err = capsys.readouterr().err
     assert said in err and err.count('\n') == 1 and 'Traceback' not in err and not (tmp_path/'out').exists()
+
+@pytest.mark.parametrize('jobs', [0, -1])
+@pytest.mark.parametrize('dry', [[], ['--dry-run']], ids=str)
+def test_jobs_are_checked_before_anything_is_estimated(here, monkeypatch, jobs, dry):
+    monkeypatch.setattr('tsynd.study.estimate', None)
+    (here/'mine.toml').write_text(STUDY)
+    refused(here, 'study', 'mine.toml', '--jobs', jobs, *dry, words=[f'jobs is {jobs}', 'at least 1'])
 
 def test_failed_cells_are_named_and_the_rest_is_reported(tmp_path, capsys):
     (tmp_path/'mine.toml').write_text(STUDY.replace('n = [20]', 'n = [20, 9999]').replace('[arms.mixup]\n', ''))

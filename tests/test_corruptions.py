@@ -275,6 +275,7 @@ def test_jpeg_is_close_to_pils(ch, mode):
 
 @pytest.mark.parametrize('kwargs,message', [
     (dict(name='motion'), "breastmnist: corruption 'motion' is unknown, expected some of pixelate"),
+    (dict(name=None), 'corruption None is unknown'), (dict(name=['pixelate']), r"corruption \['pixelate'\] is unknown"),
     (dict(name='gaussian_noise'), "'gaussian_noise' is unknown"), (dict(dataset='breast'), "data set 'breast' is unknown"),
     (dict(severity=6), 'severity is 6'), (dict(severity=-1), 'severity is -1'), (dict(severity=1.5), 'severity is 1.5'),
     (dict(severity=True), 'severity is True'), (dict(bs=0), 'batch size is 0'), (dict(bs=2.5), 'batch size is 2.5'),

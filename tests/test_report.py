@@ -275,11 +275,23 @@ def test_text_can_be_read(scheme):
 
 def broken(folder, name, content):
     (folder/name).unlink(missing_ok=True)
-    if content is not None: (folder/name).write_text(content)
+    if isinstance(content, tuple): content = json.dumps(put(make_metrics(), *content))
+    if content is not None: (folder/name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+def put(m, where, value):
+    *path, last = where.split('.')
+    o = m
+    for k in path: o = o[k]
+    o[last] = value
+    return m
 
 BAD = {'no metrics': ('metrics.json', None, 'has no metrics.json'), 'no provenance': ('provenance.csv', None, 'has no provenance.csv'),
        'half a json': ('metrics.json', '{"config": ', 'is not JSON'), 'a list': ('metrics.json', '[]', 'has no entry config'),
        'no arms': ('metrics.json', '{"config":{},"data":{},"conditions":[],"arms":{"baseline":{}}}', 'has no entry arms.tsynd'),
+       **{f'{k} is {v}': ('metrics.json', (k, v), f'has {v} as entry {k}') for k, v in {'data': 3, 'arms': [], 'conditions': 3, 'arms.baseline': [], 'arms.tsynd.metrics': 3}.items()},
+       **{f'{k} is null': ('metrics.json', (k, None), f'has no entry {k}') for k in ('data', 'config', 'arms', 'arms.tsynd', 'arms.baseline.metrics')},
+       'ragged table': ('provenance.csv', 'a,b\n1,2,3,4\n1,2,3,4,5,6,7\n', 'provenance.csv is no table of comma-separated values in UTF-8'),
+       'latin-1 table': ('provenance.csv', 'label_name\nKr\xe4he\n'.encode('latin-1'), 'provenance.csv is no table'), 'latin-1 json': ('metrics.json', '"\xe4"'.encode('latin-1'), 'metrics.json is not JSON'),
        'foreign table': ('provenance.csv', 'a,b\n1,2\n', 'has no column label_name'), 'broken npz': ('synthetic.npz', 'x', 'is not a complete numpy archive')}
 
 @pytest.mark.parametrize('what', BAD)

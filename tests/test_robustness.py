@@ -108,7 +108,7 @@ def test_ranges_bound_the_parameters():
 @pytest.mark.parametrize('kwargs,message', [
     (dict(strength=-1), 'strength is -1'), (dict(strength=math.nan), 'strength is nan'), (dict(kinds=('motion',)), "'motion' is unknown"),
     (dict(kinds='blurr'), "'blurr' is unknown"), (dict(ranges=dict(angle=3)), "range 'angle' is unknown"),
-    (dict(ranges=dict(noise=-.1)), 'range noise is -0.1'), (dict(bs=0), 'batch size is 0'),
+    (dict(ranges=dict(noise=-.1)), 'range noise is -0.1'), (dict(bs=0), 'batch size is 0'), (dict(bs=2.5), 'batch size is 2.5'),
     (dict(x=images()*2-1), 'undo a normalisation'), (dict(x=images()[0]), 'shape 1×12×12'), (dict(x=images()[:0]), 'at least one'),
     (dict(x=(images()*255).byte()), 'torch.uint8'), (dict(x=images()/0), 'NaN or infinite')])
 def test_bad_input_to_perturb(kwargs, message):

@@ -1,19 +1,20 @@
 """A study that is stopped anywhere goes on and ends with the same table; what it compares is paired; slips are named."""
 import hashlib, json, lzma, os, signal, subprocess, sys, time
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest, torch
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 from sklearn.metrics import log_loss
 
 import tsynd.study as S
 from tsynd.arms import ARMS
 from tsynd.classifier import make_classifier, train_classifier
 from tsynd.data import InputError, phantom
-from tsynd.study import (Cell, StudyConfig, _todo, append, calibration, cell_data, cells, check_config, corrupted, estimate, fit_steps, make_arm, read_config,
+from tsynd.study import (Cell, StudyConfig, _todo, append, calibration, cell_data, cells, corrupted, cpu_time, estimate, fit_steps, make_arm, read_config,
                          read_study, records, run_cell, run_study, to_toml, work)
 
 TINY = StudyConfig(name='tiny', datasets=['phantom'], n=[20, 40], seeds=2, arms={'baseline': {}, 'far': dict(arm='mi', radius=.6, gate=0.), 'long': dict(arm='baseline', longer=2.)},
@@ -42,13 +43,40 @@ def test_a_configuration_survives_its_file(tmp_path):
     ('seeds = 2', 'seeds = 0', 'seeds is 0'), ('[20]', '[1]', 'n is 1'), ('[20]', '["all"]', "n is 'all'"), ('[20]', '20', 'n is 20, expected a list'), ('radius', 'raduis', "no setting 'raduis'"),
     ('arms.mi', 'arms.mu', "arm is 'mu'"), ('0.5', '-1.0', 'radius is -1.0'), ('seeds = 2', 'seeds = 2\nsplit = "train"', "split is 'train'"), ('seeds = 2', 'seeds = 2\nlr = 0.0', 'lr of arm'),
     ('["phantom"]', '["phantom", "phantom"]', 'expected each of them once'), ('seeds = 2', 'seeds = 2\nheadline = [["mi", "mu", "clean", "auc"]]', "speaks of an arm 'mu'"), ('seeds = 2', 'seeds = 2\nprotocol = "mine"', "protocol is 'mine'"), ('radius = 0.5', 'longer = 0', 'longer of arm mi is 0'), ('seeds = 2', 'seeds = 2\neps = [300]', 'eps is 300'), ('[arms.baseline]\n[arms.mi]\nradius = 0.5', 'arms = 3', 'arms is 3'),
-    ('[arms.baseline]\n[arms.mi]\nradius = 0.5', '[arms]\nmi = 1', 'arm mi is 1'), ('seeds = 2', 'seeds = 2\ncorruptions = ["rain"]', "corruption 'rain' is unknown"), ('seeds = 2', 'seeds = 2\ndevice = "cuda:99"', "device is 'cuda:99'")], ids=lambda v: v[:20])
+    ('[arms.baseline]\n[arms.mi]\nradius = 0.5', '[arms]\nmi = 1', 'arm mi is 1'), ('seeds = 2', 'seeds = 2\ncorruptions = ["rain"]', "corruption 'rain' is unknown"),
+    ('["phantom"]', '[]', 'datasets is [], expected at least one'), ('[20]', '[]', 'n is [], expected at least one'), ('[arms.baseline]\n[arms.mi]\nradius = 0.5', '[arms]', 'arms is {}, expected at least one'),
+    *(('seeds = 2', f'seeds = 2\n{line}', said) for line, said in (
+        ('name = 5', 'name is 5, expected a text'), ('size = "28"', "size is '28', expected a whole number"), ('size = 0', 'size is 0'), ('model = 3', 'model is 3, expected a text'), ('device = 3', 'device is 3'),
+        ('bf16 = "no"', "bf16 is 'no', expected true or false"), ('balanced = 1', 'balanced is 1, expected true or false'), ('bs = true', 'bs is True, expected a whole number'), ('dropout = "a"', "dropout is 'a', expected a number"),
+        ('corruptions = 3', 'corruptions is 3, expected a list of names'), ('corruptions = [["a"]]', 'expected a list of names'), ('headline = [1]', 'headline is [1], expected a list of lists'),
+        ('headline = [[["mi"], "baseline"]]', "an arm ['mi']"), ('eps = ["a"]', "eps is ['a'], expected a list of numbers"), ('split = ["val"]', "split is ['val'], expected a text")))], ids=lambda v: v[:20])
 def test_slips_in_a_configuration_are_named(tmp_path, old, new, said):
     with pytest.raises(InputError) as e: read_config(toml(tmp_path, GOOD.replace(old, new)))
     assert said in str(e.value) and '\n' not in str(e.value)
 
 def test_a_missing_configuration(tmp_path):
     with pytest.raises(InputError, match='nowhere.toml cannot be read'): read_config(tmp_path/'nowhere.toml')
+
+@given(text=st.text(st.characters(exclude_categories=['Cs'])))
+@example(text='\U0001f9e0 \x7f \x00 \u2028 "\\')
+def test_any_label_survives_its_file(tmp_path_factory, text):
+    c = replace(TINY, name=text, arms={text: dict(arm='baseline')}, headline=[[text, text, 'clean', 'auc']])
+    assert asdict(read_config(toml(tmp_path_factory.mktemp('toml'), to_toml(c)))) == asdict(c)
+
+@pytest.mark.parametrize('change, said', [(dict(device='cuda:99'), "device is 'cuda:99', but this machine has no such device.*device = \"cpu\" in the configuration"), (dict(device='tpu'), "device is 'tpu'"),
+                                          (dict(dropout=2.), 'dropout is 2.0'), (dict(model='foo'), "model is 'foo'")], ids=str)
+def test_what_this_machine_lacks_matters_only_where_cells_are_run(tmp_path, change, said):
+    c = replace(TINY, **change)
+    for start in (lambda: run_study(c, tmp_path/'new', progress=False), lambda: estimate(c)):
+        with pytest.raises(InputError, match=said): start()
+    assert not (tmp_path/'new').exists()
+    (tmp_path/'study.toml').write_text(to_toml(c))
+    assert read_study(tmp_path).config == c
+    with pytest.raises(InputError, match=said): work(tmp_path)
+
+def test_the_processor_has_several_names(monkeypatch):
+    monkeypatch.setattr(time, 'process_time', lambda: 'of the processor')
+    assert cpu_time(replace(TINY, device='cpu:0')) == cpu_time(TINY) == 'of the processor' != cpu_time(replace(TINY, device='cuda'))
 
 def test_lr_and_length_belong_to_the_training():
     c = replace(TINY, arms=dict(a=dict(arm='baseline', lr=.1, longer=3.), mi={}))
@@ -133,12 +161,46 @@ def test_a_killed_study_can_be_started_again_at_once(study, tmp_path):
     assert not list((folder/'locks').glob('*.tries'))
 
 def test_a_cell_that_kills_its_process_is_given_up(tmp_path):
-    c = replace(TINY, n=[20], seeds=1, arms=dict(baseline={}))
-    (tmp_path/'locks').mkdir(); (tmp_path/'study.toml').write_text(to_toml(c))
-    name = hashlib.md5(cells(c)[0].id.encode()).hexdigest()
-    (tmp_path/'locks'/f'{name}.tries').write_bytes(b'.....')
+    one_cell(tmp_path, b'.....')
     work(tmp_path)
     assert read_study(tmp_path).cells.reason.tolist() == ['its process was killed five times'] and not list((tmp_path/'locks').glob('*.tries'))
+
+def one_cell(folder, tries=b''):
+    "A study of one cell, and the note of its attempts"
+    c = replace(TINY, n=[20], seeds=1, arms=dict(baseline={}))
+    (folder/'locks').mkdir(parents=True); (folder/'study.toml').write_text(to_toml(c))
+    note = folder/'locks'/f'{hashlib.md5(cells(c)[0].id.encode()).hexdigest()}.tries'
+    if tries: note.write_bytes(tries)
+    return c, note
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, S.Busy])
+def test_an_attempt_that_is_stopped_does_not_count(tmp_path, monkeypatch, error):
+    c, note = one_cell(tmp_path, b'..')
+    def stopped(*args): assert note.read_bytes() == b'...'; raise error
+    monkeypatch.setattr(S, 'run_cell', stopped)
+    with pytest.raises(KeyboardInterrupt) if error is KeyboardInterrupt else nullcontext(): assert not S._take(c, cells(c)[0], tmp_path, None, 'run', None, set())
+    assert note.read_bytes() == b'..'
+
+SLOW = "import time, tsynd.study as S\ndef forever(*args): time.sleep(300)\nS.run_cell = forever\n"
+
+@pytest.mark.parametrize('end, left', [(signal.SIGTERM, b''), (signal.SIGKILL, b'.')], ids=['stopped','killed'])
+def test_a_worker_takes_its_note_back_when_it_is_stopped(tmp_path, end, left):
+    _, note = one_cell(tmp_path)
+    w = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', f'{SLOW}S._worker({str(tmp_path)!r})'], stderr=subprocess.PIPE)
+    wait_for(lambda: note.exists() and note.read_bytes() == b'.')
+    w.send_signal(signal.SIGINT); time.sleep(.2)                                         # Ctrl-C is for `run_study`
+    assert w.poll() is None and note.read_bytes() == b'.'
+    w.send_signal(end)
+    assert w.communicate()[1] == b'' and w.returncode == (143 if end == signal.SIGTERM else -9) and note.read_bytes() == left
+
+def test_two_runs_on_one_folder_do_not_try_a_failing_cell_for_ever(tmp_path, monkeypatch):
+    _, note = one_cell(tmp_path)
+    tried, add = [], append
+    def fails(c, cell, *args): tried.append(cell.id); assert len(tried) < 4; return dict(id=cell.id, **asdict(cell), status='failed', reason='always')
+    def both(folder, record): add(folder, record); add(folder, dict(record, run='the other'))
+    monkeypatch.setattr(S, 'run_cell', fails); monkeypatch.setattr(S, 'append', both)
+    for run in 'ab': work(tmp_path, run=run)
+    assert len(tried) == 2 and not note.exists()                                         # once in each run
 
 def test_all_arms_are_paired(tmp_path):
     c = replace(TINY, n=[20], seeds=1, updates=2, corruptions=[], attack_n=4, arms={a: {} for a in ARMS})
@@ -203,6 +265,19 @@ def test_a_folder_with_something_else(tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ['letter.txt']
     with pytest.raises(InputError, match='holds no study.toml'): read_study(tmp_path)
 
+@pytest.mark.parametrize('out', ['file', 'file/x', '/dev/null/x', 'x'*300])
+def test_a_folder_that_cannot_be_made(tmp_path, out):
+    (tmp_path/'file').touch()
+    with pytest.raises(InputError, match='cannot be the folder of a study .*; choose another with --out'): run_study(TINY, tmp_path/out, progress=False)
+    with pytest.raises(InputError, match='holds no study.toml'): read_study(tmp_path/out)
+
+@pytest.mark.parametrize('line', [b'{"id": "a", "sta', b'', b'\xff', b'3', b'[]', b'{}', b'{"id": []}'])
+def test_a_broken_line_is_named(tmp_path, line):
+    (tmp_path/'study.toml').write_text(to_toml(TINY))
+    (tmp_path/'cells.jsonl').write_bytes(b'{"id": "a"}\n' + line + b'\n{"id": "b"}\n')
+    with pytest.raises(InputError, match='cells.jsonl has .* in line 2, expected the record of a cell') as e: read_study(tmp_path)
+    assert '\n' not in str(e.value)
+
 def test_an_unfinished_study_can_be_read(study, tmp_path):
     (tmp_path/'study.toml').write_text(to_toml(TINY))
     empty = read_study(tmp_path)
@@ -238,6 +313,17 @@ def test_corrupted_means_by_hand():
 def test_an_estimate_has_every_arm():
     e = estimate(TINY, updates=2, images=4)
     assert e[['dataset','n','arm']].values.tolist() == [['phantom', n, a] for a in TINY.arms for n in TINY.n] and (e[['training','measuring','autoencoder']] > 0).all().all()
+
+def test_an_estimate_that_fails_leaves_the_threads_alone(monkeypatch):
+    "and its autoencoder is trained where the study would train it"
+    seen = []
+    def fails(*args, device=None, **kw): seen.append(device); raise RuntimeError('enough')
+    monkeypatch.setattr(S, 'train_autoencoder', fails)
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(RuntimeError, match='enough'): estimate(replace(TINY, device='cpu:0'))
+        assert torch.get_num_threads() == 2 and seen == [torch.device('cpu:0')]
+    finally: torch.set_num_threads(1)
 
 def test_an_arm_that_trains_longer_is_estimated_longer(monkeypatch):
     monkeypatch.setattr('tsynd.study._probe', lambda *args: (.5, 3.))                      # seconds per update, and of measuring

@@ -851,3 +851,8 @@ def test_picking_nothing():
 @pytest.mark.parametrize('gate', [-.1, 1.1, math.nan])
 def test_impossible_gates_are_refused(gate):
     with pytest.raises(InputError, match='gate is'): Synthesizer(made()[0], gate=gate)
+
+@pytest.mark.parametrize('values', [[0.,.5,1.], [-1.,0.,1.], [0.,1.,2.]], ids=str)
+def test_several_labels_are_zeros_and_ones(values):
+    with pytest.raises(InputError, match=r'values from .* expected float zeros and ones, nothing between, of shape \(3, 1\)'): S.check_labels(torch.zeros(2, 3, 1), torch.tensor(values)[:,None], True)
+    S.check_labels(torch.zeros(2, 3, 1), torch.tensor([[0.],[1.],[1.]]), True)

@@ -8,7 +8,7 @@ __all__ = ['ARMS', 'Arm', 'arm', 'callbacks', 'RandomTwin', 'PixelSpace', 'adver
 
 # %% ../nbs/08a_arms.ipynb #4e855753
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from fastai.callback.core import Callback, CancelFitException
@@ -50,7 +50,7 @@ def callbacks(name:str,       # a key of `ARMS`
               **settings      # of the arm
              )->list:         # of fastai callbacks
     "The callbacks of an arm; raises `InputError` on an unknown arm or setting"
-    if name not in ARMS: raise InputError(f"arm is {name!r}, expected one of {', '.join(ARMS)}")
+    if name not in list(ARMS): raise InputError(f"arm is {name!r}, expected one of {', '.join(ARMS)}")
     known = ARMS[name].settings
     for k in settings:
         if k not in known: raise InputError(f"arm {name} has no setting {k!r}, expected {'some of ' + ', '.join(known) if known else 'none'}")
@@ -82,13 +82,27 @@ def _cross_entropy(ae, seed, *, weight=1., radius=.2, steps=1): return _tsynd(ae
 
 # %% ../nbs/08a_arms.ipynb #f3610ebd
 class RandomTwin(TSynD):
-    "Random images, each as far from its source as the targeted image it replaces"
+    "Random images, each as far from its source as the targeted image it replaces, or `times` as far"
+    times = 1.
     def before_batch(self):
+        seen = len(self.history)
         super().before_batch()
-        if self.syn is not None: self.syn = self.engine.at_distance(self.syn, seed=self._batch_seed()+2)
+        if self.syn is None: return
+        s,k = self.syn,self.times
+        if k != 1: s = replace(s, z=s.z0+k*(s.z-s.z0), distance_latent=k*s.distance_latent)
+        self.syn = self.engine.at_distance(s, seed=self._batch_seed()+2)
+        _note(self, seen)
 
+def _note(cb, seen): # what was trained on, where a look has seen what it replaces
+    if len(cb.history) > seen: cb.history[-1] |= cb._means(cb._measured(cb.syn.pick(range(min(32, len(cb.syn))))))
+
+# %% ../nbs/08a_arms.ipynb #47576ad1
 @arm('random', 'Random directions, each as far as MI would have gone', 'Niemeijer et al. 2024, at the realised distance')
-def _random(ae, seed, *, weight=1., radius=.3, steps=1, gate=.8): return _tsynd(ae, seed, 'mi', RandomTwin, weight=weight, radius=radius, steps=steps, gate=gate)
+def _random(ae, seed, *, weight=1., radius=.3, steps=1, gate=.8, times=1.):
+    check_range('times', times, lo=0, open_lo=True)
+    cb, = _tsynd(ae, seed, 'mi', RandomTwin, weight=weight, radius=radius, steps=steps, gate=gate)
+    cb.times = times
+    return [cb]
 
 # %% ../nbs/08a_arms.ipynb #b0b31251
 class PixelSpace(nn.Module):
@@ -136,12 +150,18 @@ class AdversarialTraining(Callback):
 
     def before_batch(self):
         x,self.labels = (o[0].as_subclass(Tensor) for o in (self.learn.xb, self.learn.yb))
+        _check_unit(x)
         seed = 1000003*self.seed + 7919*int(self.learn.train_iter) + 3
         self.attacked = adversarial(self.learn.model, x, self.labels, self.eps, self.steps, seed % 2**31, self.labels.ndim == 2)
         self.n_images += len(x)
 
     def after_loss(self):
         if self.weight: self.learn.loss_grad = self.learn.loss_grad + self.weight*self.base_loss(self.learn.model(self.attacked), self.labels)
+
+# %% ../nbs/08a_arms.ipynb #cd2498bb
+def _check_unit(x):
+    lo,hi = x.amin().item(),x.amax().item()
+    if lo < -1e-4 or hi > 1+1e-4: raise InputError(f"images have values from {lo:.2f} to {hi:.2f}, but this callback expects [0, 1]; leave fastai's Normalize out and normalise inside the model")
 
 # %% ../nbs/08a_arms.ipynb #42f44f0b
 @arm('pgd', 'Adversarial training, several steps in a box of pixels', 'Madry et al. 2018, arXiv 1706.06083')
@@ -154,11 +174,17 @@ def _fgsm_training(ae, seed, *, weight=1., eps=4/255): return [AdversarialTraini
 class Joint(TSynD):
     "The original plus the displacement that the ascent found, its pixels attacked afterwards"
     eps,pixel_steps = 4/255,1
+    def before_fit(self):
+        super().before_fit()
+        if self.norm: raise InputError("the batches are normalised, but Joint expects images in [0, 1]; leave fastai's Normalize out and normalise inside the model")
+
     def before_batch(self):
+        seen = len(self.history)
         super().before_batch()
         if self.syn is None: return
         with torch.no_grad(): x = (self.syn.source + self.syn.x - self.engine.ae.decode(self.syn.z0)).clamp(0, 1)
         self.syn.x = adversarial(self.learn.model, x, self.syn.y, self.eps, self.pixel_steps, self._batch_seed()+3, self.engine.multilabel)
+        _note(self, seen)
 
 # %% ../nbs/08a_arms.ipynb #4f770754
 @arm('joint', 'Latents climb MI, then a pixel residual on the original climbs the cross-entropy', 'relative of Lin et al. 2020, arXiv 2009.02470')
@@ -186,6 +212,7 @@ class TrivialAugment(Callback):
 
     def before_batch(self):
         x = self.learn.xb[0].as_subclass(Tensor)
+        _check_unit(x)
         with seeded((1000003*self.seed + 7919*int(self.learn.train_iter) + 5) % 2**31):
             on = torch.rand(len(x)) < self.p
             x = torch.stack([self.augment((255*o).round().byte()).float()/255 if a else o for o,a in zip(x, on)])
@@ -193,7 +220,9 @@ class TrivialAugment(Callback):
 
 # %% ../nbs/08a_arms.ipynb #0fa6afe6
 @arm('mixup', 'Convex mixtures of images and of their labels', 'Zhang et al. 2018, arXiv 1710.09412')
-def _mixup(ae, seed, *, alpha=.4): return [MixUp(alpha)]
+def _mixup(ae, seed, *, alpha=.4):
+    check_range('alpha', alpha, lo=0, open_lo=True)
+    return [MixUp(alpha)]
 
 @arm('trivialaugment', 'One random augmentation of random strength per image', 'Müller & Hutter 2021, arXiv 2103.10158')
 def _trivialaugment(ae, seed, *, p=1.): return [TrivialAugment(p, seed)]
@@ -223,9 +252,12 @@ def extra_images(name:str,        # a key of `ARMS`
             extra = [c.syn.x if isinstance(c, TSynD) else c.attacked for c in self.learn.cbs if isinstance(c, (TSynD, AdversarialTraining))]
             seen.append((extra or [self.learn.xb[0]])[-1].detach())
             raise CancelFitException
-    dl,cbs = ImageDL(data.train.select(list(i)), bs=len(i)),callbacks(name, ae, **settings)
+    dev = next(model.parameters()).device
+    dl,cbs = ImageDL(data.train.select(list(i)), bs=len(i), device=dev),callbacks(name, ae, **settings)
     for c in cbs: c.warmup = 0                              # of TSynD; the others have none
     learn = classifier_learner(data, model, cbs=[*cbs, Look()])
-    learn.dls = DataLoaders(dl, dl)
+    learn.dls = DataLoaders(dl, dl, device=dev)
+    modes = {m: m.training for m in model.modules()}
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    for m,t in modes.items(): m.training = t
     return seen[0].as_subclass(Tensor)

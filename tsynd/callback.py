@@ -16,6 +16,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.data.load import DataLoader
 from fastai.data.transforms import Normalize
+from fastai.losses import FocalLoss, LabelSmoothingCrossEntropy
 from fastcore.basics import patch, store_attr
 from torch import Tensor, nn
 
@@ -43,7 +44,7 @@ class TSynD(Callback):
                  every:int=3,             # synthesise in every m-th batch
                  budget:float=None,       # choose share and rate so that training takes so many times as long, more than 1
                  warmup:float=.1,         # share of the training to wait first, in [0,1]
-                 bf16:bool=None,          # synthesise in bfloat16? default: if the `Learner` trains with `BF16`
+                 bf16:bool=None,          # make images in bfloat16? default: if the `Learner` trains with `BF16`, under which False leaves only autoencoder and judge in float32
                  seed:int=0,              # of dropout masks and random directions
                  keep:int=1000,           # at most so many images of the last epoch are kept, with provenance
                  measure_every:int=10     # look at MI under fresh draws once in so many syntheses
@@ -125,16 +126,14 @@ def _own_hooks_only(hooks): # those of torch, such as spectral norm's, and not t
 # %% ../nbs/05_callback.ipynb #b9b87c1e
 class BF16(Callback):
     "Train in bfloat16 autocast, on CPU and GPU; the loss is computed in float32"
-    def before_fit(self):
-        self.after_fit()                                               # a fit that broke off left it
-        model,device = self.learn.model,next(self.learn.model.parameters()).device.type
-        forward = model.forward
-        def in_bf16(*args, **kwargs):
-            with torch.autocast(device, torch.bfloat16): out = forward(*args, **kwargs)
-            return out.float() if isinstance(out, Tensor) else out
-        model.forward = in_bf16
-
+    def before_fit(self): self.learn.model.forward = _InBF16(self.learn.model)
     def after_fit(self): self.learn.model.__dict__.pop('forward', None)
+
+class _InBF16: # in the place of a model's `forward`; a copy of the model has one of its own
+    def __init__(self, model): self.model = model
+    def __call__(self, *args, **kwargs):
+        with torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16): out = type(self.model).forward(self.model, *args, **kwargs)
+        return out.float() if isinstance(out, Tensor) else out
 
 # %% ../nbs/05_callback.ipynb #e7d335cf
 @patch
@@ -145,13 +144,23 @@ def before_batch(self:TSynD):
         raise InputError(f"batches have {len(self.learn.xb)} inputs and {len(self.learn.yb)} targets, but TSynD needs (image, target) batches")
     x,y = (o[0].as_subclass(Tensor) for o in (self.learn.xb, self.learn.yb))
     n = max(min(2, len(x)), math.ceil((self.clock.share if self.clock else self.share)*len(x)))   # batch norm cannot train on one
-    self.engine.multilabel = y.ndim == 2 and y.is_floating_point()
+    self.engine.multilabel = self._several(y)
     x01,index = x[:n]*self.norm[1]+self.norm[0] if self.norm else x[:n],self._source_index(n)
     self.syn = self.engine(self.learn.model, x01, y[:n], seed=self._batch_seed(), index=index, judge=self.judge, bank=None if index is None else self.bank)
     if (self.syn.gate > 0).sum() < min(2, n): self.syn.gate.zero_()
     with self.clock.aside('look') if self.clock else nullcontext(): self._record()
     self.last_syn = self.syn
     self.count += 1; self.n_images += n
+
+# %% ../nbs/05_callback.ipynb #2f302c5d
+_ONE_CLASS = nn.CrossEntropyLoss,LabelSmoothingCrossEntropy,FocalLoss
+
+@patch
+def _several(self:TSynD, y)->bool: # labels per image?
+    several,loss = y.ndim == 2 and y.is_floating_point(), getattr(self.base_loss, 'func', self.base_loss)
+    if several and (isinstance(loss, _ONE_CLASS) or loss is nn.functional.cross_entropy):
+        raise InputError(f"targets are {y.dtype} of shape {tuple(y.shape)}, but the loss is a cross-entropy over classes, with which TSynD expects class numbers of shape ({len(y)},); give these, or for several labels per image a binary loss such as BCEWithLogitsLossFlat")
+    return several
 
 # %% ../nbs/05_callback.ipynb #c284599d
 @patch
@@ -171,16 +180,20 @@ def _order(dl): # of the epoch
 # %% ../nbs/05_callback.ipynb #ff169ed7
 @patch
 def _record(self:TSynD):
-    last = self.learn.epoch == self.learn.n_epoch-1 and sum(map(len, self.kept)) < self.keep
-    if not last and self.count % self.measure_every: return
-    if last:
-        self.syn = self.engine.measure(self.learn.model, self.syn, seed=self._batch_seed()+1)
-        self._keep()
-    s = self.syn if last else self.engine.measure(self.learn.model, self.syn.pick(range(min(32, len(self.syn)))), seed=self._batch_seed()+1)
+    due,last = self.count % self.measure_every == 0, self.learn.epoch == self.learn.n_epoch-1 and sum(map(len, self.kept)) < self.keep
+    few = self._means(self._measured(self.syn.pick(range(min(32, len(self.syn)))))) if due else None
+    if last: self.syn = self._measured(self.syn); self._keep()
+    if due or last: self.history.append(dict(step=int(self.learn.train_iter), epoch=int(self.learn.epoch), **(self._means(self.syn) if last else few)))
+    if due and self.engine.steps == 1: self.engine.step = min(self.step, 2*self.engine.step) if few['mi_after'] > few['mi_before'] else self.engine.step/2
+
+# %% ../nbs/05_callback.ipynb #fca374a1
+@patch
+def _measured(self:TSynD, syn): return self.engine.measure(self.learn.model, syn, seed=self._batch_seed()+1)
+
+@patch
+def _means(self:TSynD, s):
     used = s.pick(s.gate > 0) if (s.gate > 0).any() else s
-    means = dict(used.table().mean().drop('source_index'), rose=(used.mi_after > used.mi_before).float().mean().item(), step_length=self.engine.step, gate=s.gate.mean().item())
-    self.history.append(dict(step=int(self.learn.train_iter), epoch=int(self.learn.epoch), **means))
-    if self.engine.steps == 1: self.engine.step = min(self.step, 2*self.engine.step) if means['mi_after'] > means['mi_before'] else self.engine.step/2
+    return dict(used.table().mean().drop('source_index'), rose=(used.mi_after > used.mi_before).float().mean().item(), step_length=self.engine.step, gate=s.gate.mean().item())
 
 # %% ../nbs/05_callback.ipynb #63c56af7
 @patch
@@ -213,7 +226,7 @@ def after_batch(self:TSynD):
 @patch
 def after_fit(self:TSynD):
     if self.kept or self.last_syn is None or not self.keep: return
-    self.syn = self.engine.measure(self.learn.model, self.last_syn, seed=self._batch_seed()+1)
+    self.syn = self._measured(self.last_syn)
     self._keep()
 
 # %% ../nbs/05_callback.ipynb #a28cc2a9

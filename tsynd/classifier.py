@@ -127,9 +127,11 @@ def predict(model:nn.Module, # classifier, images in [0,1] to logits
             bs:int=256       # images at a time
            )->Tensor:        # (N,C) logits, on the CPU
     "Logits with dropout off; the model is left as it was"
-    dev = next(model.parameters()).device
+    dev = _device(model, x)
     with frozen(model), torch.no_grad():
         return torch.cat([model(to_float(b).to(dev)).float().cpu() for b in x.split(bs)])
+
+def _device(model, x): return next((p.device for p in model.parameters()), x.device) # where it computes: without weights, where the images are
 
 # %% ../nbs/02_classifier.ipynb #c3482b50
 def probabilities(logits:Tensor,        # (…,C)
@@ -146,6 +148,7 @@ def metrics(y,        # (N,) class numbers or (N,C) zeros and ones
     "MedMNIST's accuracy and AUC, and balanced accuracy"
     from medmnist.evaluator import getACC, getAUC
     y,p = np.asarray(y),np.asarray(probs)
+    if len(y) == 1: y,p = y.repeat(2, 0),p.repeat(2, 0)       # MedMNIST's functions squeeze a single image away; two of it score the same
     if not np.isfinite(p).all(): raise InputError(f"probabilities hold {int((~np.isfinite(p)).sum())} values that are not finite; did training diverge?")
     multi = task == 'multi-label, binary-class'
     present = all(0 < c.sum() < len(c) for c in (y.T if multi else [y==c for c in range(p.shape[1])]))
@@ -237,6 +240,7 @@ class MCDropout:
 def _hook(self:MCDropout, name, m):
     def hook(_, inp, out):
         key = name, self.calls.setdefault(name, 0); self.calls[name] += 1
+        if self.rows: self._check_rows(name, out)
         x = out.unflatten(0, (self.T, -1)) if self.expanded else out[None].expand(self.T, *out.shape)
         self.expanded = True
         return (x*self._mask(key, m, x)).flatten(0, 1)
@@ -269,8 +273,8 @@ def __call__(self:MCDropout,
 # %% ../nbs/02_classifier.ipynb #784498dd
 @patch
 def _run(self:MCDropout, x, expanded):
-    self.calls,self.expanded = {},expanded
     rows = len(x) if expanded else len(x)*self.T
+    self.calls,self.expanded,self.rows = {},expanded,rows if expanded else None
     hooks = [m.register_forward_hook(self._hook(n, m)) for n,m in dropout_layers(self.model)]
     try: out = self.model(x)
     finally:
@@ -278,6 +282,12 @@ def _run(self:MCDropout, x, expanded):
     if not self.calls: raise InputError("the classifier has dropout layers, but its forward pass reaches none of them; put nn.Dropout before its last layer")
     if out.ndim != 2 or len(out) != rows: raise RuntimeError(f'the model returned {tuple(out.shape)}, expected {rows} rows of logits')
     return out.unflatten(0, (self.T, -1))
+
+# %% ../nbs/02_classifier.ipynb #f94b6ffc
+@patch
+def _check_rows(self:MCDropout, name, out):
+    if len(out) == self.rows or len(out) % self.rows == 0 and out.shape[1:2] != (self.rows,): return
+    raise InputError(f"dropout layer {name} of the classifier sees shape {tuple(out.shape)}, expected all images of all draws, {self.rows}, as its first dimension; make the model batch-first, or put dropout elsewhere")
 
 # %% ../nbs/02_classifier.ipynb #b3f2609d
 @patch

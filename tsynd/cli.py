@@ -6,7 +6,8 @@
 __all__ = ['EXAMPLES', 'RUN', 'STUDY', 'OPTIONS', 'parser', 'default_out', 'main']
 
 # %% ../nbs/11_cli.ipynb #349feb1c
-import argparse, sys, warnings
+import argparse, os, signal, sys, threading, warnings
+from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
 
@@ -116,7 +117,9 @@ def _run(root=None, out=None, **config):
 
 # %% ../nbs/11_cli.ipynb #bc7c1338
 def _study(config, out, root, jobs, dry_run):
+    from tsynd.data import check_range
     from tsynd.study import cells, estimate, read_config, run_study
+    check_range('jobs', jobs, lo=1, integer=True)
     c = read_config(config)
     if dry_run: return _forecast(cells(c), estimate(c, root), jobs)
     out = Path(out) if out else Path('studies')/c.name
@@ -134,7 +137,7 @@ def _forecast(cells, t, jobs):
 
 # %% ../nbs/11_cli.ipynb #6f8a3095
 def _report(folder):
-    if (Path(folder)/'study.toml').exists():
+    if os.path.exists(Path(folder)/'study.toml'):
         from tsynd.study_report import study_report
         print(study_report(folder))
     else:
@@ -147,6 +150,18 @@ def _warn(message, *args, **kwargs): print(f'tsynd: warning: {message}', file=sy
 def _version():
     from tsynd import __version__
     print(f'tsynd {__version__}')
+
+# %% ../nbs/11_cli.ipynb #f3d77ff0
+def _interrupt(*_): # once: a second signal, such as `timeout` sends, would disturb the cleaning up
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+@contextmanager
+def _stoppable(): # within, a SIGTERM is a Ctrl-C; only the main thread may set signals
+    if threading.current_thread() is not threading.main_thread(): yield; return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try: yield
+    finally: signal.signal(signal.SIGTERM, before)
 
 # %% ../nbs/11_cli.ipynb #9532f3b9
 def _dispatch(args):
@@ -164,7 +179,8 @@ def main(argv=None # default: the command line
         )->int:    # exit status
     "Entry point of the `tsynd` command"
     args = vars(parser().parse_args(argv))
-    try: _dispatch(args)
+    try:
+        with _stoppable(): _dispatch(args)
     except KeyboardInterrupt as e:
         print(f"tsynd: interrupted; {str(e) or 'nothing was written'}", file=sys.stderr)
         return 130

@@ -126,8 +126,8 @@ def _check_corruptions(x, dataset, names, severities, lo=0):
     "The names, all of the data set's if None"
     _check_batch(x)
     if x.shape[1] not in (1,3): raise InputError(f"images have {x.shape[1]} channels, expected 1 (grey) or 3 (colour)")
-    known = families(dataset)
-    names = tuple(known) if names is None else (names,) if isinstance(names, str) else tuple(names)
+    known = tuple(families(dataset))
+    names = known if names is None else (names,) if isinstance(names, str) else tuple(names)
     _known(f'{dataset}: corruption', names, known)
     for s in severities: check_range('severity', s, lo=lo, hi=5, integer=True)
     return names
@@ -141,7 +141,7 @@ def corrupt(x:Tensor,     # (N,1 or 3,H,W) in [0,1]
             bs:int=512    # images at a time; changes nothing but the memory needed
            )->Tensor:     # (N,1 or 3,H,W) in [0,1]
     "Corrupt each image; image i depends on `seed` and i only"
-    _check_corruptions(x, dataset, name, [severity]); check_range('batch size', bs, lo=1, integer=True)
+    _check_corruptions(x, dataset, [name], [severity]); check_range('batch size', bs, lo=1, integer=True)
     if severity == 0: return x.clone()
     level,seeds,f = families(dataset)[name][severity-1],image_seeds(len(x), seed),CORRUPTIONS[name]
     return torch.cat([f(x[i:i+bs], level, streams(seeds[i:i+bs])).clamp(0, 1) for i in range(0, len(x), bs)])

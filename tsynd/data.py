@@ -298,6 +298,7 @@ def phantom(n_train:int=200, # training images, none of them in a hole
             holes:bool|dict=True # leave `HOLES` out of train and val? or other regions, in the same form
            )->ImageData:
     "The embedded data set: needs no file and no network"
+    check_range('seed', seed, lo=0, integer=True)
     if size%4 or size < 12: raise InputError(f"size is {size}, but the phantom needs a multiple of 4, at least 12")
     g = torch.Generator().manual_seed(1000003*seed + 17)
     def split(k, n, holes):

@@ -65,7 +65,7 @@ def device(name:str # cpu, cuda, cuda:N or mps
     except RuntimeError: raise InputError(f"device is {name!r}, expected cpu, cuda or mps") from None
     there = dict(cpu=True, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available()).get(d.type, False)
     if there and d.type == 'cuda' and (d.index or 0) >= torch.cuda.device_count(): there = False
-    if not there: raise InputError(f"device is {name!r}, but this machine has no such device; use --device cpu")
+    if not there: raise InputError(f"device is {name!r}, but this machine has no such device; use --device cpu, or device = \"cpu\" in the configuration of a study")
     return d
 
 # %% ../nbs/08_experiment.ipynb #ac238bcc

@@ -16,7 +16,7 @@ from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 from torch import Tensor, nn
 
 from .autoencoder import Autoencoder
-from .classifier import frozen, predict
+from .classifier import _device, frozen, predict
 from .data import TYPE_SIZE, FACTORS, InputError, check_range, render_phantom
 from .robustness import _check_batch, attack_loss, image_seeds, streams
 from .synthesis import ascend
@@ -62,7 +62,7 @@ def spatial_layers(model:nn.Module, # images (B,ch,H,W) to logits (B,C)
                    x:Tensor         # (B,ch,H,W) in [0,1]; the first image is used
                   )->dict:          # name: (channels, h, w)
     "The layers whose output is a map that the logits depend on, in the order in which they finish"
-    outs,dev = {},next(model.parameters()).device
+    outs,dev = {},_device(model, x)
     def keep(name): return lambda m,inp,out: outs.setdefault(name, []).append(out)
     with _borrowed(model):
         hooks = [m.register_forward_hook(keep(n)) for n,m in model.named_modules()]
@@ -234,14 +234,15 @@ def minimise_class(model:nn.Module, # images (B,ch,H,W) in [0,1] to logits (B,C)
                    y:int|Tensor=None, # class (or label) to take away, one for all or (B,); default: the predicted one
                    eps:float=.02,   # radius of the ball: root mean square change of a pixel; of a latent, in standard deviations
                    steps:int=20,    # gradient steps, at least 2
-                   ae:Autoencoder=None, # search its latent space; default: the pixels
+                   ae:Autoencoder=None, # search its latent space, on the classifier's device; default: the pixels
                    multilabel:bool=False # several labels per image?
                   )->tuple:         # start and end, (B,ch,H,W) in [0,1]
     "The image near `x` that makes a class least probable, and where the search started: at `x`, or at its reconstruction; dropout off"
     _check_batch(x)
     check_range('eps', eps, lo=0, open_lo=True); check_range('steps', steps, lo=2, integer=True)
-    dev = next(model.parameters()).device
+    dev = _device(model, x)
     y = _classes(model, x, y, multilabel).to(dev)
+    if ae: ae.to(dev)
     with _borrowed(model), frozen(*([] if ae is None else [ae])):
         draw = ae.decode if ae else (lambda z: z.clamp(0, 1))
         with torch.no_grad(): z0 = ae.encode(x.to(dev)) if ae else x.to(dev).clone()

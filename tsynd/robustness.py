@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .classifier import frozen, metrics, predict, probabilities
+from .classifier import _device, frozen, metrics, predict, probabilities
 from .data import InputError, check_range, show_images, stratified_order
 
 # %% ../nbs/06_robustness.ipynb #2c7dc429
@@ -126,7 +126,7 @@ def perturb(x:Tensor,           # (N,ch,H,W) in [0,1]
            )->Tensor:           # (N,ch,H,W) in [0,1]
     "Perturb each image at random, by its own amounts; image i depends on `seed` and i only"
     _check_batch(x)
-    check_range('strength', strength, lo=0, hi=10); check_range('batch size', bs, lo=1)
+    check_range('strength', strength, lo=0, hi=10); check_range('batch size', bs, lo=1, integer=True)
     kinds,ranges = (kinds,) if isinstance(kinds, str) else kinds, RANGES | (ranges or {})
     _known('kind of perturbation', kinds, KINDS); _known('range', ranges, RANGES)
     for k,v in ranges.items(): check_range(f'range {k}', v, lo=0)
@@ -191,7 +191,7 @@ def _check_attack(x, y, eps, multilabel, **counts):
 
 # %% ../nbs/06_robustness.ipynb #4b8eae0f
 def _in_batches(attack, model, x, y, seeds, bs):
-    device = next((p.device for p in model.parameters()), x.device)
+    device = _device(model, x)
     with frozen(model), torch.inference_mode(False), torch.enable_grad():
         res = [attack(x[i:i+bs].to(device).clone(), y[i:i+bs].to(device).clone(), seeds[i:i+bs]).to(x.device) for i in range(0, len(x), bs)]
     return torch.cat(res)
@@ -278,7 +278,7 @@ def show_attack(model:nn.Module, # images to logits (B,C)
                 gain:float=30    # amplification of the difference
                ):
     "Images, attacked images, and the amplified difference around grey; titles: probability of the true class"
-    p = [predict(model, o).softmax(1).gather(1, y[:,None])[:,0] for o in (x, adv)]
+    p = [predict(model, o).softmax(1).gather(1, y[:,None].cpu())[:,0] for o in (x, adv)]
     titles = [f'p = {v:.2f}' for v in torch.cat(p)] + [f'change ×{gain:g}']*len(x)
     return show_images(torch.cat([x, adv, ((adv-x)*gain/2+.5).clamp(0,1)]), titles=titles, ncols=len(x))
 
@@ -338,12 +338,13 @@ def _standing(model, x, y, seeds, eps, steps):
 
 # %% ../nbs/06_robustness.ipynb #b037e1e3
 def _ladder(model, x, y, eps, steps, seed, bs, tick):
-    right,seeds,res = predict(model, x, bs=bs).argmax(1).to(y.device) == y, image_seeds(len(x), seed), {}
+    y,dev = y.cpu(),_device(model, x)
+    right,seeds,res = predict(model, x, bs=bs).argmax(1) == y, image_seeds(len(x), seed), {}
     for e in sorted(eps):
         with frozen(model), torch.inference_mode(False), torch.enable_grad():
             for i in right.nonzero()[:,0].split(bs) if e and right.any() else ():
                 right[i] = False
-                right[i[_standing(model, x[i], y[i], [seeds[j] for j in i], e, steps)]] = True
+                right[i[_standing(model, x[i].to(dev), y[i].to(dev), [seeds[j] for j in i], e, steps).cpu()]] = True
         res[f'PGD {e*255:.3g}/255'] = dict(accuracy=right.double().mean().item(), balanced_accuracy=float(np.mean([right[y==c].double().mean().item() for c in y.unique()])), n=len(y))
         tick(len(x)*(steps+2)*(e>0))
     return res

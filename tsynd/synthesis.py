@@ -68,7 +68,7 @@ def check_labels(logits_T_B_C:Tensor, y:Tensor, multilabel:bool=False):
     "Raise `InputError` unless labels `y` fit the logits"
     _,B,C = logits_T_B_C.shape
     if C < 2 and not multilabel: raise InputError("the classifier has 1 output, expected at least 2; for a single sigmoid output give float targets of shape (B, 1)")
-    if multilabel: ok,want = y.shape == (B,C) and y.is_floating_point(), f'float zeros and ones of shape ({B}, {C})'
+    if multilabel: ok,want = y.shape == (B,C) and y.is_floating_point() and ((y==0)|(y==1)).all(), f'float zeros and ones, nothing between, of shape ({B}, {C})'
     else: ok,want = y.shape == (B,) and not y.is_floating_point() and 0 <= y.min() and y.max() < C, f'{B} class numbers from 0 to {C-1}'
     if not ok: raise InputError(f"labels have shape {tuple(y.shape)}, dtype {y.dtype} and values from {y.min()} to {y.max()}, expected {want}")
 
