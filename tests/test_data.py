@@ -340,6 +340,7 @@ def test_no_seed_puts_an_image_of_a_hole_into_training(seed):
 @pytest.mark.parametrize('seed', [-1, 1.5])
 def test_a_phantom_needs_a_seed_from_0_on(seed):
     with pytest.raises(InputError, match=f'seed is {seed}, but must be a whole number, at least 0'): load_data('phantom', seed=seed)
+    with pytest.raises(InputError, match=f'seed is {seed}, but must be a whole number, at least 0'): subset(phantom(), 10, seed=seed)
 
 def test_the_phantom_can_be_rendered_at_every_size_and_has_a_gradient():
     f = torch.rand(3, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)

@@ -373,7 +373,7 @@ def subset(data:ImageData, # any data set
            seed:int=0  # which images, at least 0
           )->ImageData:
     "`data` with only `n` labelled training images, stratified, nested over `n`; the test split is untouched"
-    check_range('subset', n, integer=True)
+    check_range('subset', n, integer=True); check_range('seed', seed, lo=0, integer=True)
     if n < data.n_classes and not data.multilabel or n < 2:
         raise InputError(f"subset is {n}, but {data.name} has {data.n_classes} classes and needs at least {max(2, data.n_classes)} images, one of each")
     if n > len(data.train): raise InputError(f"subset is {n}, but {data.name} has only {len(data.train)} training images")

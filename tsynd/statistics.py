@@ -137,7 +137,7 @@ HEADLINE = [('mi', 'baseline', 'clean', 'auc'),                  # does it help 
             ('mi_fgsm', 'pgd', 'clean', 'auc'),                  # does the combination beat adversarial training,
             ('mi_fgsm', 'pgd', 'corrupted', 'balanced_accuracy'), # on corrupted images too,
             ('mi_fgsm', 'pgd', 'PGD 4/255', 'balanced_accuracy'), # and what does it lose under attack?
-            ('mi', 'random', 'clean', 'auc'),                    # more than random steps of the same length?
+            ('mi', 'random', 'clean', 'auc'),                    # more than random steps, as far as MI would go in their network?
             ('mi', 'reconstruction', 'clean', 'auc'),            # more than the autoencoder alone?
             ('mi', 'entropy', 'clean', 'auc'),                   # more than an uncertainty that is cheaper?
             ('mi', 'cross_entropy', 'clean', 'auc'),             # more than an attack on the manifold?

@@ -4,7 +4,8 @@
 
 Trains the study's cells at 100 images once more, with the same seed and so to the same network (its AUC must be the one on
 record, to three digits, or the script stops), and attacks 200 test images at 4/255. Writes suite.csv beside it, one row per
-network and attack, and leaves out what is there already."""
+network and attack, and leaves out what is there already. The suite.csv that lies here is older: its networks are those of the first
+run, uneven/. Remove it to make the table of the second."""
 import os, sys
 from pathlib import Path
 
