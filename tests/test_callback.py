@@ -130,7 +130,8 @@ class Dealt(DataLoader):
     def create_batches(self, samps): return super().create_batches(list(samps)[::-1])
 
 @pytest.mark.parametrize('kwargs,known', [(dict(shuffle=True), True), (dict(shuffle=True, drop_last=True), True), (dict(), True), (dict(shuffle=True, num_workers=2), True),
-                                          (dict(get_idxs=lambda: [3,1,4,1,5,9,2,6,5,35]*4), True), (dict(cls=Dealt, shuffle=True), False)], ids=str)
+                                          (dict(get_idxs=lambda: [3,1,4,1,5,9,2,6,5,35]*4), True), (dict(cls=Dealt, shuffle=True), False)],
+                         ids=['shuffled','rest dropped','in order','workers','an order of its own','dealt otherwise'])
 def test_in_loaders_of_fastai_an_image_names_its_source(data, ae, kwargs, known):
     make,held = (lambda cls=DataLoader, **kw: cls(Pairs(data.train), bs=9, **kw)), DataLoader(Pairs(data.val), bs=16)
     learn = Learner(DataLoaders(make(**kwargs), held, device='cpu'), tiny(), loss_func=CrossEntropyLossFlat(), cbs=tsynd(ae, warm=True, share=.6))
