@@ -85,7 +85,7 @@ def test_every_chapter_has_its_page(site):
 
 def test_tables_that_a_cell_computes_are_tables(site):
     "In Markdown, as on the first page, and none is left as a line of bars"
-    assert re.search(r'<td[^>]*>(<p>)?breastmnist', (SITE/'index.html').read_text(encoding='utf-8'))
+    assert re.search(r'<td[^>]*>(<p>)?Breast, clean', (SITE/'index.html').read_text(encoding='utf-8'))
     assert [p for p in pages() if re.search(r'\|\s*[|:—-]*—[|:—-]*\|', (SITE/p).read_text(encoding='utf-8'))] == []
 
 
