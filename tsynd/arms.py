@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from .callback import TSynD
-from .classifier import classifier_learner, frozen
+from .classifier import _device, classifier_learner, frozen
 from .data import ImageData, ImageDL, InputError, check_range, seeded
 from .robustness import _look
+from .synthesis import check_pixels
 
 # %% ../nbs/08a_arms.ipynb #242818df
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class RandomTwin(TSynD):
         _note(self, seen)
 
 def _note(cb, seen): # what was trained on, where a look has seen what it replaces
-    if len(cb.history) > seen: cb.history[-1] |= cb._means(cb._measured(cb.syn.pick(range(min(32, len(cb.syn))))))
+    if len(cb.history) > seen: cb.history[-1] |= cb._few()
 
 # %% ../nbs/08a_arms.ipynb #47576ad1
 @arm('random', 'Random directions, each as far as MI would have gone', 'Niemeijer et al. 2024, at the realised distance')
@@ -150,7 +151,7 @@ class AdversarialTraining(Callback):
 
     def before_batch(self):
         x,self.labels = (o[0].as_subclass(Tensor) for o in (self.learn.xb, self.learn.yb))
-        _check_unit(x)
+        check_pixels(x, _UNIT)
         seed = 1000003*self.seed + 7919*int(self.learn.train_iter) + 3
         self.attacked = adversarial(self.learn.model, x, self.labels, self.eps, self.steps, seed % 2**31, self.labels.ndim == 2)
         self.n_images += len(x)
@@ -159,9 +160,7 @@ class AdversarialTraining(Callback):
         if self.weight: self.learn.loss_grad = self.learn.loss_grad + self.weight*self.base_loss(self.learn.model(self.attacked), self.labels)
 
 # %% ../nbs/08a_arms.ipynb #cd2498bb
-def _check_unit(x):
-    lo,hi = x.amin().item(),x.amax().item()
-    if lo < -1e-4 or hi > 1+1e-4: raise InputError(f"images have values from {lo:.2f} to {hi:.2f}, but this callback expects [0, 1]; leave fastai's Normalize out and normalise inside the model")
+_UNIT = "this callback expects [0, 1]; leave fastai's Normalize out and normalise inside the model"
 
 # %% ../nbs/08a_arms.ipynb #42f44f0b
 @arm('pgd', 'Adversarial training, several steps in a box of pixels', 'Madry et al. 2018, arXiv 1706.06083')
@@ -176,7 +175,7 @@ class Joint(TSynD):
     eps,pixel_steps = 4/255,1
     def before_fit(self):
         super().before_fit()
-        if self.norm: raise InputError("the batches are normalised, but Joint expects images in [0, 1]; leave fastai's Normalize out and normalise inside the model")
+        if self.norm: raise InputError(f"the batches are normalised, but {_UNIT}")
 
     def before_batch(self):
         seen = len(self.history)
@@ -212,7 +211,7 @@ class TrivialAugment(Callback):
 
     def before_batch(self):
         x = self.learn.xb[0].as_subclass(Tensor)
-        _check_unit(x)
+        check_pixels(x, _UNIT)
         with seeded((1000003*self.seed + 7919*int(self.learn.train_iter) + 5) % 2**31):
             on = torch.rand(len(x)) < self.p
             x = torch.stack([self.augment((255*o).round().byte()).float()/255 if a else o for o,a in zip(x, on)])
@@ -252,7 +251,7 @@ def extra_images(name:str,        # a key of `ARMS`
             extra = [c.syn.x if isinstance(c, TSynD) else c.attacked for c in self.learn.cbs if isinstance(c, (TSynD, AdversarialTraining))]
             seen.append((extra or [self.learn.xb[0]])[-1].detach())
             raise CancelFitException
-    dev = next(model.parameters()).device
+    dev = _device(model, data.train.x)
     dl,cbs = ImageDL(data.train.select(list(i)), bs=len(i), device=dev),callbacks(name, ae, **settings)
     for c in cbs: c.warmup = 0                              # of TSynD; the others have none
     learn = classifier_learner(data, model, cbs=[*cbs, Look()])

@@ -181,7 +181,7 @@ def _order(dl): # of the epoch
 @patch
 def _record(self:TSynD):
     due,last = self.count % self.measure_every == 0, self.learn.epoch == self.learn.n_epoch-1 and sum(map(len, self.kept)) < self.keep
-    few = self._means(self._measured(self.syn.pick(range(min(32, len(self.syn)))))) if due else None
+    few = self._few() if due else None
     if last: self.syn = self._measured(self.syn); self._keep()
     if due or last: self.history.append(dict(step=int(self.learn.train_iter), epoch=int(self.learn.epoch), **(self._means(self.syn) if last else few)))
     if due and self.engine.steps == 1: self.engine.step = min(self.step, 2*self.engine.step) if few['mi_after'] > few['mi_before'] else self.engine.step/2
@@ -194,6 +194,9 @@ def _measured(self:TSynD, syn): return self.engine.measure(self.learn.model, syn
 def _means(self:TSynD, s):
     used = s.pick(s.gate > 0) if (s.gate > 0).any() else s
     return dict(used.table().mean().drop('source_index'), rose=(used.mi_after > used.mi_before).float().mean().item(), step_length=self.engine.step, gate=s.gate.mean().item())
+
+@patch
+def _few(self:TSynD): return self._means(self._measured(self.syn.pick(range(min(32, len(self.syn))))))
 
 # %% ../nbs/05_callback.ipynb #63c56af7
 @patch

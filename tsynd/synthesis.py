@@ -141,12 +141,16 @@ def _random(z, seed): # one random direction of length 1 for each image
     return d/_norm(d)
 
 # %% ../nbs/04_synthesis.ipynb #78aee3ac
-def check_pixels(x:Tensor):
+_OURS = "the autoencoder needs [0, 1]; do not normalise them before, or use fastai's Normalize, which is undone"
+
+def check_pixels(x:Tensor,
+                 needs:str=_OURS # what the message says after "but"
+                ):
     "Raise `InputError` unless images are finite and in [0,1]"
     if not torch.isfinite(x).all(): raise InputError(f"images hold {int((~torch.isfinite(x)).sum())} pixels that are NaN or infinite, expected values in [0, 1]")
     lo,hi = x.amin().item(), x.amax().item()
     if lo < -1e-4 or hi > 1+1e-4:
-        raise InputError(f"images have values from {lo:.2f} to {hi:.2f}, but the autoencoder needs [0, 1]; do not normalise them before, or use fastai's Normalize, which is undone")
+        raise InputError(f"images have values from {lo:.2f} to {hi:.2f}, but {needs}")
 
 # %% ../nbs/04_synthesis.ipynb #275316b6
 @dataclass
