@@ -278,6 +278,14 @@ def test_a_broken_line_is_named(tmp_path, line):
     with pytest.raises(InputError, match='cells.jsonl has .* in line 2, expected the record of a cell') as e: read_study(tmp_path)
     assert '\n' not in str(e.value)
 
+@pytest.mark.parametrize('key', ['status', 'dataset', 'n', 'arm', 'seed', 'measures', 'y', 'p', 'shape'])
+def test_a_record_that_lacks_something_is_named(study, tmp_path, key):
+    r = json.loads((study.folder/'cells.jsonl').read_bytes().splitlines()[0])
+    (tmp_path/'study.toml').write_text(to_toml(TINY))
+    (tmp_path/'cells.jsonl').write_text(json.dumps({k: v for k,v in r.items() if k != key})+'\n')
+    assert len(_todo(TINY, tmp_path, run='x')) == 11                                          # nobody falls over it while others work
+    with pytest.raises(InputError, match=f"cells.jsonl has no {key} in the record of {r['id']}, expected .*; remove that line"): read_study(tmp_path)
+
 def test_an_unfinished_study_can_be_read(study, tmp_path):
     (tmp_path/'study.toml').write_text(to_toml(TINY))
     empty = read_study(tmp_path)

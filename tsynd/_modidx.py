@@ -453,6 +453,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'tsynd.study._todo': ('study.html#_todo', 'tsynd/study.py'),
                              'tsynd.study._unpack': ('study.html#_unpack', 'tsynd/study.py'),
                              'tsynd.study._watch': ('study.html#_watch', 'tsynd/study.py'),
+                             'tsynd.study._whole': ('study.html#_whole', 'tsynd/study.py'),
                              'tsynd.study._within': ('study.html#_within', 'tsynd/study.py'),
                              'tsynd.study._worker': ('study.html#_worker', 'tsynd/study.py'),
                              'tsynd.study._write': ('study.html#_write', 'tsynd/study.py'),

@@ -319,7 +319,7 @@ def work(folder:str|Path, # of the study
 # %% ../nbs/08b_study.ipynb #fead287d
 def _todo(c, folder, run=None, tried=()): # cells nobody has finished
     done = records(folder)
-    again = lambda r: run and r['status'] == 'failed' and r.get('run') != run and r['id'] not in tried
+    again = lambda r: run and r.get('status') == 'failed' and r.get('run') != run and r['id'] not in tried
     return [x for x in cells(c) if x.id not in done or again(done[x.id])]
 
 # %% ../nbs/08b_study.ipynb #f3d1e4b9
@@ -429,12 +429,17 @@ KEYS = ['dataset','n','arm','seed']
 FACTS = ['status','reason','seconds','seconds_autoencoder','seconds_measuring','steps','images_seen','synthetic','distance_latent','distance_pixel','gate','weights','order','subset']
 
 # %% ../nbs/08b_study.ipynb #d0889127
+def _whole(r, folder): # a record with nothing missing
+    needed = ('status', *KEYS, *(('measures','y','p','shape') if r.get('status') == 'done' else ()))
+    if lacks := [k for k in needed if k not in r]: raise InputError(f"{folder/'cells.jsonl'} has no {', '.join(lacks)} in the record of {r['id']}, expected all that tsynd study writes; remove that line, and tsynd study runs the cell again")
+    return r
+
 def read_study(folder:str|Path)->Study:
-    "The tables of a study, finished or not; raises `InputError` if the folder holds none"
+    "The tables of a study, finished or not; raises `InputError`"
     folder = Path(folder)
     if not os.path.exists(folder/'study.toml'): raise InputError(f"{folder} holds no study.toml; give a folder written by tsynd study")
     c,found = read_config(folder/'study.toml'),records(folder)
-    rs = [found[x.id] for x in cells(c) if x.id in found]
+    rs = [_whole(found[x.id], folder) for x in cells(c) if x.id in found]
     done = [r for r in rs if r['status'] == 'done']
     rows = [[*(r[k] for k in KEYS), condition, m, v] for r in done for condition,d in r['measures'].items() for m,v in d.items()]
     preds = {r['id']: (np.array(r['y']), _unpack(r['p'], r['shape'])) for r in done}
