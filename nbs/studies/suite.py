@@ -1,11 +1,10 @@
-"""The whole suite of attacks, and the check for masked gradients, on five arms of the headline study.
+"""The whole suite of attacks, and the check for masked gradients, on seven arms of the headline study.
 
     MEDMNIST_ROOT=path/to/medmnist python nbs/studies/suite.py [seeds] [arm ...]
 
 Trains the study's cells at 100 images once more, with the same seed and so to the same network (its AUC must be the one on
 record, to three digits, or the script stops), and attacks 200 test images at 4/255. Writes suite.csv beside it, one row per
-network and attack, and leaves out what is there already. The suite.csv that lies here is older: its networks are those of the first
-run, uneven/. Remove it to make the table of the second."""
+network and attack, and leaves out what is there already."""
 import os, sys
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from tsynd.data import stratified_order
 from tsynd.study import Cell, cell_data, group_autoencoder, read_study, records, train_cell
 
 HERE = Path(__file__).parent
-ARMS = ['baseline', 'mi', 'pgd', 'mi_fgsm', 'pixel_mi']
+ARMS = ['baseline', 'mi', 'pgd', 'mi_fgsm', 'fgsm', 'fgsm, 8/255', 'pixel_mi']
 N,EPS,IMAGES = 100,4/255,200
 
 def trained(study, cell):
