@@ -218,6 +218,23 @@ def test_what_is_noted_is_what_was_trained_on(name, settings, data, ae):
     learn = train_classifier(data, epochs=1, bs=16, cbs=[cb, Far()])
     assert len(learn.far.seen) > 1 and np.allclose([h['distance_pixel'] for h in cb.history], learn.far.seen, rtol=1e-3)
 
+@pytest.mark.parametrize('name', ['random', 'joint'])
+def test_what_is_kept_is_what_was_trained_on(name, data, ae):
+    "And keeping it changes nothing"
+    nets,seen = [],[]
+    class See(Callback):
+        order = 90
+        def after_batch(self):
+            if self.training and self.learn.epoch == 2: seen.append(self.learn.tsynd.syn.x)
+    for keep in (0, 1000):
+        cb, = callbacks(name, ae, gate=0.)
+        cb.warmup,cb.keep = 0,keep
+        seen.clear()
+        nets.append(train_classifier(data, epochs=3, bs=16, cbs=[cb, See()]).model.state_dict())
+    assert all(torch.equal(a, b) for a,b in zip(*(n.values() for n in nets)))
+    assert torch.equal(cb.last_epoch.x, torch.cat(seen)) and len(cb.provenance) == len(data.train)
+    assert cb.provenance.distance_pixel.tolist() == pytest.approx((cb.last_epoch.x-cb.last_epoch.reconstruction).pow(2).mean((1,2,3)).sqrt().tolist())
+
 @pytest.mark.parametrize('training', [True, False])
 def test_looking_at_an_arm_leaves_the_classifier_alone(training, data, ae, model):
     net = copy.deepcopy(model).train(training)

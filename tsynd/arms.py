@@ -85,17 +85,10 @@ def _cross_entropy(ae, seed, *, weight=1., radius=.2, steps=1): return _tsynd(ae
 class RandomTwin(TSynD):
     "Random images, each as far from its source as the targeted image it replaces, or `times` as far"
     times = 1.
-    def before_batch(self):
-        seen = len(self.history)
-        super().before_batch()
-        if self.syn is None: return
-        s,k = self.syn,self.times
+    def _instead(self, s):
+        k = self.times
         if k != 1: s = replace(s, z=s.z0+k*(s.z-s.z0), distance_latent=k*s.distance_latent)
-        self.syn = self.engine.at_distance(s, seed=self._batch_seed()+2)
-        _note(self, seen)
-
-def _note(cb, seen): # what was trained on, where a look has seen what it replaces
-    if len(cb.history) > seen: cb.history[-1] |= cb._few()
+        return self.engine.at_distance(s, seed=self._batch_seed()+7921)
 
 # %% ../nbs/08a_arms.ipynb #47576ad1
 @arm('random', 'Random directions, each as far as MI would have gone', 'Niemeijer et al. 2024, at the realised distance')
@@ -177,13 +170,10 @@ class Joint(TSynD):
         super().before_fit()
         if self.norm: raise InputError(f"the batches are normalised, but {_UNIT}")
 
-    def before_batch(self):
-        seen = len(self.history)
-        super().before_batch()
-        if self.syn is None: return
-        with torch.no_grad(): x = (self.syn.source + self.syn.x - self.engine.ae.decode(self.syn.z0)).clamp(0, 1)
-        self.syn.x = adversarial(self.learn.model, x, self.syn.y, self.eps, self.pixel_steps, self._batch_seed()+3, self.engine.multilabel)
-        _note(self, seen)
+    def _instead(self, s):
+        with torch.no_grad(): x = (s.source + s.x - self.engine.ae.decode(s.z0)).clamp(0, 1)
+        x = adversarial(self.learn.model, x, s.y, self.eps, self.pixel_steps, self._batch_seed()+7922, self.engine.multilabel)
+        return replace(s, x=x, mi_after=None, p_after=None, distance_pixel=None)
 
 # %% ../nbs/08a_arms.ipynb #4f770754
 @arm('joint', 'Latents climb MI, then a pixel residual on the original climbs the cross-entropy', 'relative of Lin et al. 2020, arXiv 2009.02470')

@@ -148,7 +148,7 @@ def before_batch(self:TSynD):
     x01,index = x[:n]*self.norm[1]+self.norm[0] if self.norm else x[:n],self._source_index(n)
     self.syn = self.engine(self.learn.model, x01, y[:n], seed=self._batch_seed(), index=index, judge=self.judge, bank=None if index is None else self.bank)
     if (self.syn.gate > 0).sum() < min(2, n): self.syn.gate.zero_()
-    with self.clock.aside('look') if self.clock else nullcontext(): self._record()
+    self._finish()
     self.last_syn = self.syn
     self.count += 1; self.n_images += n
 
@@ -179,12 +179,30 @@ def _order(dl): # of the epoch
 
 # %% ../nbs/05_callback.ipynb #ff169ed7
 @patch
-def _record(self:TSynD):
-    due,last = self.count % self.measure_every == 0, self.learn.epoch == self.learn.n_epoch-1 and sum(map(len, self.kept)) < self.keep
-    few = self._few() if due else None
+def _finish(self:TSynD):
+    aside = self.clock.aside if self.clock else lambda what: nullcontext()
+    with aside('look'): climbed = self._look()
+    ascent,self.syn = self.syn,self._instead(self.syn)
+    with aside('look'): self._record(climbed if self.syn is ascent else self._look())
+    self._guard(climbed)
+
+@patch
+def _look(self:TSynD): return self._few() if self.count % self.measure_every == 0 else None
+
+@patch
+def _instead(self:TSynD, syn): return syn
+
+# %% ../nbs/05_callback.ipynb #3b26491d
+@patch
+def _record(self:TSynD, few):
+    last = self.learn.epoch == self.learn.n_epoch-1 and sum(map(len, self.kept)) < self.keep
     if last: self.syn = self._measured(self.syn); self._keep()
-    if due or last: self.history.append(dict(step=int(self.learn.train_iter), epoch=int(self.learn.epoch), **(self._means(self.syn) if last else few)))
-    if due and self.engine.steps == 1: self.engine.step = min(self.step, 2*self.engine.step) if few['mi_after'] > few['mi_before'] else self.engine.step/2
+    if few or last: self.history.append(dict(step=int(self.learn.train_iter), epoch=int(self.learn.epoch), **(self._means(self.syn) if last else few)))
+
+# %% ../nbs/05_callback.ipynb #09e65fcb
+@patch
+def _guard(self:TSynD, few):
+    if few and self.engine.steps == 1: self.engine.step = min(self.step, 2*self.engine.step) if few['mi_after'] > few['mi_before'] else self.engine.step/2
 
 # %% ../nbs/05_callback.ipynb #fca374a1
 @patch
