@@ -88,7 +88,7 @@ class RandomTwin(TSynD):
     def _instead(self, s):
         k = self.times
         if k != 1: s = replace(s, z=s.z0+k*(s.z-s.z0), distance_latent=k*s.distance_latent)
-        return self.engine.at_distance(s, seed=self._batch_seed()+7921)
+        return self.engine.at_distance(s, seed=self._batch_seed()+7921)      # the stream of the cells on record
 
 # %% ../nbs/08a_arms.ipynb #47576ad1
 @arm('random', 'Random directions, each as far as MI would have gone', 'Niemeijer et al. 2024, at the realised distance')
@@ -172,7 +172,7 @@ class Joint(TSynD):
 
     def _instead(self, s):
         with torch.no_grad(): x = (s.source + s.x - self.engine.ae.decode(s.z0)).clamp(0, 1)
-        x = adversarial(self.learn.model, x, s.y, self.eps, self.pixel_steps, self._batch_seed()+7922, self.engine.multilabel)
+        x = adversarial(self.learn.model, x, s.y, self.eps, self.pixel_steps, self._batch_seed()+7922, self.engine.multilabel) # its stream, too
         return replace(s, x=x, mi_after=None, p_after=None, distance_pixel=None)
 
 # %% ../nbs/08a_arms.ipynb #4f770754
