@@ -107,7 +107,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'tsynd.callback.TSynD.__init__': ('callback.html#tsynd.__init__', 'tsynd/callback.py'),
                                 'tsynd.callback.TSynD._batch_seed': ('callback.html#tsynd._batch_seed', 'tsynd/callback.py'),
                                 'tsynd.callback.TSynD._check': ('callback.html#tsynd._check', 'tsynd/callback.py'),
-                                'tsynd.callback.TSynD._few': ('callback.html#tsynd._few', 'tsynd/callback.py'),
                                 'tsynd.callback.TSynD._finish': ('callback.html#tsynd._finish', 'tsynd/callback.py'),
                                 'tsynd.callback.TSynD._guard': ('callback.html#tsynd._guard', 'tsynd/callback.py'),
                                 'tsynd.callback.TSynD._instead': ('callback.html#tsynd._instead', 'tsynd/callback.py'),

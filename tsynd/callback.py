@@ -187,9 +187,6 @@ def _finish(self:TSynD):
     self._guard(climbed)
 
 @patch
-def _look(self:TSynD): return self._few() if self.count % self.measure_every == 0 else None
-
-@patch
 def _instead(self:TSynD, syn): return syn
 
 # %% ../nbs/05_callback.ipynb #3b26491d
@@ -214,7 +211,8 @@ def _means(self:TSynD, s):
     return dict(used.table().mean().drop('source_index'), rose=(used.mi_after > used.mi_before).float().mean().item(), step_length=self.engine.step, gate=s.gate.mean().item())
 
 @patch
-def _few(self:TSynD): return self._means(self._measured(self.syn.pick(range(min(32, len(self.syn))))))
+def _look(self:TSynD): # None where none is due
+    if self.count % self.measure_every == 0: return self._means(self._measured(self.syn.pick(range(min(32, len(self.syn))))))
 
 # %% ../nbs/05_callback.ipynb #63c56af7
 @patch

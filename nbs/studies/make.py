@@ -102,17 +102,15 @@ def more():
     c = read_config(HERE/'headline.toml')
     return replace(c, arms=c.arms | best(finished('search_more'), MORE))
 
-def wide():
+def wide(*arms):
     c = read_config(HERE/'headline.toml')
-    return replace(c, arms=c.arms | {f'{a}, 8/255': dict(c.arms[a], arm=a, eps=8/255) for a in ('pgd', 'fgsm')})
+    return replace(c, arms=c.arms | {f'{a}, 8/255': dict(c.arms[a], arm=a, eps=8/255) for a in arms or ('pgd', 'fgsm')})
+
+def wide_mi(): return wide('mi_fgsm')
 
 def far():
     c = read_config(HERE/'headline.toml')
     return replace(c, arms=c.arms | {'random, as far': dict(c.arms['random'], arm='random', times=1.75)})
-
-def wide_mi():
-    c = read_config(HERE/'headline.toml')
-    return replace(c, arms=c.arms | {'mi_fgsm, 8/255': dict(c.arms['mi_fgsm'], arm='mi_fgsm', eps=8/255)})
 
 def baseline_seconds(c):
     "What one training without synthesis takes on this machine"
