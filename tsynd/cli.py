@@ -82,7 +82,7 @@ def parser()->argparse.ArgumentParser:
     r.add_argument('--root', help='folder of the MedMNIST npz files (default: $MEDMNIST_ROOT, then ~/.medmnist)')
     r.add_argument('--out', metavar='DIR', help='a new folder for the results (default: runs/ and a name made of the options)')
     r.add_argument('--quick', action='store_true', help='a smoke run: few images, few steps; under 30 seconds')
-    r.add_argument('--bf16', action='store_true', help='compute in bfloat16: about twice as fast on recent processors')
+    r.add_argument('--bf16', action='store_true', help='compute in bfloat16, where the processor can: about twice as fast')
     for name,typ,text in OPTIONS: r.add_argument(f'--{name}', type=typ, metavar={int:'N', float:'X', str:'NAME'}[typ], help=text)
     _more(sub, raw)
     return p

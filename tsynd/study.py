@@ -31,7 +31,7 @@ from .autoencoder import fit_one_cycle, load_autoencoder, save_model, train_auto
 from .classifier import make_classifier, predict, probabilities, train_classifier
 from .corruptions import corruption_table, families
 from .data import InputError, check_range, load_data, seeded, stratified_order, subset
-from .experiment import BatchOrder, _precision, device, versions
+from .experiment import BatchOrder, _precision, device, precision, versions
 from .robustness import _known, robustness_table
 
 # %% ../nbs/08b_study.ipynb #df2fb02c
@@ -55,7 +55,7 @@ class StudyConfig:
     dropout: float = .5          # in the head
     balanced: bool = True        # draw every class equally often?
     ae_steps: int = 400          # updates of the autoencoder
-    bf16: bool = True            # train in bfloat16? everything is measured in float32
+    bf16: bool = True            # train in bfloat16, where the processor can? everything is measured in float32
     split: str = 'test'          # to measure on; a search takes val
     test_n: int = None           # images to measure on, stratified; default: all
     attack_n: int = 200          # of them to attack and to corrupt, stratified
@@ -205,7 +205,7 @@ def train_cell(c:StudyConfig, cell:Cell, data, ae)->tuple: # (classifier, facts)
     learn = train_classifier(data, c.model, max(1, round(epochs*longer)), lr, cell.seed, c.dropout, cbs=[order, witness, *_precision(c), *cbs],
                              fit=fit, bs=c.bs, even=c.protocol == 'tsynd', balanced=c.balanced, device=device(c.device))
     seen = pd.DataFrame([h for cb in cbs for h in getattr(cb, 'history', [])]).reindex(columns=['distance_latent','distance_pixel','gate','mi_before','mi_after']).mean()
-    return learn.model, dict(seconds=cpu_time(c)-start, steps=int(learn.train_iter), images_seen=len(learn.recorder.values)*len(data.train),
+    return learn.model, dict(seconds=cpu_time(c)-start, precision=precision(c), steps=int(learn.train_iter), images_seen=len(learn.recorder.values)*len(data.train),
                              synthetic=sum(getattr(cb, 'n_images', 0) for cb in cbs), **{k: round(float(v), 4) for k,v in seen.items() if v == v}, weights=witness.checksum, order=order.checksum,
                              subset=hashlib.md5(data.train.index.numpy().tobytes()).hexdigest())
 
