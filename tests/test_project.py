@@ -50,6 +50,13 @@ def remade(tmp_path_factory):
     return copy
 
 
+@pytest.mark.xdist_group('here')
+def test_a_group_of_tests_stays_on_one_worker(request):
+    "Where it does not, nothing fails, but each worker makes what the tests of a group share"
+    if not hasattr(request.config, 'workerinput'): pytest.skip('one process: run pytest -n 2')
+    assert request.node.nodeid.endswith('@here')
+
+
 # What is stated twice
 
 def test_settings_and_pyproject_agree():
