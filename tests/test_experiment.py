@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from layouts import NAMES, SIZES, make_arrays, write_npz
 from medmnist import INFO
+from fastai.callback.core import Callback
 from medmnist.evaluator import getACC, getAUC
 from PIL import Image
 from safetensors.torch import load_file
@@ -20,7 +21,7 @@ from tsynd.callback import TSynD
 from tsynd.classifier import load_classifier, mc_logits
 from tsynd.cli import main
 from tsynd.data import InputError, image_dls, load_data, load_npz, phantom, subset
-from tsynd.experiment import BatchOrder, RunConfig, prepare_data, resolve, run
+from tsynd.experiment import BatchOrder, RunConfig, has_bf16, precision, prepare_data, resolve, run, train_arm
 from tsynd.report import Plot, python_lines, read_run, write_report
 from tsynd.robustness import attack_loss, pgd
 from tsynd.synthesis import OBJECTIVES, synthesize
@@ -92,6 +93,29 @@ def to_tensor(images):
 def probabilities(model, images, multilabel):
     with torch.no_grad(): logits = model(to_tensor(images))
     return (logits.sigmoid() if multilabel else logits.softmax(1)).numpy()
+
+
+# Precision
+
+@pytest.mark.parametrize('flags, has', [('fpu avx512f avx512_vnni', False), ('avx512_bf16 amx_tile', True), ('amx_bf16', True), ('asimd i8mm bf16 dgh', True),
+                                        ('svebf16', False), ('', False), (None, False)], ids=str)
+def test_the_processor_says_whether_it_multiplies_bfloat16(tmp_path, monkeypatch, flags, has):
+    cpu = tmp_path/'cpuinfo'
+    if flags is not None: cpu.write_text(f'model name\t: Some CPU\nflags\t\t: {flags}\n')
+    assert has_bf16(torch.device('cpu'), cpu) == has and not has_bf16(torch.device('mps'), cpu)
+    monkeypatch.setattr('torch.cuda.is_bf16_supported', lambda including_emulation=True: including_emulation or 'by itself')
+    assert has_bf16(torch.device('cuda'), cpu) == 'by itself'
+
+@pytest.mark.parametrize('has', [True, False])
+@pytest.mark.parametrize('asked', [True, False])
+def test_training_is_in_bfloat16_where_it_is_asked_for_and_there(monkeypatch, asked, has):
+    monkeypatch.setattr('tsynd.experiment.has_bf16', lambda d: has)
+    seen, c = set(), RunConfig(**(PHANTOM | dict(bf16=asked, quick=False, epochs=1)))
+    class Look(Callback):
+        def before_fit(self): self.model.trunk[0].register_forward_hook(lambda m, inp, out: seen.add(out.dtype))
+    facts = train_arm(c, prepare_data(c), [Look()])[1]
+    want = 'bfloat16' if asked and has else 'float32'
+    assert precision(c) == facts['precision'] == want and seen == {getattr(torch, want)}
 
 
 # Every data set's layout

@@ -14,6 +14,7 @@ import tsynd.study as S
 from tsynd.arms import ARMS
 from tsynd.classifier import make_classifier, train_classifier
 from tsynd.data import InputError, phantom
+from tsynd.experiment import precision
 from tsynd.study import (Cell, StudyConfig, _todo, append, calibration, cell_data, cells, corrupted, cpu_time, estimate, fit_steps, make_arm, read_config,
                          read_study, records, run_cell, run_study, to_toml, work)
 
@@ -108,6 +109,7 @@ def test_arms_of_a_group_are_paired_and_groups_are_not(study):
     assert t.subset.nunique() == 4 and t.groupby('n').weights.nunique().eq(2).all()                 # a seed draws the weights, whatever the subset
     assert (t[t.arm == 'long'].steps.values == 2*t[t.arm == 'baseline'].steps.values).all()
     assert (t.synthetic > 0).equals(t.arm == 'far')
+    assert (t.precision == precision(TINY)).all()
 
 def test_what_is_measured(study):
     r = study.results

@@ -426,7 +426,7 @@ class Study:
 
 # %% ../nbs/08b_study.ipynb #ab7e8194
 KEYS = ['dataset','n','arm','seed']
-FACTS = ['status','reason','seconds','seconds_autoencoder','seconds_measuring','steps','images_seen','synthetic','distance_latent','distance_pixel','gate','weights','order','subset']
+FACTS = ['status','reason','seconds','seconds_autoencoder','seconds_measuring','precision','steps','images_seen','synthetic','distance_latent','distance_pixel','gate','weights','order','subset']
 
 # %% ../nbs/08b_study.ipynb #d0889127
 def _whole(r, folder): # a record with nothing missing
