@@ -290,6 +290,11 @@ BAD = {'no metrics': ('metrics.json', None, 'has no metrics.json'), 'no provenan
        'no arms': ('metrics.json', '{"config":{},"data":{},"conditions":[],"arms":{"baseline":{}}}', 'has no entry arms.tsynd'),
        **{f'{k} is {v}': ('metrics.json', (k, v), f'has {v} as entry {k}') for k, v in {'data': 3, 'arms': [], 'conditions': 3, 'arms.baseline': [], 'arms.tsynd.metrics': 3}.items()},
        **{f'{k} is null': ('metrics.json', (k, None), f'has no entry {k}') for k in ('data', 'config', 'arms', 'arms.tsynd', 'arms.baseline.metrics')},
+       **{f'{k} holds {v!r}': ('metrics.json', (k, v), said) for k, v, said in (
+           ('conditions', ['clean', 3], 'has 3 in conditions'), ('conditions', [], "has conditions [], expected 'clean' among them"), ('data.classes', None, 'has no entry data.classes'),
+           ('arms.tsynd.metrics.clean', 'x', "has 'x' in arms.tsynd.metrics"), ('arms.baseline.metrics.clean', None, 'has None in arms.baseline.metrics'),
+           ('arms.baseline.history', 'x', "has 'x' in arms.baseline.history"), ('arms.tsynd.history', 3, 'has 3 in arms.tsynd.history'),
+           ('arms.tsynd.trace', [None], 'has None in arms.tsynd.trace'), ('arms.tsynd.trace', {'a': 1}, 'has 1 in arms.tsynd.trace'))},
        'ragged table': ('provenance.csv', 'a,b\n1,2,3,4\n1,2,3,4,5,6,7\n', 'provenance.csv is no table of comma-separated values in UTF-8'),
        'latin-1 table': ('provenance.csv', 'label_name\nKr\xe4he\n'.encode('latin-1'), 'provenance.csv is no table'), 'latin-1 json': ('metrics.json', '"\xe4"'.encode('latin-1'), 'metrics.json is not JSON'),
        'foreign table': ('provenance.csv', 'a,b\n1,2\n', 'has no column label_name'), 'broken npz': ('synthetic.npz', 'x', 'is not a complete numpy archive')}

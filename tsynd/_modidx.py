@@ -316,6 +316,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'tsynd.report._dots': ('report.html#_dots', 'tsynd/report.py'),
                               'tsynd.report._draw_robustness': ('report.html#_draw_robustness', 'tsynd/report.py'),
                               'tsynd.report._drawing': ('report.html#_drawing', 'tsynd/report.py'),
+                              'tsynd.report._entry': ('report.html#_entry', 'tsynd/report.py'),
                               'tsynd.report._facts_in_short': ('report.html#_facts_in_short', 'tsynd/report.py'),
                               'tsynd.report._gallery_words': ('report.html#_gallery_words', 'tsynd/report.py'),
                               'tsynd.report._group': ('report.html#_group', 'tsynd/report.py'),
