@@ -166,8 +166,8 @@ def test_trivialaugment_changes_the_share_it_says(data):
 
 def test_shifts_are_a_part_of_the_side():
     "torchvision's go up to 32 pixels, which would push an image of 28 out of its frame"
-    from tsynd.arms import _Wide
-    for k in ('TranslateX','TranslateY'): assert _Wide()._AUGMENTATION_SPACE[k][0](31, 28, 28).max() == 4 and _Wide()._AUGMENTATION_SPACE[k][0](31, 224, 224).max() == 32
+    from tsynd.arms import _wide
+    for k in ('TranslateX','TranslateY'): assert _wide()._AUGMENTATION_SPACE[k][0](31, 28, 28).max() == 4 and _wide()._AUGMENTATION_SPACE[k][0](31, 224, 224).max() == 32
 
 def test_augmented_images_are_images_and_repeatable(data):
     a, b = (extra_images('trivialaugment', None, make_classifier('small_resnet', 1, 2), data, range(8)) for _ in range(2))

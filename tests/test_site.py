@@ -9,6 +9,8 @@ from filelock import FileLock
 from test_study_report import make
 from tsynd.study_report import study_report
 
+pytestmark = pytest.mark.xdist_group('site')  # one worker builds the site; another would only wait for it
+
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT/'_docs'
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome')

@@ -18,6 +18,8 @@ from tsynd.experiment import precision
 from tsynd.study import (Cell, StudyConfig, _todo, append, calibration, cell_data, cells, corrupted, cpu_time, estimate, fit_steps, make_arm, read_config,
                          read_study, records, run_cell, run_study, to_toml, work)
 
+pytestmark = pytest.mark.xdist_group('study')  # one worker makes the study, for all tests that need it
+
 TINY = StudyConfig(name='tiny', datasets=['phantom'], n=[20, 40], seeds=2, arms={'baseline': {}, 'far': dict(arm='mi', radius=.6, gate=0.), 'long': dict(arm='baseline', longer=2.)},
                    updates=6, ae_steps=10, attack_n=10, pgd_steps=2, eps=[2], corruptions=['speckle_noise'], test_n=30)
 

@@ -15,7 +15,6 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.mixup import MixUp
 from fastai.data.core import DataLoaders
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from .callback import TSynD
 from .classifier import _device, classifier_learner, frozen
@@ -183,10 +182,11 @@ def _joint(ae, seed, *, weight=1., radius=.15, gate=.8, eps=4/255, pixel_steps=1
     return [cb]
 
 # %% ../nbs/08a_arms.ipynb #35046659
-class _Wide(v2.TrivialAugmentWide): # its shifts of up to 32 pixels are made for 224; ours are as large a part of the side
-    def __init__(self):
-        super().__init__()
-        for k in ('TranslateX','TranslateY'): self._AUGMENTATION_SPACE = self._AUGMENTATION_SPACE | {k: (lambda bins, h, w: torch.linspace(0, min(h, w)/7, bins), True)}
+def _wide(): # its shifts of up to 32 pixels are made for 224; ours are as large a part of the side
+    from torchvision.transforms.v2 import TrivialAugmentWide   # here, as it takes two seconds
+    wide,shift = TrivialAugmentWide(),(lambda bins, h, w: torch.linspace(0, min(h, w)/7, bins), True)
+    wide._AUGMENTATION_SPACE = wide._AUGMENTATION_SPACE | dict(TranslateX=shift, TranslateY=shift)
+    return wide
 
 # %% ../nbs/08a_arms.ipynb #ff84d999
 class TrivialAugment(Callback):
@@ -197,7 +197,7 @@ class TrivialAugment(Callback):
                  seed:int=0  # of all that is drawn
                 ):
         check_range('p', p, lo=0, hi=1)
-        self.p,self.seed,self.augment = p,seed,_Wide()
+        self.p,self.seed,self.augment = p,seed,_wide()
 
     def before_batch(self):
         x = self.learn.xb[0].as_subclass(Tensor)
