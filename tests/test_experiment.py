@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch
+from fastai.callback.core import Callback
 from layouts import NAMES, SIZES, make_arrays, write_npz
 from medmnist import INFO
-from fastai.callback.core import Callback
 from medmnist.evaluator import getACC, getAUC
 from PIL import Image
 from safetensors.torch import load_file

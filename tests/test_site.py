@@ -1,15 +1,14 @@
 """The documentation site, built once and read in a real browser."""
-import functools, importlib, os, re, shutil, subprocess, sys, tempfile, threading
+import functools, importlib, re, shutil, subprocess, sys, threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from test_study_report import make
 from tsynd.study_report import study_report
 
-pytestmark = pytest.mark.xdist_group('site')  # one worker builds the site; another would only wait for it
+pytestmark = pytest.mark.xdist_group('site')  # one worker builds the site, for all tests that need it
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT/'_docs'
@@ -17,14 +16,10 @@ BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stab
 
 @pytest.fixture(scope='module')
 def build():
-    "The site, built by the documented command, once for all workers of a run"
-    said = Path(tempfile.gettempdir())/f"tsynd-site-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
-    with FileLock(f'{said}.lock'):
-        if not said.exists():
-            done = subprocess.run([sys.executable, ROOT/'.ci'/'site.py'], cwd=ROOT, capture_output=True, text=True)
-            assert done.returncode == 0, done.stdout + done.stderr
-            said.write_text(done.stdout)
-    return said.read_text()
+    "The site, built by the documented command"
+    done = subprocess.run([sys.executable, ROOT/'.ci'/'site.py'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope='module')

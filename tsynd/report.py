@@ -22,6 +22,7 @@ from urllib.parse import quote
 import matplotlib
 import numpy as np
 import pandas as pd
+from fastcore.basics import listify
 from fastcore.xml import A, B, Caption, Dd, Div, Dl, Dt, Figcaption, H3, Img, Li, P, Picture, Safe, Section, Small, Source, Span, Table, Tbody, Td, Th, Thead, Tr, ft, to_xml
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -87,7 +88,7 @@ def _metrics(path):
         if not isinstance(v, kind): raise InputError(f"{path} has {'no entry' if v is None else f'{v!r:.40} as entry'} {name}, expected the {kind.__name__} that a run writes; make the run again")
     for name,kind in PARTS.items():
         v = _entry(m, name)
-        wrong = [o for o in (v.values() if isinstance(v, dict) else v if isinstance(v, list) else () if v is None else (v,)) if not isinstance(o, kind)]
+        wrong = [o for o in listify(v.values() if isinstance(v, dict) else v) if not isinstance(o, kind)]
         if wrong: raise InputError(f"{path} has {wrong[0]!r:.40} in {name}, where a run writes a {kind.__name__}; make the run again")
     if 'clean' not in m['conditions']: raise InputError(f"{path} has conditions {m['conditions']!r:.40}, expected 'clean' among them; make the run again")
     return m
