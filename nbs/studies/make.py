@@ -10,6 +10,7 @@
     python nbs/studies/make.py wide        adds adversarial training in a box of 8/255 to headline.toml
     python nbs/studies/make.py far         adds random steps that go as far as those of MI to headline.toml
     python nbs/studies/make.py wide_mi     adds MI together with a single-step attack in a box of 8/255 to headline.toml
+    python nbs/studies/make.py precision   reads headline.toml and writes precision.toml: MI again, in float32
 
 Each is run by `tsynd study nbs/studies/X.toml --out nbs/studies/X`. Rate and search look at validation images (78 and 100 of
 them) of seeds that the headline does not use. All arms have the same number of trials, on the same two seeds of both data sets.
@@ -41,6 +42,10 @@ X-rays, by the cells on record). 1.75 lies between the factors that make up for 
 
 The arm of wide_mi came last. With a box of 4/255, MI and the single-step attack together had missed PGD training by more than the
 3 points that were the aim. Is it the box? Its other settings are those that the search chose for 4/255.
+
+Cells of 50 and 200 images were made on two machines, and the processor of the second multiplies no bfloat16, so it trained in
+float32; each cell says which. precision asks what that changes: MI once more in float32, with the seeds, subsets, initial weights
+and batches of cells that were trained in bfloat16. Its three seeds were declared before it was run.
 
 The five arms of search_more were added when ten seeds of the others had been seen. No declared question names them, they are
 description; their trials, criterion and seeds are those of the others, and were declared before any of their cells was run."""
@@ -131,6 +136,11 @@ def official():
     return StudyConfig('official', BOTH[:1], ['full'], 5, dict(baseline={}, mi_default={}), **PROTOCOL, headline=[['mi_default','baseline','clean','auc']],
                        attack_n=100, eps=[4], corruptions=[])
 
+def precision():
+    "What float32 instead of bfloat16 changes, for the arm that all is about"
+    c = read_config(HERE/'headline.toml')
+    return replace(c, name='precision', n=[50, 200], seeds=3, headline=[], arms=dict(mi=c.arms['mi']), bf16=False)
+
 def full():
     "All training images of both sets, three times as many updates (six epochs of PneumoniaMNIST), the settings of 100 images; no questions, no search"
     c = read_config(HERE/'headline.toml')
@@ -139,5 +149,5 @@ def full():
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    what = {f.__name__: f for f in (rate, search, headline, official, full, search_more, more, wide, far, wide_mi)}[sys.argv[1]]()
+    what = {f.__name__: f for f in (rate, search, headline, official, full, search_more, more, wide, far, wide_mi, precision)}[sys.argv[1]]()
     (HERE/f'{what.name}.toml').write_text(to_toml(what))
