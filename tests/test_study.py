@@ -21,7 +21,7 @@ from tsynd.study import (Cell, StudyConfig, _todo, append, calibration, cell_dat
 pytestmark = pytest.mark.xdist_group('study')  # one worker makes the study, for all tests that need it
 
 TINY = StudyConfig(name='tiny', datasets=['phantom'], n=[20, 40], seeds=2, arms={'baseline': {}, 'far': dict(arm='mi', radius=.6, gate=0.), 'long': dict(arm='baseline', longer=2.)},
-                   updates=6, ae_steps=10, attack_n=10, pgd_steps=2, eps=[2], corruptions=['speckle_noise'], test_n=30)
+                   updates=4, ae_steps=4, attack_n=10, pgd_steps=2, eps=[2], corruptions=['speckle_noise'], test_n=30)
 
 
 @pytest.fixture(scope='module')
@@ -239,7 +239,7 @@ def test_a_failing_cell_is_recorded_and_tried_again(tmp_path):
     assert (tmp_path/'s'/'cells.jsonl').read_text().count('\n') == lines+1               # the failed one, once more
 
 def test_another_study_is_not_mixed_in(study):
-    with pytest.raises(InputError, match='holds a study whose updates is 6, not 7'): run_study(replace(TINY, updates=7), study.folder, progress=False)
+    with pytest.raises(InputError, match='holds a study whose updates is 4, not 7'): run_study(replace(TINY, updates=7), study.folder, progress=False)
 
 @pytest.mark.parametrize('change', [dict(seeds=1), dict(n=[20]), dict(datasets=['breastmnist']), dict(arms=dict(TINY.arms, far=dict(arm='mi'))), dict(headline=[['far','baseline','clean','auc']])], ids=str)
 def test_a_study_only_grows(study, change):
@@ -340,7 +340,7 @@ def test_an_estimate_that_fails_leaves_the_threads_alone(monkeypatch):
 def test_an_arm_that_trains_longer_is_estimated_longer(monkeypatch):
     monkeypatch.setattr('tsynd.study._probe', lambda *args: (.5, 3.))                      # seconds per update, and of measuring
     e = estimate(TINY).query('n == 20').set_index('arm')
-    assert e.training.to_dict() == {'baseline': .5*6, 'far': .5*6, 'long': .5*12} and (e.measuring == 3).all()
+    assert e.training.to_dict() == {'baseline': .5*4, 'far': .5*4, 'long': .5*8} and (e.measuring == 3).all()
 
 
 def test_medmnist_protocol(tmp_path):

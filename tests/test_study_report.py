@@ -270,6 +270,9 @@ def test_cost_is_relative_to_the_same_cell(f, tmp_path):
     g = found(tmp_path/'s', lambda r: None if (r['arm'], r['seed']) == ('baseline', 3) else r | dict(seconds=r['seconds']*(9 if r['n'] == 'full' else 1)), n=(50, 'full'))
     assert costs(g).set_index('arm').relative.tolist() == [1, 2, 3]
     assert cost_plot(f).alt.endswith("mi, at 2.0 times the baseline's seconds.")
+    moved = found(tmp_path/'t', lambda r: r | (dict(precision='float32', seconds=9*r['seconds']) if (r['arm'], r['n']) == ('mi', 100) else dict(precision='bfloat16')))
+    t = costs(moved).set_index('arm')
+    assert t.relative.tolist() == [1, 2, 3] and t.seconds.tolist() == [25, 50, 75]       # half of the cells of mi were trained on a slower machine
 
 def test_drawing_leaves_no_trace(f):
     before = dict(matplotlib.rcParams)

@@ -323,11 +323,12 @@ def reliability_plot(f:Findings, dark=False)->Plot|None: # None without predicti
 
 # %% ../nbs/10a_study_report.ipynb #20883b9f
 def costs(f:Findings)->pd.DataFrame: # a row per data set and arm other than the baseline
-    "Seconds relative to the baseline of the same cell, and the gain in AUC on clean images, over all sizes short of the full data"
+    "Seconds relative to the baseline of the same cell and precision, and the gain in AUC on clean images, over all sizes short of the full data"
     c,out = f.study.cells, []
-    c = c[c.status == 'done'].assign(n=lambda t: t.n.astype(str))
+    c = c[c.status == 'done'].assign(n=lambda t: t.n.astype(str), precision=lambda t: t.precision.fillna(''))
     for d in f.datasets:
-        s = c[(c.dataset == d) & c.n.isin(f.pooled(d))].pivot(index=['n','seed'], columns='arm', values='seconds')
+        s = c[(c.dataset == d) & c.n.isin(f.pooled(d))].pivot(index=['n','seed','precision'], columns='arm', values='seconds')
+        if f.baseline in s: s = s.dropna(subset=f.baseline)
         for a in f.arms:
             ratio = (s[a]/s[f.baseline]).mean() if {a,f.baseline} <= set(s) else np.nan
             gain = _gain(f, a, d) if a != f.baseline else (0., np.nan, np.nan)
