@@ -118,13 +118,11 @@ def wide(*arms):
 
 def wide_mi(): return wide('mi_fgsm')
 
-def far():
+def far(label='random, as far', times=1.75):
     c = read_config(HERE/'headline.toml')
-    return replace(c, arms=c.arms | {'random, as far': dict(c.arms['random'], arm='random', times=1.75)})
+    return replace(c, arms=c.arms | {label: dict(c.arms['random'], arm='random', times=times)})
 
-def far_pixels():
-    c = read_config(HERE/'headline.toml')
-    return replace(c, arms=c.arms | {'random, as far in pixels': dict(c.arms['random'], arm='random', times=2.8)})
+def far_pixels(): return far('random, as far in pixels', 2.8)
 
 def baseline_seconds(c):
     "What one training without synthesis takes on this machine"
