@@ -51,7 +51,7 @@ def test_an_arm_without_weight_is_the_baseline(name, settings, data, ae):
 
 @pytest.mark.parametrize('name, settings, said', [('mi', dict(wieght=1), "no setting 'wieght', expected some of weight, radius"), ('nothing', {}, "arm is 'nothing', expected one of baseline"),
                                                   (['mi'], {}, "arm is ['mi'], expected one of"), ('mixup', dict(alpha='a'), 'alpha is'), ('mixup', dict(alpha=-1), 'alpha is -1'), ('random', dict(times=0), 'times is 0'),
-    ('mi', dict(radius=-1), 'radius is -1'), ('mi', dict(gate=2.), 'gate is 2.0'), ('pgd', dict(eps=2.), 'eps is 2.0'), ('pgd', dict(steps=0), 'steps is 0'),
+    ('mi', dict(radius=-1), 'radius is -1'), ('mi', dict(gate=2.), 'gate is 2.0'), ('pgd', dict(eps=2.), 'eps is 2.0'), ('pgd', dict(steps=0), 'steps is 0'), ('joint', dict(eps=4), 'eps is 4'), ('joint', dict(pixel_steps=0), 'pixel_steps is 0'),
     ('fgsm', dict(weight=-1.), 'weight is -1.0'), ('trivialaugment', dict(p=1.5), 'p is 1.5')], ids=str)
 def test_slips_are_named(name, settings, said, ae):
     with pytest.raises(InputError) as e: callbacks(name, ae, **settings)

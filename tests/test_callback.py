@@ -63,7 +63,7 @@ def quiet(learn, f, *args, **kwargs):
 
 def fit(data, cbs, epochs=2, bs=8, model=None, lr=1e-2, opt=Adam, **kwargs):
     loss = BCEWithLogitsLossFlat() if data.multilabel else CrossEntropyLossFlat()
-    learn = Learner(image_dls(data, bs=bs, **kwargs), model or tiny(data.n_classes), loss_func=loss, opt_func=opt, cbs=cbs)
+    learn = Learner(image_dls(data, bs=bs, **kwargs), tiny(data.n_classes) if model is None else model, loss_func=loss, opt_func=opt, cbs=cbs)
     quiet(learn, learn.fit, epochs, lr)
     return learn
 
@@ -376,6 +376,23 @@ def test_batches_of_another_kind_are_refused(data, ae):
         def before_batch(self): self.learn.xb = (self.x, self.x)
     with pytest.raises(InputError, match='2 inputs and 1 targets, but TSynD needs'): fit(data, [Pair(), tsynd(ae)])
 
+class Steps(Callback):
+    "Counts the weight updates"
+    def before_fit(self): self.n = 0
+    def after_step(self): self.n += 1
+
+@pytest.mark.parametrize('what,message', [('pixels', r'images have values from -\d'), ('inputs', '2 inputs and 1 targets'), ('targets', 'loss is a cross-entropy')])
+def test_what_cannot_work_is_said_at_the_first_batch(data, ae, what, message):
+    class Wrong(Callback):
+        order = -9
+        def before_batch(self):
+            if what == 'pixels': self.learn.xb = (4*self.x-2,)
+            elif what == 'inputs': self.learn.xb = (self.x, self.x)
+            else: self.learn.yb = (F.one_hot(self.y, 2).float(),)
+    steps = Steps()
+    with pytest.raises(InputError, match=message): fit(data, [Wrong(), steps, tsynd(ae, warmup=.9, every=7)])
+    assert steps.n == 0
+
 @pytest.mark.parametrize('where', ['first','later'])
 def test_looking_before_there_is_anything(data, ae, where):
     t = tsynd(ae) if where == 'first' else fit(data, tsynd(ae, warmup=1)).tsynd
@@ -681,7 +698,8 @@ class Batches:
         self.t += plain*first
         if go:
             self.t += extra*first*self.clock.share/.5
-            with self.clock.aside('look'): self.t += look*self.clock.share/.5
+            for _ in range(2):                                                   # one before the images are replaced, one after
+                with self.clock.aside('look'): self.t += look*self.clock.share/.5/2
         with self.clock.aside('average'): self.t += average*first
         self.clock.stop(16*go)
         return go
@@ -878,6 +896,26 @@ def test_bfloat16_after_a_fit_that_broke_off(data, error, place):
     assert not torch.is_autocast_enabled('cpu')
     fit(data, [BF16(), Moves(), Weights()], model=model, lr=.3, opt=SGD)
     assert not torch.is_autocast_enabled('cpu') and 'forward' not in vars(model)
+
+class Doubled(nn.Module):
+    "Its `forward` is one that it was given, and not its class's"
+    def __init__(self):
+        super().__init__()
+        self.body = tiny()
+        self.forward = self.twice
+    def twice(self, x): return 2*self.body(x)
+
+@pytest.mark.parametrize('wrap', [Doubled, lambda: torch.compile(tiny(), backend='eager')], ids=['given','compiled'])
+def test_a_model_with_a_forward_of_its_own_keeps_it(data, ae, wrap):
+    model,x = wrap(),data.val.batch(slice(4))[0]
+    forward = vars(model)['forward']
+    avg = MovingAverage(model.eval())
+    assert torch.equal(avg(x), model(x))
+    with torch.no_grad():
+        for p in avg.parameters(): p.zero_()
+    assert not avg(x).any() and model(x).any()                                # the copy's own weights
+    t = fit(data, [BF16(), tsynd(ae, gate=.5)], epochs=1, model=model).tsynd
+    assert vars(model)['forward'] == forward and t.count == 5
 
 @pytest.mark.parametrize('again', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=['copied','pickled'])
 def test_a_model_that_a_broken_fit_left_in_bfloat16_can_be_copied(data, again):

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings, strategies as st
 from layouts import NAMES, SIZES, make_arrays, write_npz
 
 from tsynd.classifier import classifier_learner
-from tsynd.data import (HOLES, ImageData, ImageDL, InputError, Split, check_classes, check_range, image_dls, in_hole, load_data, load_medmnist,
+from tsynd.data import (HOLES, TASKS, ImageData, ImageDL, InputError, Split, check_classes, check_range, image_dls, in_hole, load_data, load_medmnist,
                         load_npz, medmnist_info, medmnist_path, phantom, phantom_labels, read_npz, render_phantom, save_npz, seeded,
                         strata, stratified_order, subset, to_numpy)
 
@@ -36,6 +36,13 @@ def one_sentence(e):
     text = str(e.value)
     assert text and '\n' not in text and 'Traceback' not in text
     return text
+
+@pytest.mark.parametrize('task', ['multi-label', 'binary', '', None])
+def test_a_task_of_another_name_is_refused(task):
+    part = split()
+    with pytest.raises(InputError) as e: ImageData('made', task, ['c0','c1'], part, part, part)
+    one_sentence(e); assert f'task is {task!r}, expected one of binary-class; ' in str(e.value)
+    assert {i['task'] for i in medmnist.INFO.values()} <= set(TASKS)
 
 
 # Parameters and random streams

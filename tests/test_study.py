@@ -45,14 +45,15 @@ def test_a_configuration_survives_its_file(tmp_path):
 @pytest.mark.parametrize('old, new, said', [('seeds = 2', 'seeds = two', 'is not TOML'), ('seeds = 2', '', "has no key 'seeds'"), ('seeds', 'sedes', "has a key 'sedes'"),
     ('seeds = 2', 'seeds = 0', 'seeds is 0'), ('[20]', '[1]', 'n is 1'), ('[20]', '["all"]', "n is 'all'"), ('[20]', '20', 'n is 20, expected a list'), ('radius', 'raduis', "no setting 'raduis'"),
     ('arms.mi', 'arms.mu', "arm is 'mu'"), ('0.5', '-1.0', 'radius is -1.0'), ('seeds = 2', 'seeds = 2\nsplit = "train"', "split is 'train'"), ('seeds = 2', 'seeds = 2\nlr = 0.0', 'lr of arm'),
-    ('["phantom"]', '["phantom", "phantom"]', 'expected each of them once'), ('seeds = 2', 'seeds = 2\nheadline = [["mi", "mu", "clean", "auc"]]', "speaks of an arm 'mu'"), ('seeds = 2', 'seeds = 2\nprotocol = "mine"', "protocol is 'mine'"), ('radius = 0.5', 'longer = 0', 'longer of arm mi is 0'), ('seeds = 2', 'seeds = 2\neps = [300]', 'eps is 300'), ('[arms.baseline]\n[arms.mi]\nradius = 0.5', 'arms = 3', 'arms is 3'),
+    ('["phantom"]', '["phantom", "phantom"]', 'expected each of them once'), ('seeds = 2', 'seeds = 2\nheadline = [["mi", "mu", "clean", "auc"]]', "arm 'mu' is unknown, expected some of"), ('seeds = 2', 'seeds = 2\nprotocol = "mine"', "protocol is 'mine'"), ('radius = 0.5', 'longer = 0', 'longer of arm mi is 0'), ('seeds = 2', 'seeds = 2\neps = [300]', 'eps is 300'), ('[arms.baseline]\n[arms.mi]\nradius = 0.5', 'arms = 3', 'arms is 3'),
     ('[arms.baseline]\n[arms.mi]\nradius = 0.5', '[arms]\nmi = 1', 'arm mi is 1'), ('seeds = 2', 'seeds = 2\ncorruptions = ["rain"]', "corruption 'rain' is unknown"),
     ('["phantom"]', '[]', 'datasets is [], expected at least one'), ('[20]', '[]', 'n is [], expected at least one'), ('[arms.baseline]\n[arms.mi]\nradius = 0.5', '[arms]', 'arms is {}, expected at least one'),
     *(('seeds = 2', f'seeds = 2\n{line}', said) for line, said in (
         ('name = 5', 'name is 5, expected a text'), ('size = "28"', "size is '28', expected a whole number"), ('size = 0', 'size is 0'), ('model = 3', 'model is 3, expected a text'), ('device = 3', 'device is 3'),
         ('bf16 = "no"', "bf16 is 'no', expected true or false"), ('balanced = 1', 'balanced is 1, expected true or false'), ('bs = true', 'bs is True, expected a whole number'), ('dropout = "a"', "dropout is 'a', expected a number"),
         ('corruptions = 3', 'corruptions is 3, expected a list of names'), ('corruptions = [["a"]]', 'expected a list of names'), ('headline = [1]', 'headline is [1], expected a list of lists'),
-        ('headline = [[["mi"], "baseline"]]', "an arm ['mi']"), ('eps = ["a"]', "eps is ['a'], expected a list of numbers"), ('split = ["val"]', "split is ['val'], expected a text")))], ids=lambda v: v[:20])
+        ('headline = [[["mi"], "baseline"]]', "headline [['mi'], 'baseline'] is no question"), *((f'headline = [["mi", "baseline", {q}]]', what) for q,what in (
+            ('"clean", "balanced_acc"', "measure 'balanced_acc' is unknown"), ('"PGD 3/255", "accuracy"', "attack 'PGD 3/255' is unknown"), ('"clean", "auc", 777', "size '777' is unknown"), ('"clean", "auc", [20], "nosuch"', "data set 'nosuch' is unknown"))), ('eps = ["a"]', "eps is ['a'], expected a list of numbers"), ('split = ["val"]', "split is ['val'], expected a text")))], ids=lambda v: v[:20])
 def test_slips_in_a_configuration_are_named(tmp_path, old, new, said):
     with pytest.raises(InputError) as e: read_config(toml(tmp_path, GOOD.replace(old, new)))
     assert said in str(e.value) and '\n' not in str(e.value)
@@ -63,7 +64,7 @@ def test_a_missing_configuration(tmp_path):
 @given(text=st.text(st.characters(exclude_categories=['Cs'])))
 @example(text='\U0001f9e0 \x7f \x00 \u2028 "\\')
 def test_any_label_survives_its_file(tmp_path_factory, text):
-    c = replace(TINY, name=text, arms={text: dict(arm='baseline')}, headline=[[text, text, 'clean', 'auc']])
+    c = replace(TINY, name=text, arms={text: dict(arm='baseline'), text+'2': dict(arm='baseline')}, headline=[[text, text+'2', 'clean', 'auc']])
     assert asdict(read_config(toml(tmp_path_factory.mktemp('toml'), to_toml(c)))) == asdict(c)
 
 @pytest.mark.parametrize('change, said', [(dict(device='cuda:99'), "device is 'cuda:99', but this machine has no such device.*device = \"cpu\" in the configuration"), (dict(device='tpu'), "device is 'tpu'"),
@@ -325,6 +326,17 @@ def test_corrupted_means_by_hand():
 def test_an_estimate_has_every_arm():
     e = estimate(TINY, updates=2, images=4)
     assert e[['dataset','n','arm']].values.tolist() == [['phantom', n, a] for a in TINY.arms for n in TINY.n] and (e[['training','measuring','autoencoder']] > 0).all().all()
+
+def test_an_estimate_counts_whole_epochs_and_trains_a_few_updates(monkeypatch):
+    "120 images are four batches of at most 32, more than the two updates asked for"
+    seen,train = [],S.train_cell
+    def witness(c, cell, data, ae): model,facts = train(c, cell, data, ae); seen.append((facts['steps'], len(data.train))); return model,facts
+    monkeypatch.setattr(S, 'train_cell', witness)
+    c = replace(TINY, n=['full'], updates=2, arms=dict(baseline={}))
+    whole = train(c, cells(c)[0], cell_data(c, cells(c)[0])[0], None)[1]['steps']
+    assert whole > 2 and S._steps(c, 'phantom', 'full', None) == whole
+    estimate(c, updates=2, images=4)
+    assert seen == [(2, 64)]
 
 def test_an_estimate_that_fails_leaves_the_threads_alone(monkeypatch):
     "and its autoencoder is trained where the study would train it"

@@ -123,10 +123,10 @@ def test_a_clear_result_turns_with_the_arms(tmp_path):
     assert 'out of reach' not in caution(up) and 'out of reach' in caution(replace(up, head=up.head.assign(possible=.06)))
 
 def test_what_cannot_be_asked_is_said(tmp_path):
-    g = found(tmp_path/'s', headline=[['mi', 'baseline', 'PGD 16/255', 'auc']])
+    g = found(tmp_path/'s', headline=[['mi', 'baseline', 'PGD 16/255', 'auc']], eps=[1, 4, 16])
     assert not len(g.head) and 'PGD 16/255' in finding(g) and 'PGD 16/255' in Page(page_html(g)).text
 
-@pytest.mark.parametrize('how', [dict(datasets=['phantom']), dict(test_n=40)])
+@pytest.mark.parametrize('how', [dict(datasets=['phantom']), dict(test_n=40), dict(split='val')])
 def test_no_interval_over_images_that_differ_between_seeds(tmp_path, how):
     g = found(tmp_path/'s', **how)
     assert g.head.image_lo.isna().all() and g.head.lo.notna().all()
@@ -233,6 +233,12 @@ def test_an_arm_that_lacks_a_size_is_not_pooled(tmp_path):
     g = found(tmp_path/'s', lambda r: None if (r['arm'], r['n']) == ('pgd', 100) else r, n=(50, 100, 'full'))
     p = pool(g, 'breastmnist', 'auc')
     assert p.pgd.isna().all() and p.mi.notna().all() and g.pooled('breastmnist') == ['50', '100']
+
+def test_a_page_of_arms_none_of_which_has_all_sizes(tmp_path):
+    folder = make(tmp_path/'s', lambda r: None if r['n'] == (50 if r['arm'] == 'mi' else 100) else r, arms=dict(baseline={}, mi={}), headline=[])
+    check(folder)
+    g = findings(read_study(folder))
+    assert attack_plot(g) is severity_plot(g) is None
 
 def test_colours_are_few_and_fixed(f, tmp_path):
     arms = dict(baseline={}) | {f'mi {i}': dict(arm='mi') for i in range(12)}

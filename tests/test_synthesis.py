@@ -696,6 +696,15 @@ def test_indices_come_in_any_order(batches):
     every = torch.tensor(list(images))
     assert torch.equal(bank.recall(ae, torch.stack(list(images.values())), every)[1], ae.encode(torch.stack(list(images.values())))+1)
 
+def test_a_bank_makes_room_a_few_times_only():
+    ae,bank,places,x = Grid(),S.LatentBank(),set(),torch.rand(256,1,8,8, dtype=torch.float64)
+    for i in range(256):
+        z0,_ = bank.recall(ae, x[i:i+1], torch.tensor([i]))
+        bank.store(torch.tensor([i]), z0+1)
+        places.add(len(bank.z))
+    assert len(bank.rows) == bank.encoded == 256 and len(places) <= 9
+    assert torch.equal(bank.recall(ae, x, torch.arange(256))[1], ae.encode(x)+1)
+
 def test_twice_the_same_image_in_a_batch():
     ae, model, x, y = made()
     i, bank = torch.tensor([2,0,2,2]), S.LatentBank()

@@ -177,6 +177,7 @@ class Joint(TSynD):
 # %% ../nbs/08a_arms.ipynb #4f770754
 @arm('joint', 'Latents climb MI, then a pixel residual on the original climbs the cross-entropy', 'relative of Lin et al. 2020, arXiv 2009.02470')
 def _joint(ae, seed, *, weight=1., radius=.15, gate=.8, eps=4/255, pixel_steps=1):
+    check_range('eps', eps, lo=0, hi=1); check_range('pixel_steps', pixel_steps, lo=1, integer=True)
     cb, = _tsynd(ae, seed, 'mi', Joint, weight=weight, radius=radius, gate=gate)
     cb.eps,cb.pixel_steps = eps,pixel_steps
     return [cb]

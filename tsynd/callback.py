@@ -9,7 +9,7 @@ __all__ = ['TSynD', 'MovingAverage', 'BF16', 'Clock']
 import copy, math, time, warnings
 from collections import defaultdict
 from contextlib import contextmanager, nullcontext
-from statistics import mean, median
+from statistics import median
 
 import pandas as pd
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .autoencoder import Autoencoder
 from .classifier import check_dropout
 from .data import TYPE_SIZE, InputError, check_range, show_images
-from .synthesis import LatentBank, Synthesizer, Synthetic, cat
+from .synthesis import LatentBank, Synthesizer, Synthetic, cat, check_pixels
 
 # %% ../nbs/05_callback.ipynb #e7cb3c6c
 class TSynD(Callback):
@@ -34,7 +34,7 @@ class TSynD(Callback):
                  objective:str='mi',      # what to climb, a key of `tsynd.synthesis.OBJECTIVES`
                  T:int=8,                 # dropout draws in the ascent, at least 2 for MI
                  steps:int=1,             # K, ascent steps
-                 radius:float=.3,         # RMS displacement per latent, in standard deviations
+                 radius:float=.3,         # largest RMS displacement per latent, in standard deviations
                  step:float=.33,          # length of the first step, in units of the radius
                  jitter:float=0.,         # random step before the ascent, in units of the radius, in [0,1]
                  warm:bool=True,          # start where the last ascent of the same image ended? an image that was augmented anew starts at its source
@@ -100,9 +100,9 @@ class MovingAverage(nn.Module):
                  decay:float=.99 # share of the old weights that stays in an update; less in the first hundreds of updates
                 ):
         super().__init__()
-        try: self.model = copy.deepcopy(model)
+        try: self.model = copy.deepcopy(getattr(model, '_orig_mod', model))          # of a compiled one the original
         except Exception as e: raise InputError(f"the classifier cannot be copied ({e}), but the label gate needs a copy; use gate=0") from None
-        self.model.__dict__.pop('forward', None)                       # of `BF16`
+        _undo_bf16(self.model)
         for m in self.model.modules(): _own_hooks_only(m._forward_hooks); _own_hooks_only(m._forward_pre_hooks)
         self.requires_grad_(False).eval()
         self.decay,self.n = decay,0
@@ -126,31 +126,45 @@ def _own_hooks_only(hooks): # those of torch, such as spectral norm's, and not t
 # %% ../nbs/05_callback.ipynb #b9b87c1e
 class BF16(Callback):
     "Train in bfloat16 autocast, on CPU and GPU; the loss is computed in float32"
-    def before_fit(self): self.learn.model.forward = _InBF16(self.learn.model)
-    def after_fit(self): self.learn.model.__dict__.pop('forward', None)
+    def before_fit(self): _undo_bf16(self.learn.model); self.learn.model.forward = _InBF16(self.learn.model)
+    def after_fit(self): _undo_bf16(self.learn.model)
 
 class _InBF16: # in the place of a model's `forward`; a copy of the model has one of its own
-    def __init__(self, model): self.model = model
+    def __init__(self, model): self.model,self.own = model,vars(model).get('forward')    # some have one that is not their class's, torch.compile's among them
     def __call__(self, *args, **kwargs):
-        with torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16): out = type(self.model).forward(self.model, *args, **kwargs)
+        with torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16):
+            out = self.own(*args, **kwargs) if self.own else type(self.model).forward(self.model, *args, **kwargs)
         return out.float() if isinstance(out, Tensor) else out
+
+def _undo_bf16(model):
+    f = vars(model).get('forward')
+    if not isinstance(f, _InBF16): return
+    del model.forward
+    if f.own: model.forward = f.own
 
 # %% ../nbs/05_callback.ipynb #e7d335cf
 @patch
 def before_batch(self:TSynD):
     self.syn,due = None,self.clock.start() if self.clock else self.learn.train_iter % self.every == 0
+    if self.learn.train_iter == 0: check_pixels(self._batch()[0])               # now, and not after the warm-up
     if self.learn.pct_train < self.warmup or not due: return
-    if len(self.learn.xb) != 1 or len(self.learn.yb) != 1:
-        raise InputError(f"batches have {len(self.learn.xb)} inputs and {len(self.learn.yb)} targets, but TSynD needs (image, target) batches")
-    x,y = (o[0].as_subclass(Tensor) for o in (self.learn.xb, self.learn.yb))
+    x,y = self._batch()
     n = max(min(2, len(x)), math.ceil((self.clock.share if self.clock else self.share)*len(x)))   # batch norm cannot train on one
-    self.engine.multilabel = self._several(y)
-    x01,index = x[:n]*self.norm[1]+self.norm[0] if self.norm else x[:n],self._source_index(n)
-    self.syn = self.engine(self.learn.model, x01, y[:n], seed=self._batch_seed(), index=index, judge=self.judge, bank=None if index is None else self.bank)
+    index = self._source_index(n)
+    self.syn = self.engine(self.learn.model, x[:n], y[:n], seed=self._batch_seed(), index=index, judge=self.judge, bank=None if index is None else self.bank)
     if (self.syn.gate > 0).sum() < min(2, n): self.syn.gate.zero_()
     self._finish()
     self.last_syn = self.syn
     self.count += 1; self.n_images += n
+
+# %% ../nbs/05_callback.ipynb #0687fad0
+@patch
+def _batch(self:TSynD)->tuple: # images in [0,1], and targets
+    if len(self.learn.xb) != 1 or len(self.learn.yb) != 1:
+        raise InputError(f"batches have {len(self.learn.xb)} inputs and {len(self.learn.yb)} targets, but TSynD needs (image, target) batches")
+    x,y = (o[0].as_subclass(Tensor) for o in (self.learn.xb, self.learn.yb))
+    self.engine.multilabel = self._several(y)
+    return x*self.norm[1]+self.norm[0] if self.norm else x, y
 
 # %% ../nbs/05_callback.ipynb #2f302c5d
 _ONE_CLASS = nn.CrossEntropyLoss,LabelSmoothingCrossEntropy,FocalLoss
@@ -335,7 +349,7 @@ def stop(self:Clock, n:int): # images synthesised in this batch
 # %% ../nbs/05_callback.ipynb #ede8daab
 @patch
 def _choose(self:Clock, n):
-    t = {k: mean(v) if k == 'look' else median(v[1:] or v) for k,v in self.times.items()}
+    t = {k: sum(v)/len(self.times['with']) if k == 'look' else median(v[1:] or v) for k,v in self.times.items()}   # there may be two looks at a batch
     extra,average = max(t['with']-t['plain'] + t.get('look', 0), 1e-9),t.get('average', 0)
     average *= len(self.times['average'])/(len(self.times['plain'])+len(self.times['with']))       # fewer than batches, where gradients are accumulated
     self.rate = max(0., ((self.budget-1)*t['plain']-average)/extra)

@@ -226,7 +226,7 @@ class MCDropout:
                 ):
         check_dropout(model)
         check_range('T', T, lo=1, integer=True)
-        self.model,self.T,self.gen,self.masks = model,int(T),torch.Generator().manual_seed(seed),{}
+        self.model,self.T,self.gen,self.masks = getattr(model, '_orig_mod', model),int(T),torch.Generator().manual_seed(seed),{}
         self.full = getattr(model, '_mc_full', False) if full is None else full
 
     def __enter__(self):

@@ -37,7 +37,7 @@ configuration, and the same command runs what is new. It looks like this:
   n = [50, 100, "full"]          # labelled training images
   seeds = 10
   [arms.baseline]
-  [arms.mi]                      # TSynD; for all arms and their settings see the chapter on arms
+  [arms.mi]                      # TSynD on all images; as `tsynd run` has it: mi_default. See the chapter on arms
   weight = 4.0
   [arms."mi, further"]
   arm = "mi"
@@ -48,7 +48,7 @@ OPTIONS = [ # name, type, help
     ('subset', int, 'number of labelled training images, stratified (default: all)'),
     ('size', int, 'height and width in pixels: 28, 64, 128 or 224 (default: 28)'),
     ('objective', str, 'what the synthesis climbs: mi, entropy, cross_entropy; or random, reconstruction (default: mi)'),
-    ('epochs', int, 'passes over the training images (default: about 300 updates)'),
+    ('epochs', int, 'passes over the training images (default: about 300 updates, at least one pass)'),
     ('seed', int, 'of subset, initial weights, batch order and everything drawn (default: 0)'),
     ('device', str, 'cpu, cuda or mps (default: cpu)'),
     ('model', str, 'small_resnet, resnet18 or timm:NAME (default: small_resnet)'),

@@ -117,7 +117,7 @@ CORRUPTIONS = dict( # name: function of images, level and random streams
 
 def families(dataset:str='phantom' # or the name of a MedMNIST set
             )->dict:               # name: five levels
-    "The corruption families of a data set and their levels at severity 1 to 5; without a published list, the breast's"
+    "The corruption families of a data set and their levels at severity 1 to 5; for a set without a list here, the breast's"
     _known('data set', [dataset], ['phantom', *medmnist_info()])
     return LEVELS.get(dataset, LEVELS['breastmnist'])
 

@@ -44,7 +44,7 @@ class RunConfig:
     ae_steps: int = 400          # updates of the autoencoder
     T: int = 8                   # dropout draws in the ascent
     steps: int = 1               # ascent steps
-    radius: float = .3           # RMS displacement per latent, in standard deviations
+    radius: float = .3           # largest RMS displacement per latent, in standard deviations
     weight: float = 1.           # of the synthetic loss: more buys robustness, costs clean accuracy
     share: float = .5            # share of a batch to synthesise from
     every: int = 3               # synthesise in every m-th batch

@@ -52,7 +52,7 @@ class Findings:
 # %% ../nbs/10a_study_report.ipynb #f2137321
 def _predictions(study):
     find = stored_predictions(study.cells, study.predictions)
-    return lambda dataset, *rest: None if dataset == 'phantom' or study.config.test_n else find(dataset, *rest)
+    return lambda dataset, *rest: None if dataset == 'phantom' or study.config.test_n or study.config.split == 'val' else find(dataset, *rest)
 
 def _there(wanted, column):
     found = set(column.unique())
@@ -258,7 +258,8 @@ def _lines(f, dark, place, xlabel, title, words):
             if len(at) < 2: continue
             for a,s in st.items():
                 if a in t: ax.plot(list(at), t[a].reindex(list(at.values())), **s)
-            ends[d] = t.loc[at[max(at)]].idxmax()
+            last = t.loc[at[max(at)]].dropna()
+            if len(last): ends[d] = last.idxmax()
             ax.set_xticks(list(at)); ax.set_ylabel('balanced accuracy'); ax.grid(False, axis='x')
         axs[-1].set_xlabel(xlabel); _legend(fig, st)
     said = ', '.join(f'{a} on {d}' for d,a in ends.items())

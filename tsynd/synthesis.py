@@ -98,7 +98,7 @@ class Synthesizer:
     objective:str='mi'     # a key of `OBJECTIVES`
     T:int=16               # dropout draws in the ascent, at least 2 for MI
     steps:int=4            # K, ascent steps; with 1 the step is not looked at again
-    radius:float=.3        # ε, RMS displacement per latent in units of its standard deviation
+    radius:float=.3        # ε, largest RMS displacement per latent, in units of its standard deviation
     step:float=.33         # length of the first step, in units of the radius
     jitter:float=0.        # length of a random step before the ascent, in units of the radius, in [0,1]
     gate:float=.8          # probability that a judge, if there is one, must give the source's label, in [0,1]
@@ -314,7 +314,8 @@ def _find(self:LatentBank, ae, x, index):
     rows,shape = self._row(index).to(x.device),ae.latent_shape(x.shape[1:])
     if not hasattr(self, 'z'): self.z,self.z0,self.mark = x.new_zeros(0, *shape),x.new_zeros(0, *shape),x.new_zeros(0, 4)
     more = len(self.rows)-len(self.z)
-    if more:
+    if more > 0:
+        more = max(more, len(self.z))                                      # twice the room: growing costs no more than filling
         self.z,self.z0 = (torch.cat([v, v.new_zeros(more, *shape)]) for v in (self.z, self.z0))
         self.mark = torch.cat([self.mark, self.mark.new_full((more, 4), torch.inf)])
     return rows
