@@ -93,6 +93,20 @@ def _normalize(dl, device):
     found = [f for f in fs if isinstance(f, Normalize)]
     return tuple(torch.as_tensor(t).as_subclass(Tensor).to(device) for t in (found[0].mean, found[0].std)) if found else None
 
+# %% ../nbs/05_callback.ipynb #a4aaf7f5
+class _InBF16: # in the place of a model's `forward`; a copy of the model has one of its own
+    def __init__(self, model): self.model,self.own = model,vars(model).get('forward')    # some have one that is not their class's, torch.compile's among them
+    def __call__(self, *args, **kwargs):
+        with torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16):
+            out = self.own(*args, **kwargs) if self.own else type(self.model).forward(self.model, *args, **kwargs)
+        return out.float() if isinstance(out, Tensor) else out
+
+def _undo_bf16(model):
+    f = vars(model).get('forward')
+    if not isinstance(f, _InBF16): return
+    del model.forward
+    if f.own: model.forward = f.own
+
 # %% ../nbs/05_callback.ipynb #6e343a24
 class MovingAverage(nn.Module):
     "A copy of `model` that follows its weights and buffers at a distance; raises `InputError` if it cannot be copied"
@@ -128,19 +142,6 @@ class BF16(Callback):
     "Train in bfloat16 autocast, on CPU and GPU; the loss is computed in float32"
     def before_fit(self): _undo_bf16(self.learn.model); self.learn.model.forward = _InBF16(self.learn.model)
     def after_fit(self): _undo_bf16(self.learn.model)
-
-class _InBF16: # in the place of a model's `forward`; a copy of the model has one of its own
-    def __init__(self, model): self.model,self.own = model,vars(model).get('forward')    # some have one that is not their class's, torch.compile's among them
-    def __call__(self, *args, **kwargs):
-        with torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16):
-            out = self.own(*args, **kwargs) if self.own else type(self.model).forward(self.model, *args, **kwargs)
-        return out.float() if isinstance(out, Tensor) else out
-
-def _undo_bf16(model):
-    f = vars(model).get('forward')
-    if not isinstance(f, _InBF16): return
-    del model.forward
-    if f.own: model.forward = f.own
 
 # %% ../nbs/05_callback.ipynb #e7d335cf
 @patch
