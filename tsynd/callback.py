@@ -21,7 +21,7 @@ from fastcore.basics import patch, store_attr
 from torch import Tensor, nn
 
 from .autoencoder import Autoencoder
-from .classifier import check_dropout
+from .classifier import check_dropout, uncompiled
 from .data import TYPE_SIZE, InputError, check_range, show_images
 from .synthesis import LatentBank, Synthesizer, Synthetic, cat, check_pixels
 
@@ -114,7 +114,7 @@ class MovingAverage(nn.Module):
                  decay:float=.99 # share of the old weights that stays in an update; less in the first hundreds of updates
                 ):
         super().__init__()
-        try: self.model = copy.deepcopy(getattr(model, '_orig_mod', model))          # of a compiled one the original
+        try: self.model = copy.deepcopy(uncompiled(model))
         except Exception as e: raise InputError(f"the classifier cannot be copied ({e}), but the label gate needs a copy; use gate=0") from None
         _undo_bf16(self.model)
         for m in self.model.modules(): _own_hooks_only(m._forward_hooks); _own_hooks_only(m._forward_pre_hooks)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DROPOUT', 'Classifier', 'small_resnet', 'resnet18', 'make_classifier', 'load_classifier', 'frozen', 'predict',
            'probabilities', 'metrics', 'auc_metric', 'classifier_learner', 'train_classifier', 'dropout_layers',
-           'check_dropout', 'MCDropout', 'mc_logits']
+           'check_dropout', 'uncompiled', 'MCDropout', 'mc_logits']
 
 # %% ../nbs/02_classifier.ipynb #2a89b919
 import warnings
@@ -216,6 +216,11 @@ def check_dropout(model:nn.Module): # any
         if m.p >= 1: raise InputError(f"dropout layer {n} of the classifier has p = {m.p}, which drops everything, expected 0 < p < 1")
 
 # %% ../nbs/02_classifier.ipynb #c38481f5
+def uncompiled(model:nn.Module # any
+              )->nn.Module:
+    "The original of a model that `torch.compile` has compiled, any other as it is"
+    return getattr(model, '_orig_mod', model)
+
 class MCDropout:
     "A context in which calling it with images gives the logits of T dropout draws, with masks held fixed"
     def __init__(self,
@@ -226,7 +231,7 @@ class MCDropout:
                 ):
         check_dropout(model)
         check_range('T', T, lo=1, integer=True)
-        self.model,self.T,self.gen,self.masks = getattr(model, '_orig_mod', model),int(T),torch.Generator().manual_seed(seed),{}
+        self.model,self.T,self.gen,self.masks = uncompiled(model),int(T),torch.Generator().manual_seed(seed),{}
         self.full = getattr(model, '_mc_full', False) if full is None else full
 
     def __enter__(self):

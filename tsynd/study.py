@@ -470,7 +470,8 @@ def estimate(c:StudyConfig, root=None, updates:int=6, images:int=16)->pd.DataFra
 def _estimated(c, d, root, updates, images): # rows of the table for data set `d`
     cell = Cell(d, next((n for n in c.n if n != 'full'), 'full'), c.first_seed, next(iter(c.arms)))
     data,held = cell_data(c, cell, root)
-    if len(data.train) > updates*c.bs: data = replace(data, train=data.train.select(stratified_order(data.train.y, 0)[:updates*c.bs]))
+    enough = max(updates*c.bs, data.n_classes)
+    if len(data.train) > enough: data = subset(data, enough)
     short,few = replace(c, epochs=max(1, -(-updates*c.bs//len(data.train))), attack_n=images),held.select(stratified_order(held.y, 0)[:images])
     start = time.perf_counter()
     ae = train_autoencoder(data, 5, seed=0, device=device(c.device), cbs=_precision(c))
