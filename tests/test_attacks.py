@@ -453,14 +453,14 @@ def test_each_sign_by_itself(left, name):
     assert all(f['value'] <= f['limit']+1e-6 or f['red'] for f in found)
 
 def test_kept_images_are_used_and_must_belong(trained):
-    model, x, y = trained
+    model, x, y = trained[0], trained[1][:8], trained[2][:8]
     keep, first, second = {}, [], []
     attack_suite(model, x, y, 'binary-class', 1/255, steps=FEW, keep=keep)
     a = masking_check(model, x, y, 'binary-class', 1/255, steps=FEW, images=keep, progress=lambda d,t: first.append(t))
     b = masking_check(model, x, y, 'binary-class', 1/255, steps=FEW, progress=lambda d,t: second.append(t))
     assert a == b and first[-1] < second[-1]
     with pytest.raises(InputError, match='do not belong'): masking_check(model, x, y, 'binary-class', .5/255, images=keep)
-    with pytest.raises(InputError, match='do not belong'): masking_check(model, x[:9], y[:9], 'binary-class', 1/255, images=keep)
+    with pytest.raises(InputError, match='do not belong'): masking_check(model, x[:5], y[:5], 'binary-class', 1/255, images=keep)
 
 
 # Against another library
@@ -484,13 +484,13 @@ def against_art(art_classifier, model, x, y, C, eps, name, **kwargs):
     return [1-wrong(model, v, y).mean().item() for v in (ATTACKS[name](model, x, y, eps, steps=kwargs['max_iter']), x_theirs)]
 
 THEIRS = {'PGD': dict(max_iter=20, eps_step=2.5/255/20, num_random_init=1), 'PGD-L2': dict(norm=2, max_iter=20, eps_step=2.5*.2/20),
-          'APGD-CE': dict(max_iter=50, eps_step=2/255, nb_random_init=1, loss_type='cross_entropy', batch_size=200),
+          'APGD-CE': dict(max_iter=30, eps_step=2/255, nb_random_init=1, loss_type='cross_entropy', batch_size=200),
           'Square': dict(max_iter=100, p_init=.8, batch_size=200)}
 
 @pytest.mark.parametrize('name', THEIRS)
 def test_other_library_on_the_phantom(trained, art_classifier, name):
     "Within two points of accuracy; Square, which there paints one and the same square into all images, may be weaker there"
-    model, (x, y) = trained[0], phantom().test.batch(range(100))
+    model, (x, y) = trained[0], phantom().test.batch(range(40 if name == 'Square' else 100))
     eps = {'PGD-L2': .05, 'Square': 4/255}.get(name, 1/255)
     ours, theirs = against_art(art_classifier, model, x, y, 2, eps, name, **THEIRS[name])
     assert ours <= theirs + .02 and (name == 'Square' or theirs <= ours + .02), (ours, theirs)

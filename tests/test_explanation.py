@@ -301,6 +301,8 @@ def clear(n, seed):
     f[:,1] = .3*f[:,1] + .7*f[:,1].round(); f[:,2] = .3 + .7*f[:,2]; f[:,4] = 1
     return Split((render_phantom(f, seed=seed)*255).round().byte(), phantom_labels(f), torch.arange(n), f)
 
+lesions = pytest.mark.xdist_group('lesions')  # one worker trains the network, for all tests that need it
+
 @pytest.fixture(scope='module')
 def trained():
     "A network that has learned to tell the lesions, malignant ones, and where these are"
@@ -311,6 +313,7 @@ def trained():
     seen = (y == 1) & (predict(model, x).argmax(1) == 1)
     return model, x[seen], phantom_region(data.test.factors[seen])
 
+@lesions
 @pytest.mark.parametrize('layer', ['trunk.5','trunk.4','trunk.3','trunk.2'])
 def test_heat_goes_to_the_lesion(trained, layer):
     model,x,region = trained
@@ -318,6 +321,7 @@ def test_heat_goes_to_the_lesion(trained, layer):
     share = heat_inside(cam(model, x, 1, layer=layer), region)
     assert share.mean() > 2*area.mean() and (share > area).float().mean() > .9
 
+@lesions
 def test_faithful_on_a_trained_network(trained):
     model,x = trained[0],trained[1][:10]
     maps = cam(model, x, 1)
