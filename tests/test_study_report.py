@@ -122,8 +122,19 @@ def test_a_clear_result_turns_with_the_arms(tmp_path):
     assert verdicts(down.head) == ['worse'] and '−5.' in finding(down) and '▾ worse' in headline_html(down)
     assert 'out of reach' not in caution(up) and 'out of reach' in caution(replace(up, head=up.head.assign(possible=.06)))
 
+def test_a_likelihood_is_given_in_nats_and_not_drawn(tmp_path):
+    g = found(tmp_path/'s', headline=[['mi', 'baseline', 'clean', 'nll'], ['mi', 'baseline', 'clean', 'auc']])
+    assert len(g.head) == 2 and 'nats of NLL' in finding(g) and headline_html(g).count('<svg') == 1
+
+def test_severity_zero_is_of_the_images_that_are_corrupted(tmp_path):
+    "Which are the attacked ones, where these are fewer than all"
+    def start(g): return severity_plot(g).fig.axes[0].lines[0].get_ydata()[0]
+    few = lambda r: dict(r, measures=r['measures'] | {'PGD 0/255': dict(accuracy=.1, auc=.1, balanced_accuracy=.123)})
+    assert start(found(tmp_path/'few', few)) == .123
+    assert start(all_ := found(tmp_path/'all', drop('PGD 0'))) == all_.means.query("condition == 'clean' and measure == 'balanced_accuracy' and arm == @all_.baseline")['mean'].mean()
+
 def test_what_cannot_be_asked_is_said(tmp_path):
-    g = found(tmp_path/'s', headline=[['mi', 'baseline', 'PGD 16/255', 'auc']], eps=[1, 4, 16])
+    g = found(tmp_path/'s', headline=[['mi', 'baseline', 'PGD 16/255', 'accuracy']], eps=[1, 4, 16])
     assert not len(g.head) and 'PGD 16/255' in finding(g) and 'PGD 16/255' in Page(page_html(g)).text
 
 @pytest.mark.parametrize('how', [dict(datasets=['phantom']), dict(test_n=40), dict(split='val')])

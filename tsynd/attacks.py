@@ -255,7 +255,8 @@ def relative_margin(logits_B_C:Tensor,     # logits, of any floating dtype
 
 # %% ../nbs/06b_attacks.ipynb #02e56185
 def _apgd_margin(run, streams, eps, steps, restarts):
-    for g in streams: torch.rand(run.x.shape[1:], generator=g)            # not the starts of APGD-CE
+    for _ in range(restarts):
+        for g in streams: torch.rand(run.x.shape[1:], generator=g)        # not the starts of APGD-CE
     _apgd(run, streams, eps, steps, restarts)
 
 ATTACKS['APGD-margin'] = Attack(_apgd_margin, 50, 'Croce & Hein 2020; margin for two classes and for several labels: ours',
@@ -377,7 +378,7 @@ def _plan(model, x, y, task, eps, eps_l2, names, steps, bs):
     if eps_l2 is None: eps_l2 = eps*x[0].numel()**.5/2
     radius,multi = dict(Linf=eps, L2=eps_l2), task.startswith('multi-label')
     for norm,e in radius.items(): _check(model, x, y, e, norm, multi, bs=bs, **{f'steps of {k}': v for k,v in steps.items()})
-    return [(n, ATTACKS[n].norm, radius[ATTACKS[n].norm], steps.get(n, ATTACKS[n].steps)) for n in names]
+    return [(n, ATTACKS[n].norm, radius[ATTACKS[n].norm], 1 if n == 'FGSM' else steps.get(n, ATTACKS[n].steps)) for n in names]
 
 def _row(judge, x, y, task, bs, **about): return about | _score(judge, x, y, task, bs)
 
@@ -389,7 +390,7 @@ def attack_suite(model:nn.Module,  # a `Predictor`, or any classifier, which the
                  eps:float=4/255,  # Linf radius
                  eps_l2:float=None, # L2 radius; default: half the length of a change by `eps` in every pixel
                  names=SUITE,      # of `ATTACKS`
-                 steps:dict=None,  # name: number of steps, where it is not the usual one
+                 steps:dict=None,  # name: number of steps, where it is not the usual one; FGSM always has 1
                  seed:int=0,       # of all attacks
                  stop:bool=True,   # let go of an image once it is wrong? False: the AUC is that of the largest loss found
                  judge:nn.Module=None, # another predictor that judges the images; default: the one attacked

@@ -108,13 +108,13 @@ def _rounds(steps): return 10 if steps % 10 == 0 else 1
 
 def autoencoder_learner(data:ImageData, # its training and validation images
                         ae:Autoencoder, # to be trained
-                        steps:int=600,  # weight updates in all
+                        steps:int=600,  # weight updates in all, in ten epochs; in one if no multiple of ten
                         bs:int=64,      # batch size
                         seed:int=0,     # of the batch order, at least 0
                         device=None,    # default: the CPU
                         cbs=()          # further fastai callbacks
                        )->Learner:
-    "A fastai `Learner` that teaches `ae` to reconstruct the training images; an epoch is a tenth of the steps"
+    "A fastai `Learner` that teaches `ae` to reconstruct the training images; in ten epochs, or one"
     mk = lambda s, **kw: ImageDL(s, bs=bs, seed=seed, device=device, **kw)
     dls = DataLoaders(mk(data.train, shuffle=True, n=steps//_rounds(steps)*bs), mk(data.val), device=torch.device(device or 'cpu'))
     return Learner(dls, ae, loss_func=F.mse_loss, cbs=[ReconstructionTarget(), FiniteLoss(), *L(cbs)])
@@ -235,7 +235,7 @@ def rebuild(path,         # for the message
 
 # %% ../nbs/01_autoencoder.ipynb #eca773c9
 def load_autoencoder(path:str|Path, # as given to `save_model`
-                     shape=None,    # (ch,H,W) of the images it is meant for, checked if given
+                     shape=None,    # (ch,H,W) of the images it is meant for, its channels checked if given
                      device=None    # default: the CPU
                     )->Autoencoder:
     "A saved autoencoder, in eval mode; raises `InputError` if it does not fit"

@@ -177,14 +177,14 @@ def classifier_learner(data:ImageData,
 # %% ../nbs/02_classifier.ipynb #cb668875
 def train_classifier(data:ImageData,
                      model:str|nn.Module='small_resnet', # a name for `make_classifier`, or a model
-                     epochs:int=20,    # passes over the training images, at least 1
+                     epochs:int=20,    # of as many draws as there are training images, at least 1
                      lr:float=2e-3,    # highest learning rate of the one-cycle schedule
                      seed:int=0,       # of initialisation, order and dropout, at least 0
                      p:float=.5,       # dropout probability, in [0,.95]
                      progress:bool|str=False, # show a progress bar, under this name?
                      cbs=(),           # further fastai callbacks
                      fit=fit_one_cycle, # the schedule: called with learner, epochs, lr and the bar's name
-                     **kwargs          # for `classifier_learner`
+                     **kwargs          # for `classifier_learner`, such as `balanced=False`: classes as often as they are
                     )->Learner:
     "Train a classifier from scratch; returns its `Learner`"
     check_range('epochs', epochs, lo=1, integer=True)

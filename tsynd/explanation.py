@@ -126,7 +126,7 @@ def cam(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
         layer:str|nn.Module=None,  # where; default: `target_layer`
         multilabel:bool=False, # several labels per image?
         bs:int=64             # images at a time
-       )->Tensor:             # (B,H,W) in [0,1], 0 where nothing speaks for the class
+       )->Tensor:             # (B,H,W) in [0,1], relative within each image; 0: no more evidence than its average
     "Class activation maps; dropout off, and the model is left as it was"
     _check_batch(x)
     if method not in METHODS: raise InputError(f"method is {method!r}, expected one of {', '.join(METHODS)}")

@@ -280,7 +280,7 @@ def show_attack(model:nn.Module, # images to logits (B,C)
     "Images, attacked images, and the amplified difference around grey; titles: probability of the true class"
     p = [predict(model, o).softmax(1).gather(1, y[:,None].cpu())[:,0] for o in (x, adv)]
     titles = [f'p = {v:.2f}' for v in torch.cat(p)] + [f'change ×{gain:g}']*len(x)
-    return show_images(torch.cat([x, adv, ((adv-x)*gain/2+.5).clamp(0,1)]), titles=titles, ncols=len(x))
+    return show_images(torch.cat([x, adv, ((adv-x)*gain+.5).clamp(0,1)]), titles=titles, ncols=len(x))
 
 # %% ../nbs/06_robustness.ipynb #2b2c85c0
 @contextmanager

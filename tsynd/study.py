@@ -30,7 +30,7 @@ from .arms import ARMS, callbacks
 from .autoencoder import fit_one_cycle, load_autoencoder, save_model, train_autoencoder
 from .classifier import make_classifier, predict, probabilities, train_classifier
 from .corruptions import corruption_table, families
-from .data import InputError, check_range, load_data, seeded, stratified_order, subset
+from .data import InputError, check_range, load_data, medmnist_info, seeded, stratified_order, subset
 from .experiment import BatchOrder, _precision, device, precision, versions
 from .robustness import _known, robustness_table
 
@@ -106,14 +106,25 @@ def check_config(c:StudyConfig)->StudyConfig:
 # %% ../nbs/08b_study.ipynb #696bf834
 MEASURES = 'auc','accuracy','balanced_accuracy','ece','nll'
 
+def _measured(c, dataset):
+    "The measures that there are under each condition"
+    info = medmnist_info().get(dataset, dict(task=''))
+    several,plain = info['task'].startswith('multi-label'),MEASURES[:3]
+    kinds = [] if c.corruptions == [] else [f'corrupted {k}' for k in c.corruptions or families(dataset)]
+    spoilt = ['corrupted', *kinds, *(f'severity {s}' for s in range(1, 6))] if kinds else []
+    return {'clean': plain if several else MEASURES, **dict.fromkeys(['perturbed', *spoilt], plain),
+            **{f'PGD {e:.3g}/255': plain if several else plain[1:] for e in c.eps}}
+
 def _check_question(c, q):
     if not 4 <= len(q) <= 6 or not all(isinstance(v, str) for v in q[:4]) or q[0] == q[1]:
         raise InputError(f"headline {q!r} is no question, expected [arm, other arm, condition, measure], then sizes and data sets if not all")
     sizes,sets = (v if isinstance(v, list) else [v] for v in [*q[4:], [], []][:2])
-    attack = [q[2]] if q[2].startswith('PGD') else []
-    for what,found,known in (('arm', q[:2], c.arms), ('measure', q[3:4], MEASURES), ('attack', attack, [f'PGD {e:.3g}/255' for e in c.eps]),
-                             ('size', map(str, sizes), [*map(str, c.n)]), ('data set', sets, c.datasets)):
+    for what,found,known in (('arm', q[:2], c.arms), ('size', map(str, sizes), [*map(str, c.n)]), ('data set', sets, c.datasets)):
         _known(f'headline {q!r}: {what}', found, known)
+    for d in sets or c.datasets:
+        there = _measured(c, d)
+        _known(f'headline {q!r}: {d}: condition', q[2:3], there)
+        _known(f'headline {q!r}: {d}: on {q[2]} images measure', q[3:4], there[q[2]])
 
 # %% ../nbs/08b_study.ipynb #f13c5bcc
 TYPES = {str: 'a text', bool: 'true or false', int: 'a whole number', float: 'a number', list: 'a list', dict: 'a table of settings per arm',

@@ -83,6 +83,8 @@ def _amount(v, measure=''):
     if np.isnan(v): return '–'
     return f'{v:+.3f}'.replace('-', '−') if measure == 'nll' else _points(round(100*v, 1) + 0.)
 
+def _unit(measure): return 'nats' if measure == 'nll' else 'points'
+
 # %% ../nbs/10a_study_report.ipynb #41a91436
 NAMES = dict(auc='AUC', accuracy='accuracy', balanced_accuracy='balanced accuracy', ece='ECE', nll='NLL')
 
@@ -107,7 +109,7 @@ def finding(f:Findings)->str:
     if not len(f.head): return f"The declared questions cannot be answered: {f.why}."
     v = verdicts(f.head)
     count = f"Of {len(v)} declared contrasts {v.count('better')} came out better, {v.count('worse')} worse and {v.count('open')} stay open, at 5 % for all of them together."
-    first = [f"{r.arm} against {r.reference} on {r.dataset}: {_amount(r.difference, r.measure)} points of {_named(r)} ({_amount(r.lo, r.measure)} to {_amount(r.hi, r.measure)} over {r.seeds} seeds), {w}"
+    first = [f"{r.arm} against {r.reference} on {r.dataset}: {_amount(r.difference, r.measure)} {_unit(r.measure)} of {_named(r)} ({_amount(r.lo, r.measure)} to {_amount(r.hi, r.measure)} over {r.seeds} seeds), {w}"
              for r,w in zip(f.head.itertuples(), v) if (r.arm,r.reference,r.condition,r.measure) == tuple(f.head.loc[0, ['arm','reference','condition','measure']])]
     return f"{count} {'; '.join(first)}."
 
@@ -141,20 +143,23 @@ def _question(r, verdict, top):
     out = (Br(), Small('out of reach')) if verdict == 'open' and r.possible > .05 else ()
     lost = f', {r.unpaired} more without a partner' if r.unpaired else ''
     what = f"{_named(r)}, n = {r.n}{' pooled' if ',' in r.n else ''}, {r.seeds} seeds{lost}"
-    return _row((B(r.arm), f' against {r.reference}', Br(), Small(what)), Td(mark, *out, cls=f'v {verdict}'), _n(_amount(r.difference, r.measure)), _bar(r, top),
+    return _row((B(r.arm), f' against {r.reference}', Br(), Small(what)), Td(mark, *out, cls=f'v {verdict}'), _n(_amount(r.difference, r.measure)),
+                _bar(r, top) if _unit(r.measure) == 'points' else Td('', cls='forest'),
                 _n(_span(r.lo, r.hi, r.measure)), _n(_span(r.image_lo, r.image_hi, r.measure)), _n(_p(r.p)), _n(_p(r.p_holm)))
 
 # %% ../nbs/10a_study_report.ipynb #267e8cf2
 def headline_html(f:Findings)->str:
     "The declared contrasts"
     if not len(f.head): return markup(P(finding(f)))
-    top,asked = float(np.nanmax(np.abs(f.head[['lo','hi','image_lo','image_hi']].to_numpy(float)))) or 1., list(zip(f.head.itertuples(), verdicts(f.head)))
+    drawn,asked = f.head[f.head.measure != 'nll'],list(zip(f.head.itertuples(), verdicts(f.head)))
+    top = float(drawn[['lo','hi','image_lo','image_hi']].abs().max(axis=None)) if len(drawn) else 0.
+    top = top if top > 0 else 1.
     groups = [_group(d, [_question(r, v, top) for r,v in asked if r.dataset == d], 8) for d in f.head.dataset.unique()]
-    cols = [('',''), ('verdict',''), ('points','n'), (f'from −{100*top:.0f} to +{100*top:.0f}','forest'), ('95 %, seeds','n'), ('95 %, images','n'), ('p','n'), ('p, Holm','n')]
+    cols = [('',''), ('verdict',''), ('difference','n'), (f'from −{100*top:.0f} to +{100*top:.0f}','forest'), ('95 %, seeds','n'), ('95 %, images','n'), ('p','n'), ('p, Holm','n')]
     said = 'declared in the configuration of the study' if f.study.config.headline else 'of tsynd’s default family whose arms were run'
     return markup(_table('Headline contrasts', cols, *groups, cls='head'), P(f'The contrasts {said}. {NOTE}', cls='note'))
 
-NOTE = ('Differences in points (hundredths), paired within seeds; where several sizes are named, averaged over them within a seed first. Seeds: Student’s t, other subsets and initial weights. '
+NOTE = ('Differences in points (hundredths; of NLL in nats, and not drawn), paired within seeds; where several sizes are named, averaged over them within a seed first. Seeds: Student’s t, other subsets and initial weights. '
         'Images: bootstrap of the test images with the trained networks as they are; a dash where no predictions were kept, or every seed was measured on other images. '
         'p: exact sign flips over the seeds, two-sided. Holm: corrected for all rows of this table together. ▴ better and ▾ worse: p ≤ .05 after correction. All else on this page is description.')
 
@@ -283,7 +288,7 @@ def severity_plot(f:Findings, dark=False)->Plot|None: # None without corruptions
     "Balanced accuracy against the severity of the corruptions"
     def place(conditions):
         at = {int(c.split()[1]): c for c in conditions if re.fullmatch(r'severity \d+', c)}
-        return dict(sorted(({0: 'clean'} | at).items())) if at else {}
+        return dict(sorted(({0: 'PGD 0/255' if 'PGD 0/255' in conditions else 'clean'} | at).items())) if at else {}   # of the images that are corrupted
     return _lines(f, dark, place, 'severity', 'Corrupted', 'Mean over the families of corruption; 0 is the unchanged image.')
 
 # %% ../nbs/10a_study_report.ipynb #5bb044fd
@@ -434,10 +439,11 @@ def official_html(f:Findings)->str:
     same = [a for a in f.study.config.arms if a not in own]
     theirs = lambda d: _row('MedMNIST v2, ResNet-18', *(_n(f'{v:.3f}') for v in OFFICIAL[d]))
     groups = [_group(d, [theirs(d), *_ours(means, d, same)], 3) for d in f.datasets if d in OFFICIAL and 'full' in f.sizes(d)]
+    precision = 'bfloat16 where the processor has it' if f.study.config.bf16 else 'float32'
     note = f" Left out, as they have a learning rate or length of their own: {', '.join(own)}." if own else ''
     return markup(_table('Official rows', [('',''), ('AUC','n'), ('accuracy','n')], *groups), P(
         'Official: Yang et al. 2023, Adam at 0.001, divided by 10 after epochs 50 and 75, best epoch on validation. Ours: the same schedule, '
-        f'last epoch, dropout of {f.study.config.dropout:g} in the head, augmentation only where an arm is one.{note}', cls='note'))
+        f'last epoch, dropout of {f.study.config.dropout:g} in the head, {precision}, augmentation only where an arm is one.{note}', cls='note'))
 
 # %% ../nbs/10a_study_report.ipynb #5cd2ea5e
 def what_html(f:Findings)->str:

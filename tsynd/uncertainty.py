@@ -43,7 +43,7 @@ def expected_entropy(logits_T_B_C:Tensor,  # logits of T draws
 # %% ../nbs/03_uncertainty.ipynb #8d720409
 def mutual_information(logits_T_B_C:Tensor, # logits of T ≥ 2 draws
                        multilabel:bool=False    # one coin per label?
-                      )->Tensor: # (B,) in nats, between 0 and min(ln C, ln T)
+                      )->Tensor: # (B,) in nats, between 0 and min(ln C, ln T); with several labels, between 0 and C·ln 2
     "Epistemic uncertainty (BALD): the mean KL divergence of the draws from their mean"
     if len(logits_T_B_C) < 2: raise InputError(f"T is {len(logits_T_B_C)}, but mutual information needs at least 2 draws to disagree")
     logp = _log_probs(logits_T_B_C, multilabel)
