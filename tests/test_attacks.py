@@ -463,6 +463,20 @@ def test_kept_images_are_used_and_must_belong(trained):
     with pytest.raises(InputError, match='do not belong'): masking_check(model, x[:5], y[:5], 'binary-class', 1/255, images=keep)
 
 
+def test_the_margin_starts_nowhere_where_the_cross_entropy_did():
+    x, y, starts = images()*.5+.25, labels(), {}
+    for name in ('APGD-CE','APGD-margin'):
+        seen = starts[name] = []
+        ATTACKS[name](Wrapped(linear(), before=lambda x: (seen.append(x.detach().clone()), x)[1]), x, y, .1, steps=1, restarts=3, stop=False)
+    inside = {n: [a for a in v if a.shape == x.shape and .01 < (a-x).abs().mean() < .08] for n, v in starts.items()}    # neither the images nor corners of the box
+    assert all(len(v) >= 3 for v in inside.values())
+    assert not any(torch.allclose(a, b, atol=1e-6) for a in inside['APGD-CE'] for b in inside['APGD-margin'])
+
+def test_fgsm_has_one_step_whatever_is_asked():
+    rows = attack_suite(linear(), images(), labels(), 'binary-class', .1, names=('FGSM','PGD'), steps=dict(FGSM=10, PGD=2))
+    assert [(r['attack'], r['steps']) for r in rows] == [('clean', 0), ('FGSM', 1), ('PGD', 2), ('worst case', 3)]
+
+
 # Against another library
 
 @pytest.fixture(scope='module')
