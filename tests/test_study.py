@@ -15,7 +15,7 @@ from tsynd.arms import ARMS
 from tsynd.classifier import make_classifier, train_classifier
 from tsynd.data import InputError, phantom
 from tsynd.experiment import precision
-from tsynd.study import (Cell, StudyConfig, _todo, append, calibration, cell_data, cells, corrupted, cpu_time, estimate, fit_steps, make_arm, read_config,
+from tsynd.study import (Cell, StudyConfig, _measured, _todo, append, calibration, cell_data, cells, corrupted, cpu_time, estimate, fit_steps, make_arm, read_config,
                          read_study, records, run_cell, run_study, to_toml, work)
 
 pytestmark = pytest.mark.xdist_group('study')  # one worker makes the study, for all tests that need it
@@ -41,6 +41,11 @@ def test_a_configuration_survives_its_file(tmp_path):
     c = replace(TINY, epochs=3, headline=[['a "quoted", label', 'baseline', 'clean', 'auc']], arms={'a "quoted", label': dict(arm='mi', weight=2.5), 'baseline': {}})
     assert asdict(read_config(toml(tmp_path, to_toml(c)))) == asdict(c)
     assert read_config(toml(tmp_path, GOOD)).name == 'my'
+
+def test_what_can_be_asked_is_what_is_measured(study):
+    found = study.results.groupby('condition').measure.agg(set).to_dict()
+    del found['PGD 0/255']
+    assert found == {k: set(v) for k,v in _measured(TINY, 'phantom').items()}
 
 @pytest.mark.parametrize('old, new, said', [('seeds = 2', 'seeds = two', 'is not TOML'), ('seeds = 2', '', "has no key 'seeds'"), ('seeds', 'sedes', "has a key 'sedes'"),
     ('seeds = 2', 'seeds = 0', 'seeds is 0'), ('[20]', '[1]', 'n is 1'), ('[20]', '["all"]', "n is 'all'"), ('[20]', '20', 'n is 20, expected a list'), ('radius', 'raduis', "no setting 'raduis'"),

@@ -378,7 +378,7 @@ def _plan(model, x, y, task, eps, eps_l2, names, steps, bs):
     if eps_l2 is None: eps_l2 = eps*x[0].numel()**.5/2
     radius,multi = dict(Linf=eps, L2=eps_l2), task.startswith('multi-label')
     for norm,e in radius.items(): _check(model, x, y, e, norm, multi, bs=bs, **{f'steps of {k}': v for k,v in steps.items()})
-    return [(n, ATTACKS[n].norm, radius[ATTACKS[n].norm], 1 if n == 'FGSM' else steps.get(n, ATTACKS[n].steps)) for n in names]
+    return [(n, a.norm, radius[a.norm], 1 if a.steps == 1 else steps.get(n, a.steps)) for n in names for a in [ATTACKS[n]]]
 
 def _row(judge, x, y, task, bs, **about): return about | _score(judge, x, y, task, bs)
 

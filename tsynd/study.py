@@ -110,8 +110,8 @@ def _measured(c, dataset):
     "The measures that there are under each condition"
     info = medmnist_info().get(dataset, dict(task=''))
     several,plain = info['task'].startswith('multi-label'),MEASURES[:3]
-    kinds = [] if c.corruptions == [] else [f'corrupted {k}' for k in c.corruptions or families(dataset)]
-    spoilt = ['corrupted', *kinds, *(f'severity {s}' for s in range(1, 6))] if kinds else []
+    kinds = families(dataset) if c.corruptions is None else c.corruptions
+    spoilt = ['corrupted', *(f'corrupted {k}' for k in kinds), *(f'severity {s}' for s in range(1, 6))] if kinds else []
     return {'clean': plain if several else MEASURES, **dict.fromkeys(['perturbed', *spoilt], plain),
             **{f'PGD {e:.3g}/255': plain if several else plain[1:] for e in c.eps}}
 

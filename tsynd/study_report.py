@@ -151,9 +151,8 @@ def _question(r, verdict, top):
 def headline_html(f:Findings)->str:
     "The declared contrasts"
     if not len(f.head): return markup(P(finding(f)))
-    drawn,asked = f.head[f.head.measure != 'nll'],list(zip(f.head.itertuples(), verdicts(f.head)))
-    top = float(drawn[['lo','hi','image_lo','image_hi']].abs().max(axis=None)) if len(drawn) else 0.
-    top = top if top > 0 else 1.
+    drawn,asked = f.head[f.head.measure.map(_unit) == 'points'],list(zip(f.head.itertuples(), verdicts(f.head)))
+    top = float(np.nanmax(np.abs(np.append(drawn[['lo','hi','image_lo','image_hi']].to_numpy(float), 0)))) or 1.
     groups = [_group(d, [_question(r, v, top) for r,v in asked if r.dataset == d], 8) for d in f.head.dataset.unique()]
     cols = [('',''), ('verdict',''), ('difference','n'), (f'from −{100*top:.0f} to +{100*top:.0f}','forest'), ('95 %, seeds','n'), ('95 %, images','n'), ('p','n'), ('p, Holm','n')]
     said = 'declared in the configuration of the study' if f.study.config.headline else 'of tsynd’s default family whose arms were run'
