@@ -184,7 +184,7 @@ def train_classifier(data:ImageData,
                      progress:bool|str=False, # show a progress bar, under this name?
                      cbs=(),           # further fastai callbacks
                      fit=fit_one_cycle, # the schedule: called with learner, epochs, lr and the bar's name
-                     **kwargs          # for `classifier_learner`, such as `balanced=False`: classes as often as they are
+                     **kwargs          # for `classifier_learner`
                     )->Learner:
     "Train a classifier from scratch; returns its `Learner`"
     check_range('epochs', epochs, lo=1, integer=True)
