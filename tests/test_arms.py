@@ -173,6 +173,21 @@ def test_augmented_images_are_images_and_repeatable(data):
     a, b = (extra_images('trivialaugment', None, make_classifier('small_resnet', 1, 2), data, range(8)) for _ in range(2))
     assert torch.equal(a, b) and 0 <= a.min() and a.max() <= 1 and a.shape == (8, 1, 28, 28)
 
+@pytest.mark.parametrize('name', ['mi_default','mixup','mi_mixup'])
+def test_extra_images_are_one_for_each_and_the_same_again(name, data, ae, model):
+    before = torch.get_rng_state()
+    a, b = (extra_images(name, ae, model, data, range(8)) for _ in range(2))
+    assert len(a) == 8 and torch.equal(a, b) and torch.equal(torch.get_rng_state(), before)
+
+def test_attacks_in_training_take_class_numbers_of_any_whole_type_but_no_column(data):
+    class Change(Callback):
+        order = -8
+        def __init__(self, f): self.f = f
+        def before_batch(self): self.learn.yb = (self.f(self.y.as_subclass(torch.Tensor)),)
+    a, b = (train_classifier(data, epochs=1, bs=8, cbs=[Change(lambda y: y.to(d)), AdversarialTraining(steps=1)]).recorder.losses for d in (torch.uint8, torch.int64))
+    assert torch.equal(torch.stack(list(a)), torch.stack(list(b)))
+    with pytest.raises(InputError, match=r'targets are torch.int64 of shape \(8, 1\), expected class numbers'): train_classifier(data, epochs=1, bs=8, cbs=[Change(lambda y: y[:,None]), AdversarialTraining(steps=1)])
+
 
 @pytest.mark.parametrize('name', ['baseline','reconstruction','random','mi','pixel_mi','joint','pgd'])
 def test_extra_images_are_those_of_the_named_sources(name, data, ae, model):

@@ -11,7 +11,7 @@ from tsynd import attacks as A
 from tsynd.attacks import (ATTACKS, Predictor, attack_suite, checkpoints, margin, masking_check, mean_logits, predictor_name, project_l2,
                            relative_margin, square_side, worst_case, wrong_share)
 from tsynd.classifier import MCDropout, predict, small_resnet, train_classifier
-from tsynd.data import InputError, load_data, phantom, subset
+from tsynd.data import InputError, load_data, phantom, seeded, subset
 from tsynd.robustness import attack_loss
 
 MULTI = 'multi-label, binary-class'
@@ -401,9 +401,11 @@ def test_the_model_is_left_as_it_was():
 def trained():
     "A small network, images of the phantom, and their classes"
     data = phantom()
-    model = train_classifier(subset(data, 100), epochs=12).model
-    x, y = data.test.batch(range(40))
-    i = (predict(model, x).argmax(1) == y).nonzero()[:24,0]
+    model = train_classifier(data, epochs=12, lr=4e-3).model
+    x, y = data.test.batch(range(100))
+    right = predict(model, x).argmax(1) == y
+    assert right.float().mean() > .65 and (y[right] == 0).sum() > 20 < (y[right] == 1).sum()          # it has learned, and not one class only
+    i = right.nonzero()[:24,0]
     return model, x[i], y[i]
 
 FEW = {'Square': 100, 'APGD-CE': 10, 'APGD-margin': 5}
@@ -491,11 +493,11 @@ def art_classifier():
 def against_art(art_classifier, model, x, y, C, eps, name, **kwargs):
     "Accuracy under our attack and under the library's"
     evasion, make = art_classifier
-    kind = {'PGD': 'ProjectedGradientDescentPyTorch', 'PGD-L2': 'ProjectedGradientDescentPyTorch', 'Square': 'SquareAttack'}
+    kind = {'FGSM': 'FastGradientMethod', 'PGD': 'ProjectedGradientDescentPyTorch', 'PGD-L2': 'ProjectedGradientDescentPyTorch', 'Square': 'SquareAttack'}
     np.random.seed(0); torch.manual_seed(0)
-    theirs = getattr(evasion, kind.get(name, 'AutoProjectedGradientDescent'))(make(model, x, C), eps=eps, verbose=False, **kwargs)
+    theirs = getattr(evasion, kind.get(name, 'AutoProjectedGradientDescent'))(make(model, x, C), eps=eps, **({} if name == 'FGSM' else dict(verbose=False)), **kwargs)
     x_theirs = torch.from_numpy(theirs.generate(x.numpy(), y.numpy()))
-    return [1-wrong(model, v, y).mean().item() for v in (ATTACKS[name](model, x, y, eps, steps=kwargs['max_iter']), x_theirs)]
+    return [1-wrong(model, v, y).mean().item() for v in (ATTACKS[name](model, x, y, eps, steps=kwargs.get('max_iter')), x_theirs)]
 
 THEIRS = {'PGD': dict(max_iter=20, eps_step=2.5/255/20, num_random_init=1), 'PGD-L2': dict(norm=2, max_iter=20, eps_step=2.5*.2/20),
           'APGD-CE': dict(max_iter=30, eps_step=2/255, nb_random_init=1, loss_type='cross_entropy', batch_size=200),
@@ -516,6 +518,26 @@ def test_other_library_on_real_images(medmnist_root, art_classifier):
     for name in ('PGD','APGD-CE'):
         ours, theirs = against_art(art_classifier, model, x, y, 2, 1/255, name, **THEIRS[name])
         assert abs(ours-theirs) <= .02+1e-6, (name, ours, theirs)
+
+@pytest.fixture(scope='module')
+def three():
+    "A small network that tells three sizes of lesion apart, and images it was not trained on"
+    data = phantom()
+    (x,y),(x_test,y_test) = ((s.batch(slice(200))[0], (3*s.factors[:200,0]).long().clamp(max=2)) for s in (data.train, data.test))
+    with seeded(0):
+        model = nn.Sequential(nn.Conv2d(1, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 16, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(144, 3))
+        opt = torch.optim.Adam(model.parameters(), 1e-2)
+        for _ in range(150): opt.zero_grad(); nn.functional.cross_entropy(model(x), y).backward(); opt.step()
+    assert (predict(model, x_test).argmax(1) == y_test).float().mean() > .6 and set(predict(model, x_test).argmax(1).tolist()) == {0,1,2}
+    return model, x_test[:100], y_test[:100]
+
+THREE = {'FGSM': {}, 'APGD-CE': THEIRS['APGD-CE'], 'APGD-margin': dict(THEIRS['APGD-CE'], loss_type='difference_logits_ratio')}
+
+@pytest.mark.parametrize('name', THREE)
+def test_other_library_with_three_classes(three, art_classifier, name):
+    eps, before = 2/255, 1-wrong(*three).mean().item()
+    ours, theirs = against_art(art_classifier, *three, 3, eps, name, **THREE[name])
+    assert abs(ours-theirs) <= .02+1e-6 and .05 < ours < before-.1, (ours, theirs, before)
 
 def test_other_library_needs_three_classes_for_its_margin(trained, art_classifier):
     "Why there is a margin of our own"

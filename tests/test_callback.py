@@ -212,7 +212,7 @@ def test_no_more_images_are_kept_than_asked_for(data, ae, keep):
     learn = fit(data, tsynd(ae, keep=keep))
     if keep: assert len(learn.tsynd.images) == min(keep, 40)
     else:
-        with pytest.raises(InputError, match='no synthetic images'): learn.tsynd.images
+        with pytest.raises(InputError, match='no synthetic images: keep is 0'): learn.tsynd.images
 
 def test_history_is_as_dense_as_asked_for(data, ae):
     h = fit(data, tsynd(ae, measure_every=4, keep=0), epochs=4).tsynd.history
@@ -397,7 +397,41 @@ def test_what_cannot_work_is_said_at_the_first_batch(data, ae, what, message):
 def test_looking_before_there_is_anything(data, ae, where):
     t = tsynd(ae) if where == 'first' else fit(data, tsynd(ae, warmup=1)).tsynd
     for f in (lambda: t.images, lambda: t.provenance, t.show, t.plot_mi):
-        with pytest.raises(InputError, match='no synthetic images'): f()
+        with pytest.raises(InputError, match='no synthetic images: no batch has been trained on after the warm-up'): f()
+
+def test_why_there_is_nothing_to_look_at(data, ae):
+    class Stop(Callback):
+        def after_batch(self):
+            if self.training and self.train_iter == 3: raise KeyboardInterrupt
+    t = tsynd(ae)
+    with pytest.raises(KeyboardInterrupt): fit(data, [t, Stop()])
+    for v in (t, pickle.loads(pickle.dumps(fit(data, tsynd(ae)).tsynd))):
+        with pytest.raises(InputError, match='no synthetic images: training was stopped before it had ended, or the callback was pickled'): v.images
+
+class Change(Callback):
+    "Targets as other loaders give them"
+    order = -8
+    def __init__(self, f): self.f = f
+    def before_batch(self): self.learn.yb = (self.f(self.y),)
+
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.int32])
+def test_targets_of_any_whole_type(data, ae, dtype):
+    def losses(as_type):
+        with seeded(4): return fit(data, [Change(lambda y: y.as_subclass(torch.Tensor).to(as_type)), tsynd(ae, 'cross_entropy', gate=.5)]).recorder.losses
+    assert same(losses(dtype), losses(torch.int64))
+
+@pytest.mark.parametrize('change, C, said', [(lambda y: y[:,None], 2, r'labels have shape \(8, 1\)'), (lambda y: y, 1, 'the classifier has 1 output'), (lambda y: y+1, 2, 'values from . to 2, expected 8 class numbers from 0 to 1')],
+                         ids=['a column','one output','from one'])
+def test_targets_that_do_not_fit_are_refused_at_the_first_batch(data, ae, change, C, said):
+    seen = []
+    class Begun(Callback):
+        def before_batch(self): seen.append(self.train_iter)
+    with pytest.raises(InputError, match=said): fit(data, [Change(change), Begun(), tsynd(ae, warmup=.9)], model=tiny(C))
+    assert len(seen) == 1
+
+def test_images_that_are_mixed_afterwards_leave_the_sources_alone(data, ae):
+    t = fit(data, [tsynd(ae, keep=0), CutMix(1.)]).tsynd
+    assert torch.equal(t.last_syn.source, data.train.batch(t.last_syn.index)[0])
 
 class Explode(Callback):
     "Puts NaN into the weights in the third batch"

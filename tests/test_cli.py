@@ -84,6 +84,15 @@ def test_every_option_reaches_the_configuration(monkeypatch, tmp_path):
     assert seen.pop() == (RunConfig('breastmnist', quick=True), Path('there'), 'data')
     assert said('run')[0] == 2 and seen.pop() == (RunConfig(), Path('runs')/'phantom-mi-seed0', None)
 
+@pytest.mark.parametrize('argv, see', [(('run','--subsett','5'), 'tsynd run --help'), (('study','x.toml','--job','2','more'), 'tsynd study --help'), (('report','a','b'), 'tsynd report --help')])
+def test_options_that_are_not_known(argv, see):
+    code, out, err = said(*argv)
+    assert code == 2 and not out and err.count('\n') == 1 and err.startswith('tsynd: ') and f'see {see}' in err and any(a in err for a in argv[1:])
+
+def test_a_run_that_made_no_image_says_so(here, capsys):
+    assert main(['run', *map(str, SMOKE), '--warmup', '1', '--out', 'x']) == 0
+    assert 'tsynd: warning: TSynD made no image in this run' in capsys.readouterr().err
+
 def test_help_teaches_with_examples_that_are_commands():
     code, text, err = said('run', '--help')
     assert code == 0 and err == '' and EXAMPLES in text
@@ -373,6 +382,21 @@ def test_an_interrupted_run_leaves_nothing(here, monkeypatch, point):
     monkeypatch.setattr(point, interrupted)
     refused(here, 'run', *SMOKE, code=130, words=['interrupted', 'nothing was written'])
 
+def test_an_interrupted_move_leaves_nothing(here, monkeypatch):
+    replace, count = os.replace, []
+    def second(*args):
+        count.append(args)
+        if len(count) == 2: raise KeyboardInterrupt
+        replace(*args)
+    (here/'taken').mkdir()
+    monkeypatch.setattr(os, 'replace', second)
+    for out in ('taken','new'):
+        count.clear()
+        with pytest.raises(KeyboardInterrupt), new_folder(here/out) as tmp:
+            for k in 'ab': (tmp/k).mkdir(); (tmp/k/'file').write_text('x')
+        assert len(count) == 2
+    assert not [*(here/'taken').iterdir()] and not (here/'new').exists()
+
 def test_sigterm_leaves_nothing_either(here):
     "Not even when it comes twice, as from `timeout`, and the second while all is cleaned up"
     stop = '''
@@ -427,7 +451,7 @@ def test_the_report_is_drawn_again_just_so(made, tmp_path):
 @pytest.mark.parametrize('edit, words', [
     (lambda f: (f/'metrics.json').unlink(), ['x has no metrics.json', 'tsynd run']), (lambda f: (f/'provenance.csv').unlink(), ['x has no provenance.csv']),
     (lambda f: (f/'metrics.json').write_text('{"config":'), ['metrics.json is not JSON']), (lambda f: (f/'metrics.json').write_text('{}'), ['metrics.json has no entry config']),
-    (lambda f: (f/'synthetic.npz').write_bytes(b'x'), ['synthetic.npz is not a complete numpy archive']), (lambda f: shutil.rmtree(f), ['x has no metrics.json'])])
+    (lambda f: (f/'synthetic.npz').write_bytes(b'x'), ['synthetic.npz is not a complete numpy archive', 'make the run again']), (lambda f: (f/'synthetic.npz').unlink(), ['synthetic.npz does not exist', 'make the run again']), (lambda f: shutil.rmtree(f), ['x is no folder', 'tsynd run'])])
 def test_a_folder_that_is_no_run_is_refused(made, here, edit, words):
     shutil.copytree(made, here/'x')
     edit(here/'x')
@@ -436,11 +460,11 @@ def test_a_folder_that_is_no_run_is_refused(made, here, edit, words):
 @pytest.mark.parametrize('name', ['x'*300, 'file/x', '/dev/null'], ids=lambda v: v[:9])
 def test_a_path_that_cannot_be_looked_at_is_no_run(here, name):
     (here/'file').touch()
-    refused(here, 'report', name, words=[name[:250], 'has no metrics.json'])
+    refused(here, 'report', name, words=[name[:250], 'is no folder'])
 
 def test_a_file_is_no_run(here):
     (here/'x').touch()
-    refused(here, 'report', 'x', words=['x has no metrics.json', 'tsynd run'])
+    refused(here, 'report', 'x', words=['x is no folder', 'tsynd run'])
 
 @reports
 def test_synthetic_images_of_the_phantom_are_a_data_set(made):

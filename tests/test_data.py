@@ -44,6 +44,17 @@ def test_a_task_of_another_name_is_refused(task):
     one_sentence(e); assert f'task is {task!r}, expected one of binary-class; ' in str(e.value)
     assert {i['task'] for i in medmnist.INFO.values()} <= set(TASKS)
 
+WRONG = {'16 bits': dict(x=lambda x: x.to(torch.uint16)), 'floats': dict(x=lambda x: x/255), 'no channel': dict(x=lambda x: x[:,0]), 'channels last': dict(x=lambda x: x.permute(0,2,3,1)),
+         'four channels': dict(x=lambda x: x.repeat(1,4,1,1)), 'numpy images': dict(x=lambda x: x.numpy()), 'numpy labels': dict(y=lambda y: y.numpy()), 'fewer labels': dict(y=lambda y: y[1:]),
+         'a column': dict(y=lambda y: y[:,None]), 'from one': dict(y=lambda y: y+1), 'float labels': dict(y=lambda y: y.float()), 'fewer positions': dict(index=lambda i: i[1:])}
+
+@pytest.mark.parametrize('where', ['train','val','test'])
+@pytest.mark.parametrize('what', WRONG)
+def test_what_is_put_together_wrongly_is_refused(what, where):
+    part = split()
+    with pytest.raises(InputError) as e: ImageData('made', 'binary-class', ['c0','c1'], **(dict(train=part, val=part, test=part) | {where: replace(part, **{k: f(getattr(part, k)) for k,f in WRONG[what].items()})}))
+    assert one_sentence(e).startswith(f'made, {where}: ') and 'expected' in str(e.value)
+
 
 # Parameters and random streams
 

@@ -25,7 +25,7 @@ def make_metrics(base=.7, ours=.75, ch=1, size=28, classes=('benign', 'malignant
                 data=dict(name='somemnist', task=task, classes=list(classes), shape=[ch, size, size], train=100, val=78, test=200, attacked=200,
                           md5='0'*32, licence='CC BY 4.0', source='SomeMNIST'),
                 autoencoder=dict(latent_shape=[4, size//4, size//4], compression=.25, psnr=30.1, ssim=.91, psnr_train=31., epochs=10),
-                arms=dict(baseline=arm(base), tsynd=arm(ours, trace=[dict(step=s, mi_before=.1, mi_after=.2) for s in (40, 80, 120)])),
+                arms=dict(baseline=arm(base), tsynd=arm(ours, trace=[dict(step=s, mi_before=.1, mi_after=.2) for s in (40, 80, 120)]) | dict(synthetic_images=120)),
                 timing=dict(autoencoder=1., baseline=2., tsynd=3., evaluation=4., total=10.))
 
 
@@ -238,12 +238,26 @@ def test_the_attack_begins_at_its_own_unchanged_images():
     assert [t.get_text() for t in robustness_plot(run).fig.axes[1].get_xticklabels()].count('0') == 1
 
 
+def test_what_means_nothing_is_not_told_as_a_result(tmp_path):
+    def smoke(m): m['config']['quick'] = True
+    def idle(m): m['arms']['tsynd']['synthetic_images'] = 0
+    for name,edit,said in (('smoke', smoke, 'its numbers mean nothing'), ('idle', idle, 'TSynD made no image in this run')):
+        run = read_run(make_run(tmp_path/name, edit=edit))
+        assert said in finding(run) and 'better' not in finding(run)
+        check(run.folder)
+    assert 'better' in finding(read_run(make_run(tmp_path/'x')))
+    assert 'subset(load_data(' in python_lines(dict(quick=True)) and ', 100, seed=0)' in python_lines(dict(quick=True))
+
 @pytest.mark.parametrize('multilabel', [False, True])
 def test_python_lines_are_python(multilabel):
     lines = python_lines(dict(dataset="it's", subset=None), multilabel)
     compile(lines, 'lines', 'exec')
     assert 'subset(load' not in lines and "it's" in lines
     assert "subset(load_data('phantom', size=28, seed=3), 50, seed=3)" in python_lines(dict(subset=50, seed=3))
+    own = python_lines(dict(autoencoder='runs/x/models/autoencoder', dropout=.2, balanced=False))
+    compile(own, 'lines', 'exec')
+    for line in ("autoencoder = load_autoencoder('runs/x/models/autoencoder', data.shape)", 'import load_autoencoder', 'n_classes=data.n_classes, p=0.2)', 'seed=0, balanced=False)'): assert line in own
+    assert 'train_autoencoder' not in own and 'balanced' not in lines and ', p=' not in lines
 
 
 # Around it

@@ -845,6 +845,27 @@ def test_the_same_image_twice_in_a_batch_augmented_differently():
     syn = Synthesizer(ae, T=3, steps=1, gate=.5)(model, x, y, index=i, bank=S.LatentBank())
     torch.testing.assert_close(syn.z0, encoded(ae, x), rtol=1e-5, atol=1e-6)
 
+@pytest.mark.parametrize('steps', [1, 2])
+def test_a_remembered_start_outside_the_ball_is_not_used(steps):
+    "Be it of a wider ball, or of another image of the same source"
+    ae, model, x, y = made()
+    i,bank,narrow = torch.arange(4), S.LatentBank(), Synthesizer(ae, T=3, steps=steps, radius=.1, gate=.5)
+    far = Synthesizer(ae, T=3, steps=2, radius=2., step=1., gate=.5)(model, x, y, index=i, bank=bank)
+    assert (far.distance_latent > .5).all()
+    syn = narrow(model, x, y, index=i, bank=bank)
+    assert (syn.distance_latent <= .1*(1+1e-4)).all() and torch.equal(syn.z, narrow(model, x, y).z)
+
+def test_a_bank_needs_to_know_which_image_it_is():
+    ae, model, x, y = made()
+    with pytest.raises(InputError, match='a bank is given, but no index'): Synthesizer(ae, T=3)(model, x, y, bank=S.LatentBank())
+    assert Synthesizer(ae, T=3)(model, x, y, index=[7,5,3,1]).table().source_index.tolist() == [7,5,3,1]
+
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.int32, torch.bool])
+def test_class_numbers_of_any_whole_type(dtype):
+    ae, model, x, y = made()
+    a,b = (synthesize(ae, model, x, v, objective='cross_entropy', T=3) for v in (y.to(dtype), y))
+    assert torch.equal(a.x, b.x) and torch.equal(a.p_after, b.p_after)
+
 @pytest.mark.parametrize('size', [12, 64, 224])
 @pytest.mark.parametrize('ch', [1, 3])
 @pytest.mark.parametrize('change', CHANGES)

@@ -46,7 +46,7 @@ def arm(name:str, sentence:str, source:str):
 # %% ../nbs/08a_arms.ipynb #bff2e118
 def callbacks(name:str,       # a key of `ARMS`
               ae=None,        # trained `Autoencoder`; the arms without synthesis need none
-              seed:int=0,     # of everything the arm draws
+              seed:int=0,     # of everything the arm draws, but for MixUp, which draws from PyTorch's own stream
               **settings      # of the arm
              )->list:         # of fastai callbacks
     "The callbacks of an arm; raises `InputError` on an unknown arm or setting"
@@ -144,6 +144,9 @@ class AdversarialTraining(Callback):
     def before_batch(self):
         x,self.labels = (o[0].as_subclass(Tensor) for o in (self.learn.xb, self.learn.yb))
         check_pixels(x, _UNIT)
+        if not self.labels.is_floating_point():
+            if self.labels.ndim != 1: raise InputError(f"targets are {self.labels.dtype} of shape {tuple(self.labels.shape)}, expected class numbers of shape ({len(x)},), or float zeros and ones of shape ({len(x)}, C)")
+            self.labels = self.labels.long()
         seed = 1000003*self.seed + 7919*int(self.learn.train_iter) + 3
         self.attacked = adversarial(self.learn.model, x, self.labels, self.eps, self.steps, seed % 2**31, self.labels.ndim == 2)
         self.n_images += len(x)
@@ -244,10 +247,10 @@ def extra_images(name:str,        # a key of `ARMS`
             raise CancelFitException
     dev = _device(model, data.train.x)
     dl,cbs = ImageDL(data.train.select(list(i)), bs=len(i), device=dev),callbacks(name, ae, **settings)
-    for c in cbs: c.warmup = 0                              # of TSynD; the others have none
+    for c in cbs: c.warmup,c.share = 0,1.                   # of TSynD; the others have none
     learn = classifier_learner(data, model, cbs=[*cbs, Look()])
     learn.dls = DataLoaders(dl, dl, device=dev)
     modes = {m: m.training for m in model.modules()}
-    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    with seeded(0), learn.no_bar(), learn.no_logging(): learn.fit(1)
     for m,t in modes.items(): m.training = t
     return seen[0].as_subclass(Tensor)

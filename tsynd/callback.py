@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .autoencoder import Autoencoder
 from .classifier import check_dropout, uncompiled
 from .data import TYPE_SIZE, InputError, check_range, show_images
-from .synthesis import LatentBank, Synthesizer, Synthetic, cat, check_pixels
+from .synthesis import LatentBank, Synthesizer, Synthetic, cat, check_labels, check_pixels
 
 # %% ../nbs/05_callback.ipynb #e7cb3c6c
 class TSynD(Callback):
@@ -66,7 +66,7 @@ def _check(self:TSynD):
 # %% ../nbs/05_callback.ipynb #35fd1df1
 @patch
 def _reset(self:TSynD):
-    self.history,self.kept,self.syn,self.last_syn,self.judge,self.count,self.n_images = [],[],None,None,None,0,0
+    self.history,self.kept,self.syn,self.last_syn,self.judge,self.first,self.count,self.n_images = [],[],None,None,None,None,0,0
     self.bank,self.clock = LatentBank(self.warm),None
     self.engine.step = self.step
 
@@ -147,12 +147,14 @@ class BF16(Callback):
 @patch
 def before_batch(self:TSynD):
     self.syn,due = None,self.clock.start() if self.clock else self.learn.train_iter % self.every == 0
-    if self.learn.train_iter == 0: check_pixels(self._batch()[0])               # now, and not after the warm-up
+    if self.learn.train_iter == 0:                                              # now, and not after the warm-up
+        x,self.first = self._batch()
+        check_pixels(x)
     if self.learn.pct_train < self.warmup or not due: return
     x,y = self._batch()
     n = max(min(2, len(x)), math.ceil((self.clock.share if self.clock else self.share)*len(x)))   # batch norm cannot train on one
     index = self._source_index(n)
-    self.syn = self.engine(self.learn.model, x[:n], y[:n], seed=self._batch_seed(), index=index, judge=self.judge, bank=None if index is None else self.bank)
+    self.syn = self.engine(self.learn.model, x[:n].clone(), y[:n], seed=self._batch_seed(), index=index, judge=self.judge, bank=None if index is None else self.bank)
     if (self.syn.gate > 0).sum() < min(2, n): self.syn.gate.zero_()
     self._finish()
     self.last_syn = self.syn
@@ -164,6 +166,7 @@ def _batch(self:TSynD)->tuple: # images in [0,1], and targets
     if len(self.learn.xb) != 1 or len(self.learn.yb) != 1:
         raise InputError(f"batches have {len(self.learn.xb)} inputs and {len(self.learn.yb)} targets, but TSynD needs (image, target) batches")
     x,y = (o[0].as_subclass(Tensor) for o in (self.learn.xb, self.learn.yb))
+    if not y.is_floating_point(): y = y.long()
     self.engine.multilabel = self._several(y)
     return x*self.norm[1]+self.norm[0] if self.norm else x, y
 
@@ -176,6 +179,13 @@ def _several(self:TSynD, y)->bool: # labels per image?
     if several and (isinstance(loss, _ONE_CLASS) or loss is nn.functional.cross_entropy):
         raise InputError(f"targets are {y.dtype} of shape {tuple(y.shape)}, but the loss is a cross-entropy over classes, with which TSynD expects class numbers of shape ({len(y)},); give these, or for several labels per image a binary loss such as BCEWithLogitsLossFlat")
     return several
+
+# %% ../nbs/05_callback.ipynb #7ec4a7e1
+@patch
+def after_pred(self:TSynD):
+    if self.first is None: return
+    if self.learn.pred.ndim == 2: check_labels(self.learn.pred.detach()[None], self.first, self.engine.multilabel)
+    self.first = None
 
 # %% ../nbs/05_callback.ipynb #c284599d
 @patch
@@ -267,7 +277,8 @@ def after_fit(self:TSynD):
 @patch(as_prop=True)
 def last_epoch(self:TSynD)->Synthetic:
     "All synthetic images of the last epoch, at most `keep`, dropped ones too; raises `InputError` if there are none"
-    if not self.kept: raise InputError("there are no synthetic images: no batch has been trained on after the warm-up")
+    why = 'keep is 0' if not self.keep else 'training was stopped before it had ended, or the callback was pickled since, which leaves them out' if self.count else 'no batch has been trained on after the warm-up'
+    if not self.kept: raise InputError(f"there are no synthetic images: {why}")
     return cat(self.kept)
 
 # %% ../nbs/05_callback.ipynb #ab62865a
@@ -298,7 +309,7 @@ def show(self:TSynD,
     "Source, reconstruction and targeted image of `n` images of the last epoch, evenly spaced in their gain of MI"
     s = self.images
     i = (s.mi_after-s.mi_before).argsort()[torch.linspace(0, len(s)-1, n).long()]
-    titles = ['source']*n + [f'MI {v:.3f}' for v in s.mi_before[i]] + [f'MI {v:.3f}' for v in s.mi_after[i]]
+    titles = ['source']*n + [f'MI {v:.3f}' for v in torch.cat([s.mi_before[i], s.mi_after[i]]).clamp(min=0)]
     return show_images(torch.cat([s.source[i], s.reconstruction[i], s.x[i]]), titles=titles, ncols=n)
 
 # %% ../nbs/05_callback.ipynb #07f16efd

@@ -81,7 +81,7 @@ def parser()->argparse.ArgumentParser:
     r.add_argument('dataset', nargs='?', metavar='DATASET', help='phantom or a MedMNIST set (default: phantom)')
     r.add_argument('--root', help='folder of the MedMNIST npz files (default: $MEDMNIST_ROOT, then ~/.medmnist)')
     r.add_argument('--out', metavar='DIR', help='a new folder for the results (default: runs/ and a name made of the options)')
-    r.add_argument('--quick', action='store_true', help='a smoke run: few images, few steps; under 30 seconds')
+    r.add_argument('--quick', action='store_true', help='a smoke run of under 30 seconds, whose numbers mean nothing: 100 images to train and to test on, one epoch, no gate, at most T 8, steps 2, ae-steps 30, whatever else is asked for')
     r.add_argument('--bf16', action='store_true', help='compute in bfloat16, where the processor can: about twice as fast')
     for name,typ,text in OPTIONS: r.add_argument(f'--{name}', type=typ, metavar={int:'N', float:'X', str:'NAME'}[typ], help=text)
     _more(sub, raw)
@@ -108,10 +108,11 @@ def default_out(dataset='phantom', subset=None, size=28, objective='mi', seed=0,
 # %% ../nbs/11_cli.ipynb #d38df099
 def _run(root=None, out=None, **config):
     from tsynd.experiment import RunConfig, run
-    from tsynd.report import write_report
+    from tsynd.report import NOTHING, write_report
     out = Path(out) if out else default_out(**config)
     result = run(RunConfig(**config), out, root, progress=True, finish=write_report)
     d = result.data
+    if not result.metrics['arms']['tsynd']['synthetic_images']: _warn(NOTHING)
     print(f"{d}\n\n{result.table().to_string(na_rep='–')}\n")
     print(f"percent; dropout off; difference in points; one seed is an illustration, not evidence\n\nreport: {out/'report.html'}")
 
@@ -178,7 +179,10 @@ def _dispatch(args):
 def main(argv=None # default: the command line
         )->int:    # exit status
     "Entry point of the `tsynd` command"
-    args = vars(parser().parse_args(argv))
+    p = parser()
+    args,rest = p.parse_known_args(argv)
+    args = vars(args)
+    if rest: p.exit(2, f"tsynd: {' '.join(rest)} is not known; see tsynd {args['command'] or ''}{' ' if args['command'] else ''}--help\n")
     try:
         with _stoppable(): _dispatch(args)
     except KeyboardInterrupt as e:

@@ -98,6 +98,7 @@ class ImageData:
 
     def __post_init__(self):
         if self.task not in TASKS: raise InputError(f"task is {self.task!r}, expected one of {'; '.join(TASKS)}")
+        for s in ('train','val','test'): _check_split(getattr(self, s), f'{self.name}, {s}', self.n_classes, self.multilabel)
 
     @property
     def multilabel(self): return self.task == 'multi-label, binary-class'
@@ -106,19 +107,30 @@ class ImageData:
     @property
     def shape(self): return tuple(self.train.x.shape[1:])
     @property
-    def short(self): return [c.split(',')[-1].strip()[:14] for c in self.classes]  # names that fit over an image
+    def short(self): return [c.replace(', ', '/')[:14] for c in self.classes]  # names that fit over an image
     def __repr__(self):
         n = ' · '.join(f'{s} {len(getattr(self, s))}' for s in ('train','val','test'))
         return f"{self.name}: {n} images of {'×'.join(map(str, self.shape))}, {self.n_classes} classes, {self.task}"
 
+# %% ../nbs/00_data.ipynb #fa86ede6
+def _check_split(s, where, C, multilabel):
+    kind = lambda v: f"{v.dtype} of shape {tuple(v.shape)}" if isinstance(v, Tensor) else f"of type {type(v).__name__}"
+    if not isinstance(s.x, Tensor) or s.x.dtype != torch.uint8 or s.x.ndim != 4 or s.x.shape[1] not in (1,3):
+        raise InputError(f"{where}: images are {kind(s.x)}, expected a uint8 tensor of shape (N, 1 or 3, H, W)")
+    n,y = len(s.x),s.y
+    if not isinstance(y, Tensor) or y.shape != ((n,C) if multilabel else (n,)) or y.is_floating_point() != multilabel or len(s.index) != n:
+        raise InputError(f"{where}: labels are {kind(y)}, index has {len(s.index)}, expected {f'float zeros and ones of shape ({n}, {C})' if multilabel else f'class numbers of shape ({n},)'} and {n} positions, one for each image")
+    if n and not multilabel and not 0 <= y.min() <= y.max() < C: raise InputError(f"{where}: labels go from {y.min()} to {y.max()}, expected class numbers from 0 to {C-1}")
+
 # %% ../nbs/00_data.ipynb #e88c20b9
-def read_npz(path:Path # the file
-            )->dict:   # its arrays by name
+def read_npz(path:Path, # the file
+             advice:str='delete it and download it again' # what the message ends with
+            )->dict:    # its arrays by name
     "Read a numpy archive, or say in one sentence what is wrong with it"
     try:
         with np.load(path, allow_pickle=False) as f: return {k: f[k] for k in f.files}
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, AttributeError, TypeError, RuntimeError) as e:
-        raise InputError(f"{path} is not a complete numpy archive ({type(e).__name__}); delete it and download it again") from None
+        raise InputError(f"{path} is not a complete numpy archive ({type(e).__name__}); {advice}") from None
 
 # %% ../nbs/00_data.ipynb #475ee94d
 def check_images(a:np.ndarray, # the array to check

@@ -100,11 +100,12 @@ def _check_model(c, data):
 
 # %% ../nbs/08_experiment.ipynb #2ce2af24
 def prepare_data(c:RunConfig,
-                 root=None # folder of the npz files
+                 root=None, # folder of the npz files
+                 data:ImageData=None # images of your own; default: those that `c` names
                 )->ImageData:
     "The data of a run: loaded, checked, cut to the subset; a quick run takes 100 images of each split"
     check_range('seed', c.seed, lo=0, hi=2**31-1, integer=True)
-    data = load_data(c.dataset, root, c.size, c.seed)
+    if data is None: data = load_data(c.dataset, root, c.size, c.seed)
     n = c.subset if c.subset is not None else 100 if c.quick and len(data.train) > 100 else None
     if n is not None: data = subset(data, n, c.seed)
     if c.quick: data = replace(data, test=data.test.select(stratified_order(data.test.y, c.seed)[:100]))
@@ -230,7 +231,7 @@ def save_result(r:Result,
 def new_folder(out:str|Path):
     "A hidden folder in `out` whose contents move up into `out` when the block ends well; otherwise all that was made vanishes"
     out = Path(out)
-    made = []
+    made,names = [],[]
     try:
         if out.is_dir() and any(out.iterdir()) or out.is_file(): raise InputError(f"{out} exists and is not an empty folder; choose another with --out, or remove it")
         made = [p for p in (out, *out.parents) if not p.exists()]
@@ -241,10 +242,11 @@ def new_folder(out:str|Path):
         raise InputError(f"{out} cannot be written ({e.strerror}); choose another folder with --out") from None
     try:
         yield tmp
-        for p in tmp.iterdir(): os.replace(p, out/p.name)
+        names = [p.name for p in tmp.iterdir()]
+        for k in names: os.replace(tmp/k, out/k)
         tmp.rmdir()
     except BaseException:
-        shutil.rmtree(tmp)
+        for p in (tmp, *(out/k for k in names)): shutil.rmtree(p) if p.is_dir() else p.unlink(missing_ok=True)
         _remove(made)
         raise
 
@@ -258,12 +260,13 @@ def run(c:RunConfig,           # what to run
         out:str|Path,          # a new folder for the results
         root:str|Path=None,    # folder of MedMNIST's npz files; default: $MEDMNIST_ROOT, then ~/.medmnist
         progress:bool=True,    # show progress bars?
-        finish=None            # called with the folder of results before they are moved into place, to add a report
+        finish=None,           # called with the folder of results before they are moved into place, to add a report
+        data:ImageData=None    # images of your own; default: those that `c` names
        )->Result:
     "The whole comparison, from the data file to the folder of results; raises `InputError`"
     with new_folder(out) as folder:
-        data = prepare_data(c, root)
-        c = resolve(c, data)
+        data = prepare_data(c, root, data)
+        c = resolve(replace(c, dataset=data.name, size=data.shape[-1]), data)
         result = compare(c, data, progress)
         save_result(result, folder)
         if finish: finish(folder)

@@ -8,6 +8,7 @@ __all__ = ['METHODS', 'class_score', 'spatial_layers', 'target_layer', 'SignedEi
 
 # %% ../nbs/07_explanation.ipynb #0995347f
 from contextlib import contextmanager
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def _classes(model, x, y, multilabel):
     bad = int((~torch.isfinite(logits)).any(1).sum())
     if bad: raise InputError(f"the model's output is not finite for {bad} of {len(x)} images; check its weights")
     if y is None: return logits.argmax(1)
-    y = torch.full((len(x),), y) if isinstance(y, int) and not isinstance(y, bool) else y
+    if isinstance(y, Integral) and not isinstance(y, bool) or isinstance(y, Tensor) and y.ndim == 0: y = torch.full((len(x),), y)
     if not isinstance(y, Tensor) or y.shape != (len(x),) or y.is_floating_point():
         found = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else repr(y)
         raise InputError(f"y is {found}, expected one class number for all images or an int64 tensor ({len(x)},); "
@@ -150,7 +151,8 @@ def phantom_region(f:Tensor,    # (N,8) in [0,1], as `Split.factors`
                    size:int=28  # height and width, pixels
                   )->Tensor:    # (N,size,size) bool
     "The pixels of phantom images that change at least half as much as any, when a factor goes from 0 to 1"
-    if factor not in FACTORS: raise InputError(f"factor is {factor!r}, expected one of {', '.join(FACTORS)}")
+    some = [k for k in FACTORS if k != 'phase']                     # whose 0 and 1 are the same image
+    if factor not in some: raise InputError(f"factor is {factor!r}, expected one of {', '.join(some)}")
     f = f.clone()
     for name in ('speckle','shadow'): f[:,FACTORS.index(name)] = 0
     ends = []

@@ -40,6 +40,8 @@ class Findings:
     diffs: pd.DataFrame   # as `differences` makes them; without rows where there is only one arm
     means: pd.DataFrame   # as `averages` makes them
 
+    @property
+    def reference(self): return 'the baseline' if self.baseline == 'baseline' else self.baseline
     @cached_property
     def arms(self): return _there(self.study.config.arms, self.results.arm)
     @cached_property
@@ -173,7 +175,7 @@ def _entry(mean, diff, measure):
     sd = () if np.isnan(mean.sd) else (' ', Small(f'± {mean.sd:.3f}'))
     if diff is None: return _n(f'{mean.mean:.3f}', *sd)
     lost = _loses(diff.difference, measure)
-    change = Small(f'{"▾ " if lost else ""}{_amount(diff.difference, measure)}', Span(' worse than the baseline', cls='sr') if lost else '')
+    change = Small(f'{"▾ " if lost else ""}{_amount(diff.difference, measure)}', Span(' worse', cls='sr') if lost else '')
     return Td(f'{mean.mean:.3f}', *sd, Br(), change, cls='n lost' if lost else 'n')
 
 # %% ../nbs/10a_study_report.ipynb #c3d80615
@@ -191,8 +193,8 @@ def tables_html(f:Findings)->str:
     "All arms under all conditions, a table per data set and size"
     means,diffs = _lookup(f.means), _lookup(f.diffs)
     return markup(*(_arms_table(f, d, n, means, diffs) for d in f.datasets for n in f.sizes(d)),
-                  P('Mean ± standard deviation over seeds; below, the paired difference to the baseline, in points (NLL in nats). '
-                    'Columns that name no measure: balanced accuracy. ▾: worse than the baseline (less ECE and less NLL are better). No correction, no p-values.', cls='note'))
+                  P(f'Mean ± standard deviation over seeds; below, the paired difference to {f.reference}, in points (NLL in nats). '
+                    'Columns that name no measure: balanced accuracy. ▾: worse (less ECE and less NLL are better). No correction, no p-values.', cls='note'))
 
 # %% ../nbs/10a_study_report.ipynb #0bd09d58
 COLOURS = dict(light=['#d55e00','#0072b2','#009e73','#cc79a7','#e69f00','#56b4e9','#1b1f24'],
@@ -361,9 +363,9 @@ def cost_plot(f:Findings, dark=False)->Plot|None: # None where nothing can be co
                 ax.plot([r.relative], [100*r.gain], **s)
                 ax.plot([r.relative]*2, [100*r.lo, 100*r.hi], color=s['color'], lw=1, alpha=.7)
             ax.set(ylabel='gain in AUC, points', xlim=(0, None))
-        axs[-1].set_xlabel('seconds of training, baseline = 1'); _legend(fig, st)
+        axs[-1].set_xlabel(f'seconds of training, {f.baseline} = 1'); _legend(fig, st)
     cheap = t[t.gain > 0].sort_values('relative')
-    alt = f"The cheapest arm with a gain is {cheap.arm.iloc[0]}, at {cheap.relative.iloc[0]:.1f} times the baseline's seconds." if len(cheap) else 'No arm gains.'
+    alt = f"The cheapest arm with a gain is {cheap.arm.iloc[0]}, at {cheap.relative.iloc[0]:.1f} times the seconds of {f.reference}." if len(cheap) else 'No arm gains.'
     return Plot(fig, 'Cost against gain', 'Vertical lines: interval over seeds. The autoencoder, which the arms of a cell share, is not in these seconds.' + _sizes(f), f'Scatter plots. {alt}')
 
 # %% ../nbs/10a_study_report.ipynb #341995c1
@@ -373,7 +375,7 @@ def cost_html(f:Findings)->str:
     groups = [_group(d, map(cost, g.itertuples()), 5) for d,g in costs(f).groupby('dataset', sort=False)]
     shared = f.study.cells.seconds_autoencoder.dropna()
     note = P(f'The autoencoder took {shared.mean():.1f} s per cell on average, once for all arms of a cell; it is not counted here.{_sizes(f)}', cls='note') if len(shared) else ''
-    return markup(_table('Cost', [('arm',''), ('seconds','n'), ('baseline = 1','n'), ('gain in AUC, points','n'), ('95 %, seeds','n')], *groups), note)
+    return markup(_table('Cost', [('arm',''), ('seconds','n'), (f'{f.baseline} = 1','n'), ('gain in AUC, points','n'), ('95 %, seeds','n')], *groups), note)
 
 def _plain(v, how): return '–' if np.isnan(v) else format(v, how)
 
@@ -390,7 +392,7 @@ def _families_table(f, d):
 def families_html(f:Findings)->str: # empty without corruptions
     "Differences to the baseline, family by family"
     tables = [t for d in f.datasets if (t := _families_table(f, d))]
-    note = P(f'Balanced accuracy of the baseline, and differences to it in points, means over the severities.{_sizes(f)}', cls='note')
+    note = P(f'Balanced accuracy of {f.reference}, and differences to it in points, means over the severities.{_sizes(f)}', cls='note')
     return markup(*tables, note) if tables else ''
 
 # %% ../nbs/10a_study_report.ipynb #a4d84023

@@ -123,6 +123,7 @@ class Synthesizer:
 def _move(self:Synthesizer, mc, z0, start, y, seed):
     objective,r = OBJECTIVES[self.objective],self.length(z0)
     if objective is None: return z0 + _random(z0, seed)*r*(self.objective == 'random'), z0.new_zeros(0, len(z0))
+    start = torch.where(_norm(start-z0) <= r*(1+1e-4), start, z0)       # a bank may remember a wider ball, or another image of this source
     if self.jitter: start = project(start + _random(z0, seed)*r*self.jitter, z0, r)
     def U(z):
         logits_T_B_C = mc(self.look(self.ae.decode(z)))
@@ -141,7 +142,7 @@ def _random(z, seed): # one random direction of length 1 for each image
     return d/_norm(d)
 
 # %% ../nbs/04_synthesis.ipynb #78aee3ac
-_OURS = "the autoencoder needs [0, 1]; do not normalise them before, or use fastai's Normalize, which is undone"
+_OURS = "the autoencoder needs [0, 1]; do not normalise them before, or use fastai's Normalize, which is undone, with nothing behind it that changes pixels, as RandomErasing does"
 
 def check_pixels(x:Tensor,
                  needs:str=_OURS # what the message says after "but"
@@ -187,6 +188,8 @@ def __call__(self:Synthesizer,
             )->Synthetic:
     "Synthetic images, one for each real one"
     check_pixels(x)
+    if bank is not None and index is None: raise InputError("a bank is given, but no index, by which it remembers the images; give index, one number for each image")
+    index,y = None if index is None else torch.as_tensor(index), y if y.is_floating_point() else y.long()
     with torch.inference_mode(False), frozen(self.ae), self.cast(x), MCDropout(model, self.T, seed) as mc:
         with torch.no_grad(): z0,start = (self.ae.encode(x),)*2 if bank is None else bank.recall(self.ae, x, index)
         z,trace = self._move(mc, z0, start, y, seed)
