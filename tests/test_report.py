@@ -333,3 +333,10 @@ def test_a_page_that_cannot_be_written(tmp_path):
     (folder/'figures').write_text('in the way')
     with pytest.raises(InputError, match='cannot be written'): write_report(folder)
     assert not (folder/'report.html').exists()
+
+def test_a_page_that_breaks_off_leaves_no_part(tmp_path, monkeypatch):
+    folder = make_run(tmp_path/'run')
+    def full(self, target): raise OSError(28, 'No space left on device', str(self))
+    monkeypatch.setattr('pathlib.Path.replace', full)
+    with pytest.raises(InputError, match='No space left on device'): write_report(folder)
+    assert not [*folder.glob('.report*')] and not (folder/'report.html').exists()

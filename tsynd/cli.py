@@ -134,7 +134,8 @@ def _forecast(cells, t, jobs):
     seconds = t.set_index(['dataset','n','arm'])[['training','measuring','autoencoder']].sum(axis=1)
     for x in cells: print(f'{x.id:50} {seconds[x.dataset, x.n, x.arm]:6.0f} s')
     total = sum(seconds[x.dataset, x.n, x.arm] for x in cells)/3600
-    print(f'{len(cells)} trainings, about {total:.1f} hours of one core, {total/jobs:.1f} with --jobs {jobs}')
+    span = lambda h: f'{h:.1f} hours' if h >= 1 else f'{60*h:.0f} minutes'
+    print(f'{len(cells)} trainings, about {span(total)} of one core, {span(total/jobs)} with --jobs {jobs}')
 
 # %% ../nbs/11_cli.ipynb #6f8a3095
 def _report(folder):

@@ -12,7 +12,7 @@ __all__ = ['NUMBERS', 'OBJECTIVES', 'ENTRIES', 'PARTS', 'METRICS', 'NOTHING', 'P
 
 # %% ../nbs/10_report.ipynb #8a71d180
 import base64, html, io, json, math, os, re, textwrap
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from string import Template
@@ -257,7 +257,7 @@ def _robustness_words(run, names):
     dashes = f" Solid line {names[0]}, then dashed {', '.join(names[1:])}." if names[1:] else ''
     n = run.m['data'].get('attacked')
     some = f" Attacks are measured on {n} test images." if n and n != run.m['data'].get('test') else ''
-    return f"The attacker may move every pixel by at most the strength given, towards a higher loss; 'clean' is the image as it was.{dashes}{some}"
+    return f"The attacker may move every pixel by at most the strength given, towards a higher loss; the leftmost point is the image as it was.{dashes}{some}"
 
 # %% ../nbs/10_report.ipynb #3bc5961a
 def moved(run):
@@ -708,4 +708,6 @@ def write_report(folder:str|Path # a run folder
             if p: (run.folder/'figures'/f'{k}.png').write_bytes(p.png(200))
         part.write_text(page_html(run, plots), encoding='utf-8', errors='xmlcharrefreplace')
         return part.replace(path)
-    except OSError as e: raise InputError(f"{e.filename} cannot be written ({e.strerror}); copy the run folder to a place where it can") from None
+    except OSError as e:
+        with suppress(OSError): part.unlink(missing_ok=True)
+        raise InputError(f"{e.filename} cannot be written ({e.strerror}); copy the run folder to a place where it can") from None

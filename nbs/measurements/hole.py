@@ -240,9 +240,9 @@ def measure(arm, hole, seed, data, ae, target, judge):
     if syn is not None: row |= dict(images=len(syn), **place(judge, ae, syn, target[syn.index], hole)[PLACED].mean())
     if arm == 'baseline' and (seed, hole) not in finished('hole_reach.csv', 'seed', 'hole'):
         rows,tables = zip(*reach(model, judge, ae, data, target, hole, seed))
-        append('hole_reach.csv', rows)
         kept = [t.assign(hole=hole, mover=r['mover']) for r,t in zip(rows, tables) if r['radius'] == RADIUS and seed == 0]
         if kept: append('hole_moves.csv', pd.concat(kept)[['hole','mover','index','x_before','y_before','x_after','y_after','share_before','share']])
+        append('hole_reach.csv', rows)
     append('hole.csv', pd.DataFrame([dict(row, seconds=time.perf_counter()-start)]).reindex(columns=ARM_COLUMNS))
     print(pd.Series(row).to_dict(), flush=True)
 
