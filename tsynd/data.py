@@ -107,7 +107,7 @@ class ImageData:
     @property
     def shape(self): return tuple(self.train.x.shape[1:])
     @property
-    def short(self): return [c.replace(', ', '/')[:14] for c in self.classes]  # names that fit over an image
+    def short(self): return [c.split(',')[-1].strip()[:14] for c in self.classes]  # names that fit over an image
     def __repr__(self):
         n = ' · '.join(f'{s} {len(getattr(self, s))}' for s in ('train','val','test'))
         return f"{self.name}: {n} images of {'×'.join(map(str, self.shape))}, {self.n_classes} classes, {self.task}"
