@@ -8,7 +8,7 @@ the last epoch, and after the one with the highest AUC on the validation images,
 official.csv beside it, two rows per training, and leaves out what is there already; several processes share the work.
 
 Declared before anything was run: without dropout, after the chosen epoch, are the means of five seeds within a point and a half of
-the published .901 (AUC) and .863 (accuracy)? With dropout in float32 it is description: it tells precision and dropout apart. (When four seeds were done we noticed that one thing
+the published .901 (AUC) and .863 (accuracy)? With dropout in float32 it is description: it tells precision and dropout apart. (When four seeds were done, we noticed that one thing
 still differs: the first weights of our trunk are torchvision's, theirs are PyTorch's default.)"""
 import os, sys
 from itertools import product
