@@ -5,6 +5,7 @@ import numpy as np, pytest, torch
 from fastai.callback.core import Callback
 from fastai.data.transforms import Normalize
 from fasttransform import Pipeline
+from states import Change
 
 from tsynd.arms import ARMS, AdversarialTraining, PixelSpace, TrivialAugment, adversarial, callbacks, extra_images
 from tsynd.autoencoder import train_autoencoder
@@ -180,10 +181,6 @@ def test_extra_images_are_one_for_each_and_the_same_again(name, data, ae, model)
     assert len(a) == 8 and torch.equal(a, b) and torch.equal(torch.get_rng_state(), before)
 
 def test_attacks_in_training_take_class_numbers_of_any_whole_type_but_no_column(data):
-    class Change(Callback):
-        order = -8
-        def __init__(self, f): self.f = f
-        def before_batch(self): self.learn.yb = (self.f(self.y.as_subclass(torch.Tensor)),)
     a, b = (train_classifier(data, epochs=1, bs=8, cbs=[Change(lambda y: y.to(d)), AdversarialTraining(steps=1)]).recorder.losses for d in (torch.uint8, torch.int64))
     assert torch.equal(torch.stack(list(a)), torch.stack(list(b)))
     with pytest.raises(InputError, match=r'targets are torch.int64 of shape \(8, 1\), expected class numbers'): train_classifier(data, epochs=1, bs=8, cbs=[Change(lambda y: y[:,None]), AdversarialTraining(steps=1)])

@@ -15,6 +15,7 @@ from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss
 from fastai.optimizer import SGD, Adam
 from hypothesis import assume, given, settings, strategies as st
 from layouts import write_npz
+from states import Change
 from torch import nn
 
 from tsynd import autoencoder as A, synthesis as S
@@ -408,16 +409,10 @@ def test_why_there_is_nothing_to_look_at(data, ae):
     for v in (t, pickle.loads(pickle.dumps(fit(data, tsynd(ae)).tsynd))):
         with pytest.raises(InputError, match='no synthetic images: training was stopped before it had ended, or the callback was pickled'): v.images
 
-class Change(Callback):
-    "Targets as other loaders give them"
-    order = -8
-    def __init__(self, f): self.f = f
-    def before_batch(self): self.learn.yb = (self.f(self.y),)
-
 @pytest.mark.parametrize('dtype', [torch.uint8, torch.int32])
 def test_targets_of_any_whole_type(data, ae, dtype):
     def losses(as_type):
-        with seeded(4): return fit(data, [Change(lambda y: y.as_subclass(torch.Tensor).to(as_type)), tsynd(ae, 'cross_entropy', gate=.5)]).recorder.losses
+        with seeded(4): return fit(data, [Change(lambda y: y.to(as_type)), tsynd(ae, 'cross_entropy', gate=.5)]).recorder.losses
     assert same(losses(dtype), losses(torch.int64))
 
 @pytest.mark.parametrize('change, C, said', [(lambda y: y[:,None], 2, r'labels have shape \(8, 1\)'), (lambda y: y, 1, 'the classifier has 1 output'), (lambda y: y+1, 2, 'values from . to 2, expected 8 class numbers from 0 to 1')],

@@ -166,7 +166,6 @@ def _batch(self:TSynD)->tuple: # images in [0,1], and targets
     if len(self.learn.xb) != 1 or len(self.learn.yb) != 1:
         raise InputError(f"batches have {len(self.learn.xb)} inputs and {len(self.learn.yb)} targets, but TSynD needs (image, target) batches")
     x,y = (o[0].as_subclass(Tensor) for o in (self.learn.xb, self.learn.yb))
-    if not y.is_floating_point(): y = y.long()
     self.engine.multilabel = self._several(y)
     return x*self.norm[1]+self.norm[0] if self.norm else x, y
 

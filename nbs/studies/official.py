@@ -8,8 +8,9 @@ the last epoch, and after the one with the highest AUC on the validation images,
 official.csv beside it, two rows per training, and leaves out what is there already; several processes share the work.
 
 Declared before anything was run: without dropout, after the chosen epoch, are the means of five seeds within a point and a half of
-the published .901 (AUC) and .863 (accuracy)? With dropout in float32 it is description: it tells precision and dropout apart. (When four seeds were done, we noticed that one thing
-still differs: the first weights of our trunk are torchvision's, theirs are PyTorch's default.)"""
+the published .901 (AUC) and .863 (accuracy)? With dropout in float32 it is description: it tells precision and
+dropout apart. (When four seeds were done, we noticed that one thing still differs: the first weights of our trunk are torchvision's,
+theirs are PyTorch's default.)"""
 import os, sys
 from itertools import product
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 import pandas as pd
 import torch
-from fastai.callback.core import Callback, CancelValidException
+from fastai.callback.core import Callback
 from filelock import FileLock, Timeout
 
 from tsynd.classifier import metrics, predict, probabilities, train_classifier
@@ -32,7 +33,6 @@ class BestEpoch(Callback):
     def measure(self, split):
         x,y = self.splits[split].batch(slice(None))
         return metrics(y, probabilities(predict(self.model, x)), 'binary-class')
-    def before_validate(self): raise CancelValidException
     def after_epoch(self):
         auc = self.measure(0)['auc']
         if auc > self.auc: self.auc,self.best = auc,dict(self.measure(1), epoch=self.epoch+1)
