@@ -43,8 +43,8 @@ def test_every_arm_trains(name, data, ae):
     losses = train_classifier(data, epochs=1, bs=8, cbs=callbacks(name, ae, seed=1, **settings)).recorder.losses
     assert len(losses) == 3 and all(math.isfinite(l) for l in losses)
 
-@pytest.mark.parametrize('name, settings', [(a, dict(weight=0.)) for a in ARMS if 'weight' in ARMS[a].settings and a not in ('mi_fgsm','mi_mixup')]
-                         + [('trivialaugment', dict(p=0.)), ('mi_fgsm', dict(weight=0., attack_weight=0.))], ids=lambda v: v if isinstance(v, str) else '')
+@pytest.mark.parametrize('name, settings', [(a, dict(weight=0.)) for a in ARMS if 'weight' in ARMS[a].settings and a not in ('mi_fgsm','mi_mixup','mi_pgd')]
+                         + [('trivialaugment', dict(p=0.)), ('mi_fgsm', dict(weight=0., attack_weight=0.)), ('mi_pgd', dict(weight=0., attack_weight=0.))], ids=lambda v: v if isinstance(v, str) else '')
 def test_an_arm_without_weight_is_the_baseline(name, settings, data, ae):
     "To the last bit: nothing an arm does touches the random stream or the buffers of the classifier"
     def weights(cbs): return torch.cat([v.flatten().double() for v in train_classifier(data, epochs=1, bs=8, cbs=cbs).model.state_dict().values()])
@@ -53,7 +53,7 @@ def test_an_arm_without_weight_is_the_baseline(name, settings, data, ae):
 @pytest.mark.parametrize('name, settings, said', [('mi', dict(wieght=1), "no setting 'wieght', expected some of weight, radius"), ('nothing', {}, "arm is 'nothing', expected one of baseline"),
                                                   (['mi'], {}, "arm is ['mi'], expected one of"), ('mixup', dict(alpha='a'), 'alpha is'), ('mixup', dict(alpha=-1), 'alpha is -1'), ('random', dict(times=0), 'times is 0'),
     ('mi', dict(radius=-1), 'radius is -1'), ('mi', dict(gate=2.), 'gate is 2.0'), ('pgd', dict(eps=2.), 'eps is 2.0'), ('pgd', dict(steps=0), 'steps is 0'), ('joint', dict(eps=4), 'eps is 4'), ('joint', dict(pixel_steps=0), 'pixel_steps is 0'),
-    ('fgsm', dict(weight=-1.), 'weight is -1.0'), ('trivialaugment', dict(p=1.5), 'p is 1.5')], ids=str)
+    ('fgsm', dict(weight=-1.), 'weight is -1.0'), ('mi_pgd', dict(part=1.5), 'part is 1.5'), ('mi_pgd', dict(steps=0), 'steps is 0'), ('trivialaugment', dict(p=1.5), 'p is 1.5')], ids=str)
 def test_slips_are_named(name, settings, said, ae):
     with pytest.raises(InputError) as e: callbacks(name, ae, **settings)
     assert said in str(e.value) and '\n' not in str(e.value)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'Arm', 'arm', 'callbacks', 'RandomTwin', 'PixelSpace', 'adversarial', 'AdversarialTraining', 'Joint',
-           'TrivialAugment', 'extra_images']
+           'TrivialAugment', 'TargetedAttack', 'extra_images']
 
 # %% ../nbs/08a_arms.ipynb #4e855753
-import inspect
+import inspect, math
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,10 +17,11 @@ from fastai.data.core import DataLoaders
 from torch import Tensor, nn
 
 from .callback import TSynD
-from .classifier import _device, classifier_learner, frozen
+from .classifier import _device, classifier_learner, frozen, mc_logits
 from .data import ImageData, ImageDL, InputError, check_range, seeded
 from .robustness import _look
 from .synthesis import check_pixels
+from .uncertainty import mutual_information
 
 # %% ../nbs/08a_arms.ipynb #242818df
 @dataclass(frozen=True)
@@ -148,8 +149,10 @@ class AdversarialTraining(Callback):
             if self.labels.ndim != 1: raise InputError(f"targets are {self.labels.dtype} of shape {tuple(self.labels.shape)}, expected class numbers of shape ({len(x)},), or float zeros and ones of shape ({len(x)}, C)")
             self.labels = self.labels.long()
         seed = 1000003*self.seed + 7919*int(self.learn.train_iter) + 3
-        self.attacked = adversarial(self.learn.model, x, self.labels, self.eps, self.steps, seed % 2**31, self.labels.ndim == 2)
+        self.attacked = self.attack(x, self.labels, seed % 2**31)
         self.n_images += len(x)
+
+    def attack(self, x, y, seed): return adversarial(self.learn.model, x, y, self.eps, self.steps, seed, y.ndim == 2)
 
     def after_loss(self):
         if self.weight: self.learn.loss_grad = self.learn.loss_grad + self.weight*self.base_loss(self.learn.model(self.attacked), self.labels)
@@ -228,6 +231,27 @@ def _mi_fgsm(ae, seed, *, weight=1., radius=.3, gate=.8, eps=4/255, attack_weigh
 @arm('mi_mixup', 'TSynD and MixUp together', 'tsynd')
 def _mi_mixup(ae, seed, *, weight=1., radius=.3, gate=.8, alpha=.4):
     return [*_mi(ae, seed, weight=weight, radius=radius, gate=gate), *_mixup(ae, seed, alpha=alpha)]
+
+# %% ../nbs/08a_arms.ipynb #1f51bd39
+class TargetedAttack(AdversarialTraining):
+    "Adversarial training with several steps where MI is highest, and one step elsewhere"
+    part,T = 1/3,8      # of a batch; dropout draws
+    def attack(self, x, y, seed):
+        far = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        with torch.no_grad(): mi = mutual_information(mc_logits(self.learn.model, x, self.T, seed), y.ndim == 2)
+        far[mi.topk(math.ceil(self.part*len(x))).indices] = True
+        x = x.clone()
+        for i,steps in ((far, self.steps), (~far, 1)):
+            if i.any(): x[i] = adversarial(self.learn.model, x[i], y[i], self.eps, steps, seed, y.ndim == 2)
+        return x
+
+# %% ../nbs/08a_arms.ipynb #4eb0198a
+@arm('mi_pgd', 'TSynD as it is shipped, and attacks of several steps where MI is highest, of one step elsewhere', 'tsynd')
+def _mi_pgd(ae, seed, *, weight=1., radius=.3, eps=4/255, steps=7, part=1/3, attack_weight=1.):
+    check_range('part', part, lo=0, hi=1, open_lo=True)
+    attack = TargetedAttack(eps, steps, attack_weight, seed)
+    attack.part = part
+    return [*(_mi_default(ae, seed, weight=weight, radius=radius) if weight else []), attack]
 
 # %% ../nbs/08a_arms.ipynb #f8b79596
 def extra_images(name:str,        # a key of `ARMS`

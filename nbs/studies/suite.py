@@ -1,53 +1,74 @@
-"""The whole suite of attacks, and the check for masked gradients, on seven arms of the headline study.
+"""The whole suite of attacks, and the check for masked gradients, on networks of the headline study.
 
     MEDMNIST_ROOT=path/to/medmnist python nbs/studies/suite.py [seeds] [arm ...]
+    MEDMNIST_ROOT=path/to/medmnist python nbs/studies/suite.py --again SEED [arm ...]
 
 Trains the study's cells at 100 images once more, with the same seed and so to the same network (its AUC must be the one on
 record, to three digits, or the script stops), and attacks 200 test images at 4/255. Writes suite.csv beside it, one row per
-network and attack, and leaves out what is there already."""
+network and attack, and leaves out what is there already.
+
+`--again` trains the cells of one seed anew, on a GPU, and writes suite_again.csv. Same seed, subset, first weights and batches, but
+another device, and so not the networks on record: other draws from the same distribution. Several processes share the work."""
 import os, sys
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from tsynd.attacks import attack_suite, masking_check
 from tsynd.classifier import metrics, predict, probabilities
 from tsynd.data import stratified_order
-from tsynd.study import Cell, cell_data, group_autoencoder, read_study, records, train_cell
+from tsynd.study import Busy, Cell, cell_data, group_autoencoder, read_study, records, train_cell
 
 HERE = Path(__file__).parent
 ARMS = ['baseline', 'mi', 'pgd', 'mi_fgsm', 'fgsm', 'fgsm, 8/255', 'pixel_mi']
+FOUR = ['baseline', 'mi', 'pgd', 'mi_fgsm']
 N,EPS,IMAGES = 100,4/255,200
 
-def trained(study, cell):
+def trained(c, cell, folder, recorded):
     "The network of a cell, its data, and the images it is tested on"
-    c = study.config
     data,held = cell_data(c, cell)
-    model,_ = train_cell(c, cell, data, group_autoencoder(c, cell, data, study.folder)[0])
-    x,y = held.batch(slice(None))
-    now,then = metrics(y, probabilities(predict(model, x)), data.task)['auc'],records(study.folder)[cell.id]['measures']['clean']['auc']
-    if abs(now-then) > 5e-4: sys.exit(f'{cell.id} has an AUC of {now:.4f}, but {then:.4f} on record; run on the machine and with the versions of the study')
-    i = stratified_order(y, 0)[:IMAGES]
+    model,_ = train_cell(c, cell, data, group_autoencoder(c, cell, data, folder)[0])
+    x,y = (t.to(c.device) for t in held.batch(slice(None)))
+    now = metrics(y.cpu(), probabilities(predict(model, x)), data.task)['auc']
+    if recorded and abs(now-recorded['measures']['clean']['auc']) > 5e-4:
+        sys.exit(f"{cell.id} has an AUC of {now:.4f}, but {recorded['measures']['clean']['auc']:.4f} on record; run on the machine and with the versions of the study")
+    i = stratified_order(y.cpu(), 0)[:IMAGES]
     return model, data, x[i], y[i]
 
-def attacked(study, cell):
-    model,data,x,y = trained(study, cell)
+def attacked(c, cell, folder, recorded=None):
+    model,data,x,y = trained(c, cell, folder, recorded)
     images = {}
     rows = attack_suite(model, x, y, data.task, EPS, seed=cell.seed, keep=images)
     check = masking_check(model, x, y, data.task, EPS, images=images, seed=cell.seed)
     keep = ('attack','norm','eps','steps','n','accuracy','balanced_accuracy')
     return [dict(dataset=cell.dataset, seed=cell.seed, arm=cell.arm, **{k: r[k] for k in keep}, masked=check['masked'], verdict=check['verdict']) for r in rows]
 
+def done(out): return set() if not out.exists() else set(pd.read_csv(out)[['dataset','seed','arm']].itertuples(index=False, name=None))
+
+def write(out, rows):
+    with FileLock(f'{out}.lock'): pd.DataFrame(rows).to_csv(out, mode='a', header=not out.exists(), index=False)
+
 def main(seeds=1, *arms):
-    torch.set_num_threads(1)
     out,study = HERE/'suite.csv',read_study(HERE/'headline')
-    done = set() if not out.exists() else set(pd.read_csv(out)[['dataset','seed','arm']].itertuples(index=False, name=None))
-    todo = [Cell(d, N, s, a) for s in range(int(seeds)) for d in study.config.datasets for a in arms or ARMS if (d, s, a) not in done]
-    for cell in tqdm(todo, desc='attack suite', unit='network'):
-        pd.DataFrame(attacked(study, cell)).to_csv(out, mode='a', header=not out.exists(), index=False)
+    c,found = study.config,records(study.folder)
+    todo = [Cell(d, N, s, a) for s in range(int(seeds)) for d in c.datasets for a in arms or ARMS if (d, s, a) not in done(out)]
+    for cell in tqdm(todo, desc='attack suite', unit='network'): write(out, attacked(c, cell, study.folder, found[cell.id]))
+
+def again(seed, *arms):
+    out,c,folder = HERE/'suite_again.csv',replace(read_study(HERE/'headline').config, device='cuda'),HERE/'suite_again'
+    folder.mkdir(exist_ok=True)
+    for cell in [Cell(d, N, int(seed), a) for d in c.datasets for a in arms or FOUR]:
+        try:
+            with FileLock(folder/f'.{cell.id}.lock', timeout=0):
+                if (cell.dataset, cell.seed, cell.arm) not in done(out): write(out, attacked(c, cell, folder))
+        except (Timeout, Busy): continue   # another process is at it
 
 
-if __name__ == '__main__': main(*sys.argv[1:])
+if __name__ == '__main__':
+    torch.set_num_threads(1)
+    again(*sys.argv[2:]) if sys.argv[1:2] == ['--again'] else main(*sys.argv[1:])
