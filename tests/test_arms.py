@@ -1,18 +1,20 @@
 """What each arm promises: the distance of the random twin, the box of the attack, and that training without it is untouched."""
 import copy, math
+from types import SimpleNamespace
 
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
 from fastai.data.transforms import Normalize
 from fasttransform import Pipeline
-from states import Change
+from states import Change, same, state
 
 from tsynd.arms import ARMS, AdversarialTraining, PixelSpace, TrivialAugment, adversarial, callbacks, extra_images
 from tsynd.autoencoder import train_autoencoder
 from tsynd.callback import TSynD
-from tsynd.classifier import classifier_learner, make_classifier, train_classifier
+from tsynd.classifier import classifier_learner, make_classifier, mc_logits, train_classifier
 from tsynd.data import InputError, phantom, seeded
 from tsynd.synthesis import Synthesizer
+from tsynd.uncertainty import mutual_information
 
 
 @pytest.fixture(scope='module')
@@ -137,6 +139,25 @@ def test_the_weighted_loss_is_added_to_that_of_the_batch(data):
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 2))
     train_classifier(data, net, epochs=2, bs=8, cbs=[AdversarialTraining(weight=2.), Sum()])
     assert len(seen) == 6 and all(abs(a-b) < 1e-5 for a,b in seen)
+
+@pytest.mark.parametrize('part, several', [(1/3, False), (.5, True), (1., False), (.01, False)])
+def test_several_steps_go_where_mi_is_highest(model, part, several):
+    with seeded(3): x, y = torch.rand(12, 1, 28, 28), torch.randint(2, (12, 2)).float() if several else torch.randint(2, (12,))
+    cb, = callbacks('mi_pgd', weight=0., part=part, steps=4)
+    cb.learn = SimpleNamespace(model=model)
+    before = state(model)
+    a = cb.attack(x, y, 5)
+    assert same(state(model), before)
+    n = math.ceil(part*12)
+    far = mutual_information(mc_logits(model, x, cb.T, 5), several).argsort(descending=True)[:n].sort().values
+    near = torch.tensor([i for i in range(12) if i not in far.tolist()], dtype=torch.long)
+    for i,steps in ((far, 4), (near, 1)):
+        if len(i): assert torch.equal(a[i], adversarial(model, x[i], y[i], cb.eps, steps, 5, several))
+    assert len(near) == 12-n and (n == 12 or not torch.equal(a[near], adversarial(model, x[near], y[near], cb.eps, 4, 5, several)))
+
+def test_without_synthesis_the_targeted_attack_needs_no_autoencoder(data):
+    losses = train_classifier(data, epochs=1, bs=8, cbs=callbacks('mi_pgd', None, weight=0.)).recorder.losses
+    assert all(math.isfinite(l) for l in losses)
 
 def test_harder_training_makes_a_harder_classifier(data):
     "On images it was trained on, attacked: adversarial training leaves more right"
