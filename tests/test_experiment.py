@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
-from layouts import NAMES, SIZES, make_arrays, write_npz
+from layouts import NAMES, make_arrays, write_npz
 from medmnist import INFO
 from medmnist.evaluator import getACC, getAUC
 from PIL import Image
@@ -152,7 +152,9 @@ def layout_run(root, name, size=28, *argv):
     return Layout(**vars(ran), name=name, size=size, n=n, subset=k, file=file)
 
 
-@pytest.fixture(scope='module', params=[pytest.param((n, s), id=f'{n}-{s}', marks=pytest.mark.xdist_group(f'{n}-{s}')) for n in NAMES for s in SIZES])
+LAYOUTS = [(n, 28) for n in NAMES] + [(n, 64) for n in ('breastmnist', 'bloodmnist', 'chestmnist', 'retinamnist')]   # at 64 pixels one of each kind
+
+@pytest.fixture(scope='module', params=[pytest.param((n, s), id=f'{n}-{s}', marks=pytest.mark.xdist_group(f'{n}-{s}')) for n,s in LAYOUTS])
 def layout(request, tmp_path_factory): return layout_run(tmp_path_factory.mktemp('layout'), *request.param)
 
 
