@@ -239,14 +239,14 @@ class TargetedAttack(AdversarialTraining):
     def attack(self, x, y, seed):
         far = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         with torch.no_grad(): mi = mutual_information(mc_logits(self.learn.model, x, self.T, seed), y.ndim == 2)
-        far[mi.topk(math.ceil(self.part*len(x))).indices] = True
+        far[mi.topk(math.ceil(self.part*len(x)-1e-9)).indices] = True
         x = x.clone()
         for i,steps in ((far, self.steps), (~far, 1)):
             if i.any(): x[i] = adversarial(self.learn.model, x[i], y[i], self.eps, steps, seed, y.ndim == 2)
         return x
 
 # %% ../nbs/08a_arms.ipynb #4eb0198a
-@arm('mi_pgd', 'TSynD as it is shipped, and attacks of several steps where MI is highest, of one step elsewhere', 'tsynd')
+@arm('mi_pgd', 'Attacks of several steps where MI is highest, of one step elsewhere; TSynD besides, if weighted', 'tsynd')
 def _mi_pgd(ae, seed, *, weight=1., radius=.3, eps=4/255, steps=7, part=1/3, attack_weight=1.):
     check_range('part', part, lo=0, hi=1, open_lo=True)
     attack = TargetedAttack(eps, steps, attack_weight, seed)

@@ -6,7 +6,8 @@ The studies train in bfloat16 with dropout, and measure the network of the last 
 GPU PyTorch's convolutions take TF32, as they do for whoever runs the authors' script on a recent one), with the dropout named, in the
 same order, and measured on the test images twice: after the last epoch, and after the one with the highest AUC on the validation
 images, which is the one that the authors publish. Its first weights are torchvision's, as in the studies, or with `--init pytorch`
-those that PyTorch gives a convolution that nobody has told otherwise, as in the authors' network. Writes official.csv beside it, two
+those that PyTorch gives a convolution that nobody has told otherwise, as in the authors' network (drawn on the device, so that
+another one has others). Writes official.csv beside it, two
 rows per training, and leaves out what is there already; several processes share the work.
 
 Declared before anything was run: without dropout, after the chosen epoch, are the means of five seeds within a point and a half of
@@ -33,7 +34,7 @@ from tsynd.study import Cell, Witness, cell_data, fit_steps, read_config
 
 HERE = Path(__file__).parent
 OUT = HERE/'official.csv'
-SAME = 'dataset','init','dropout','seed'    # what makes a training; the device is written down
+SAME = 'dataset','init','dropout','seed','device'    # what makes a training
 
 class PlainStart(Callback):
     "First weights as PyTorch's layers have them by default"
@@ -76,11 +77,11 @@ def main():
     a,c = p.parse_args(),read_config(HERE/'official.toml')
     torch.set_num_threads(1)
     for seed in range(a.seeds):
-        training = a.dataset, a.init, a.dropout, seed
+        training = a.dataset, a.init, a.dropout, seed, a.device
         try:
             with FileLock(HERE/f'.official-{"-".join(map(str, training))}.lock', timeout=0):
                 if done(*training): continue
-                rows = pd.DataFrame(trained(c, *training, a.device))
+                rows = pd.DataFrame(trained(c, *training))
                 with FileLock(HERE/'.official.lock'): rows.to_csv(OUT, mode='a', header=not OUT.exists(), index=False)
         except Timeout: continue   # another process trains it
 
