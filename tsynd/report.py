@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .data import TYPE_SIZE, InputError, medmnist_info, read_npz
-from .experiment import RunConfig
+from .experiment import QUICK, RunConfig
 
 # %% ../nbs/10_report.ipynb #f3430cf7
 NUMBERS = ('gate', 'distance_latent','radius','distance_pixel','mi_source','mi_before','mi_after','p_before','p_after')
@@ -513,7 +513,7 @@ def what_html(run)->str:
     return markup(cards, _card('Configuration', _dl(config), kind='card config'), _card('Versions', known['Versions'], kind='card config'))
 
 # %% ../nbs/10_report.ipynb #1b37b278
-PYTHON = Template('''from tsynd.experiment import RunConfig, run
+PYTHON = Template('''from tsynd.experiment import QUICK, RunConfig, run
 ${mine}result = run(RunConfig($args), out='runs/mine'$given)
 
 # or the pieces, in a training loop of your own (exactly the numbers of this page come from the lines above, from the same files):
@@ -542,7 +542,7 @@ def python_lines(config:dict,          # as in metrics.json
     args = ', '.join(f'{k}={r[k]}' for k in c if k not in defaults or c[k] != defaults[k])
     own = c['dataset'] not in ('phantom', *medmnist_info())
     data = 'data' if own else f"load_data({r['dataset']}, size={r['size']}{', seed='+r['seed'] if c['dataset']=='phantom' else ''})"
-    part = c['subset'] if c['subset'] is not None else 100 if c['quick'] else None
+    part = c['subset'] if c['subset'] is not None else QUICK if c['quick'] else None
     if part is not None: data = f"subset({data}, {part}, seed={r['seed']})"
     settings = ', '.join(f'{k}={r[k]}' for k in ('objective','T','steps','radius','gate','weight','share','every','budget','warmup','seed') if k=='objective' or c[k] != defaults[k])
     make,made = ('train_autoencoder', f"(data, steps={r['ae_steps']}, seed={r['seed']})") if c['autoencoder'] is None else ('load_autoencoder', f"({r['autoencoder']}, data.shape)")
