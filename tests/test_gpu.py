@@ -9,13 +9,13 @@ from tsynd.arms import ARMS, callbacks
 from tsynd.attacks import attack_suite, masking_check
 from tsynd.autoencoder import train_autoencoder
 from tsynd.callback import BF16, TSynD
-from tsynd.classifier import MCDropout, make_classifier, mc_logits, predict, train_classifier
+from tsynd.classifier import make_classifier, mc_logits, predict, train_classifier
 from tsynd.corruptions import corruption_table
 from tsynd.data import phantom, seeded
 from tsynd.explanation import METHODS, cam, faithfulness, minimise_class
 from tsynd.robustness import perturb, pgd, robustness_table
 from tsynd.study import StudyConfig, records, run_study
-from tsynd.synthesis import OBJECTIVES, LatentBank, Synthesizer, synthesize
+from tsynd.synthesis import OBJECTIVES, LatentBank, Synthesizer
 
 pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no CUDA device on this machine'), pytest.mark.xdist_group('gpu')]
 MULTI = 'multi-label, binary-class'
@@ -36,13 +36,9 @@ def made():
     "Phantoms, a briefly trained autoencoder and, for each task, a classifier and labels, all on the processor"
     data = phantom(64, seed=1)
     x,y = data.test.batch(slice(24))
-    nets = {}
-    for task,C in (('binary-class', 2), (MULTI, 3)):
-        with seeded(2): nets[task] = make_classifier('small_resnet', 1, C)
-    net = train_classifier(data, epochs=8, seed=0).model.eval()
-    nets['binary-class'] = net
+    with seeded(2): nets = {'binary-class': train_classifier(data, epochs=8, seed=0).model.eval(), MULTI: make_classifier('small_resnet', 1, 3).eval()}
     several = torch.stack([y, 1-y, torch.ones_like(y)], 1).float()
-    return data, train_autoencoder(data, steps=40, seed=0), {k: v.eval() for k,v in nets.items()}, x, {'binary-class': y, MULTI: several}
+    return data, train_autoencoder(data, steps=40, seed=0), nets, x, {'binary-class': y, MULTI: several}
 
 
 @tasks
@@ -74,7 +70,7 @@ def test_draws_and_predictions(made):
 @tasks
 def test_perturbed_and_attacked(made, task):
     _,_,nets,x,ys = made
-    net,y,several = nets[task],ys[task],task == MULTI
+    net,several = nets[task],task == MULTI
     res = {}
     for dev in ('cpu', 'cuda'):
         m,x_,y_ = on(dev, net, x, ys[task])

@@ -128,13 +128,11 @@ def search_more(): return search('search_more', MORE)
 
 def search_targeted(): return search('search_targeted', TARGETED)
 
-def targeted():
+def more(name='search_more', arms=MORE):
     c = read_config(HERE/'headline.toml')
-    return replace(c, arms=c.arms | best(finished('search_targeted'), TARGETED))
+    return replace(c, arms=c.arms | best(finished(name), arms))
 
-def more():
-    c = read_config(HERE/'headline.toml')
-    return replace(c, arms=c.arms | best(finished('search_more'), MORE))
+def targeted(): return more('search_targeted', TARGETED)
 
 def wide(*arms):
     c = read_config(HERE/'headline.toml')

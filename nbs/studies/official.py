@@ -7,8 +7,8 @@ GPU PyTorch's convolutions take TF32, as they do for whoever runs the authors' s
 same order, and measured on the test images twice: after the last epoch, and after the one with the highest AUC on the validation
 images, which is the one that the authors publish. Its first weights are torchvision's, as in the studies, or with `--init pytorch`
 those that PyTorch gives a convolution that nobody has told otherwise, as in the authors' network (drawn on the device, so that
-another one has others). Writes official.csv beside it, two
-rows per training, and leaves out what is there already; several processes share the work.
+another one has others). Writes official.csv beside it, two rows per training, and leaves out what is there already; several processes
+share the work.
 
 Declared before anything was run: without dropout, after the chosen epoch, are the means of five seeds within a point and a half of
 the published .901 (AUC) and .863 (accuracy)? With dropout in float32 it is description: it tells precision and
