@@ -155,6 +155,18 @@ def test_several_steps_go_where_mi_is_highest(model, part, several):
         if len(i): assert torch.equal(a[i], adversarial(model, x[i], y[i], cb.eps, steps, 5, several))
     assert len(near) == 12-n and (n == 12 or not torch.equal(a[near], adversarial(model, x[near], y[near], cb.eps, 4, 5, several)))
 
+@pytest.mark.parametrize('part, several', [(1/3, False), (.5, True)])
+def test_its_control_spends_as_many_steps_by_lot(model, part, several):
+    "Which images are drawn depends on the seed alone, and all are drawn in time"
+    with seeded(3): x, y = torch.rand(12, 1, 28, 28), torch.randint(2, (12, 2)).float() if several else torch.randint(2, (12,))
+    cb, = callbacks('random_pgd', part=part, steps=4)
+    cb.learn = SimpleNamespace(model=model)
+    draws = [cb.signal(x, y, s).topk(math.ceil(part*12)).indices.sort().values for s in range(40)]
+    assert {i for d in draws for i in d.tolist()} == set(range(12)) and torch.equal(cb.signal(x, y, 5), cb.signal(1-x, 1-y, 5))
+    far,a = draws[5],cb.attack(x, y, 5)
+    near = torch.tensor([i for i in range(12) if i not in far.tolist()])
+    for i,steps in ((far, 4), (near, 1)): assert torch.equal(a[i], adversarial(model, x[i], y[i], cb.eps, steps, 5, several))
+
 def test_without_synthesis_the_targeted_attack_needs_no_autoencoder(data):
     losses = train_classifier(data, epochs=1, bs=8, cbs=callbacks('mi_pgd', None, weight=0.)).recorder.losses
     assert all(math.isfinite(l) for l in losses)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'Arm', 'arm', 'callbacks', 'RandomTwin', 'PixelSpace', 'adversarial', 'AdversarialTraining', 'Joint',
-           'TrivialAugment', 'TargetedAttack', 'extra_images']
+           'TrivialAugment', 'TargetedAttack', 'RandomAttack', 'extra_images']
 
 # %% ../nbs/08a_arms.ipynb #4e855753
 import inspect, math
@@ -236,10 +236,12 @@ def _mi_mixup(ae, seed, *, weight=1., radius=.3, gate=.8, alpha=.4):
 class TargetedAttack(AdversarialTraining):
     "Adversarial training with several steps where MI is highest, and one step elsewhere"
     part,T = 1/3,8      # of a batch; dropout draws
+    def signal(self, x, y, seed):
+        with torch.no_grad(): return mutual_information(mc_logits(self.learn.model, x, self.T, seed), y.ndim == 2)
+
     def attack(self, x, y, seed):
         far = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        with torch.no_grad(): mi = mutual_information(mc_logits(self.learn.model, x, self.T, seed), y.ndim == 2)
-        far[mi.topk(math.ceil(self.part*len(x)-1e-9)).indices] = True
+        far[self.signal(x, y, seed).topk(math.ceil(self.part*len(x)-1e-9)).indices] = True
         x = x.clone()
         for i,steps in ((far, self.steps), (~far, 1)):
             if i.any(): x[i] = adversarial(self.learn.model, x[i], y[i], self.eps, steps, seed, y.ndim == 2)
@@ -252,6 +254,19 @@ def _mi_pgd(ae, seed, *, weight=1., radius=.3, eps=4/255, steps=7, part=1/3, att
     attack = TargetedAttack(eps, steps, attack_weight, seed)
     attack.part = part
     return [*(_mi_default(ae, seed, weight=weight, radius=radius) if weight else []), attack]
+
+# %% ../nbs/08a_arms.ipynb #34e9e55b
+class RandomAttack(TargetedAttack):
+    "Adversarial training with several steps on images drawn at random, and one step elsewhere"
+    def signal(self, x, y, seed):
+        with seeded(seed): return torch.rand(len(x)).to(x.device)
+
+@arm('random_pgd', 'Attacks of several steps on a random part of a batch, of one step elsewhere', 'control')
+def _random_pgd(ae, seed, *, weight=1., eps=4/255, steps=7, part=1/3):
+    check_range('part', part, lo=0, hi=1, open_lo=True)
+    attack = RandomAttack(eps, steps, weight, seed)
+    attack.part = part
+    return [attack]
 
 # %% ../nbs/08a_arms.ipynb #f8b79596
 def extra_images(name:str,        # a key of `ARMS`

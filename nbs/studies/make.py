@@ -16,6 +16,7 @@
     python nbs/studies/make.py targeted    reads the finished search_targeted and adds mi_pgd to headline.toml
     python nbs/studies/make.py precision   reads headline.toml and writes precision.toml: MI again, in float32
     python nbs/studies/make.py same        reads headline.toml and writes same.toml: MI at 100 images in float32
+    python nbs/studies/make.py half        reads headline.toml and writes half.toml: mi_pgd and two controls that spend as many steps
 
 Each is run by `tsynd study nbs/studies/X.toml --out nbs/studies/X`. Rate and search look at validation images (78 and 100 of
 them) of seeds that the headline does not use. All arms have the same number of trials, on the same two seeds of both data sets.
@@ -67,6 +68,11 @@ steps there, one elsewhere. It has as many trials as the others, on validation i
 attacked images is that of PGD training. Declared before any of its cells was run: at 100 images, on both sets, is it within 3 points of pgd in
 balanced accuracy under PGD 4/255, not clearly behind in AUC on clean and balanced accuracy on corrupted images, and cheaper,
 autoencoder included where it needs one?
+
+half was added when all of that was known: is it MI that helps mi_pgd, or only how many steps it takes? All of it in float32, on one
+machine: mi_pgd again, the same steps on a half drawn by lot (random_pgd), and PGD training with four steps everywhere, which is what
+mi_pgd takes on average. Declared before it was run: on each set, does mi_pgd differ from either of them in balanced accuracy under
+PGD 4/255? Seeds are run whole, in their order, until the machine's time is over, and not until something is found.
 
 The five arms of search_more were added when ten seeds of the others had been seen. No declared question names them, they are
 description; their trials, criterion and seeds are those of the others, and were declared before any of their cells was run."""
@@ -178,6 +184,12 @@ def same():
     "MI in the precision of the random steps that go as far in pixels"
     return replace(precision(), name='same', n=[100], seeds=10)
 
+def half():
+    "Is it MI? Several steps where it is highest, on a half drawn by lot, and as many in all everywhere"
+    c = read_config(HERE/'headline.toml')
+    arms = dict(mi_pgd=c.arms['mi_pgd'], random_pgd=dict(part=c.arms['mi_pgd']['part']), **{'pgd, 4 steps': dict(c.arms['pgd'], arm='pgd', steps=4)})
+    return replace(same(), name='half', seeds=12, eps=[4], arms=arms, headline=[['mi_pgd', a, 'PGD 4/255', 'balanced_accuracy', 100] for a in list(arms)[1:]])
+
 def full():
     "All training images of both sets, three times as many updates (six epochs of PneumoniaMNIST), the settings of 100 images; no questions, no search"
     c = read_config(HERE/'headline.toml')
@@ -186,5 +198,5 @@ def full():
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    what = {f.__name__: f for f in (rate, search, headline, official, official_xrays, full, search_more, more, wide, far, wide_mi, far_pixels, search_targeted, targeted, precision, same)}[sys.argv[1]]()
+    what = {f.__name__: f for f in (rate, search, headline, official, official_xrays, full, search_more, more, wide, far, wide_mi, far_pixels, search_targeted, targeted, precision, same, half)}[sys.argv[1]]()
     (HERE/f'{what.name}.toml').write_text(to_toml(what))
