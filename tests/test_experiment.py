@@ -1,12 +1,13 @@
 """The main job from the data file to the run folder: every data set's layout, and what a folder promises about itself."""
 import base64, hashlib, io, json, math, re, warnings
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch
+from cheap import cheap
 from fastai.callback.core import Callback
 from layouts import NAMES, make_arrays, write_npz
 from medmnist import INFO
@@ -16,13 +17,13 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 import tsynd
-from tsynd.autoencoder import autoencoder_learner, load_autoencoder
+from tsynd.autoencoder import load_autoencoder
 from tsynd.callback import TSynD
 from tsynd.classifier import load_classifier, mc_logits
 from tsynd.cli import main
 from tsynd.data import InputError, image_dls, load_data, load_npz, phantom, subset
 from tsynd.experiment import BatchOrder, RunConfig, has_bf16, precision, prepare_data, resolve, run, train_arm
-from tsynd.report import Plot, python_lines, read_run, write_report
+from tsynd.report import python_lines, read_run, write_report
 from tsynd.robustness import attack_loss, pgd
 from tsynd.synthesis import OBJECTIVES, synthesize
 
@@ -31,17 +32,6 @@ PHANTOM = dict(subset=24, size=12, epochs=2, bs=8, ae_steps=10, T=4, steps=2, sh
 ARMS, MODELS = ('baseline', 'tsynd'), ('autoencoder', 'baseline', 'tsynd')
 FILES = {'metrics.json', 'synthetic.npz', 'provenance.csv', 'report.html', *(f'models/{m}.{s}' for m in MODELS for s in ('json', 'safetensors')),
          *(f'figures/{f}.png' for f in ('gallery', 'mi_images', 'mi_training', 'robustness', 'training'))}
-
-
-@contextmanager
-def cheap():
-    "One radius of attack, small batches for the autoencoder, coarse figures: less to compute, the same way through the code"
-    png = Plot.png
-    with pytest.MonkeyPatch.context() as m, warnings.catch_warnings():
-        m.setattr('tsynd.experiment.EPS', (4/255,))
-        m.setattr('tsynd.autoencoder.autoencoder_learner', partial(autoencoder_learner, bs=8))
-        m.setattr(Plot, 'png', lambda self, dpi=100: png(self, 40))
-        yield
 
 
 @dataclass

@@ -1,0 +1,20 @@
+"""Runs of the command that take less time in tests."""
+import warnings
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+
+from tsynd.autoencoder import autoencoder_learner
+from tsynd.report import Plot
+
+
+@contextmanager
+def cheap():
+    "One radius of attack, small batches for the autoencoder, coarse figures: less to compute, the same way through the code"
+    png = Plot.png
+    with pytest.MonkeyPatch.context() as m, warnings.catch_warnings():
+        m.setattr('tsynd.experiment.EPS', (4/255,))
+        m.setattr('tsynd.autoencoder.autoencoder_learner', partial(autoencoder_learner, bs=8))
+        m.setattr(Plot, 'png', lambda self, dpi=100: png(self, 40))
+        yield
