@@ -27,7 +27,7 @@ from .synthesis import COLUMNS
 # %% ../nbs/08_experiment.ipynb #65afb8f3
 @dataclass
 class RunConfig:
-    "What to run; two equal records give equal numbers on the same machine, unless a budget is given"
+    "What to run; equal records give equal numbers on one machine and with as many threads, but for a budget"
     dataset: str = 'phantom'     # or one of the twelve 2D MedMNIST sets
     subset: int = None           # labelled training images; all by default
     size: int = 28               # pixels
