@@ -472,15 +472,18 @@ def test_synthetic_images_of_the_phantom_are_a_data_set(made):
 
 STUDY = 'datasets = ["phantom"]\nn = [20]\nseeds = 1\nupdates = 4\nae_steps = 5\nattack_n = 8\npgd_steps = 1\neps = [2]\ncorruptions = []\ntest_n = 24\n[arms.baseline]\n[arms.mixup]\n'
 
-def test_a_study_from_the_command_line(tmp_path, capsys, monkeypatch):
+def test_a_study_from_the_command_line_and_its_failed_cells(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path/'mine.toml').write_text(STUDY)
     assert main(['study', 'mine.toml', '--dry-run']) == 0
     out = capsys.readouterr().out
     assert 'phantom-20-0-baseline' in out and '2 trainings' in out and not (tmp_path/'studies').exists()
+    (tmp_path/'mine.toml').write_text(STUDY.replace('n = [20]', 'n = [20, 9999]'))
     assert main(['study', 'mine.toml', '--jobs', '1']) == 0
     page = tmp_path/'studies'/'mine'/'report.html'
-    assert page.exists() and str(page.relative_to(tmp_path)) in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert page.exists() and str(page.relative_to(tmp_path)) in out
+    assert 'phantom-9999-0-baseline failed: InputError: subset is 9999' in err                    # and the rest is reported
     before = page.stat().st_mtime_ns
     assert main(['report', str(page.parent)]) == 0 and page.stat().st_mtime_ns > before
 
@@ -497,9 +500,3 @@ def test_jobs_are_checked_before_anything_is_estimated(here, monkeypatch, jobs, 
     monkeypatch.setattr('tsynd.study.estimate', None)
     (here/'mine.toml').write_text(STUDY)
     refused(here, 'study', 'mine.toml', '--jobs', jobs, *dry, words=[f'jobs is {jobs}', 'at least 1'])
-
-def test_failed_cells_are_named_and_the_rest_is_reported(tmp_path, capsys):
-    (tmp_path/'mine.toml').write_text(STUDY.replace('n = [20]', 'n = [20, 9999]').replace('[arms.mixup]\n', ''))
-    assert main(['study', str(tmp_path/'mine.toml'), '--out', str(tmp_path/'out'), '--jobs', '1']) == 0
-    err = capsys.readouterr().err
-    assert 'phantom-9999-0-baseline failed: InputError: subset is 9999' in err and (tmp_path/'out'/'report.html').exists()

@@ -22,14 +22,20 @@ pytestmark = pytest.mark.xdist_group('study')  # one worker makes the study, for
 
 TINY = StudyConfig(name='tiny', datasets=['phantom'], n=[20, 40], seeds=2, arms={'baseline': {}, 'far': dict(arm='mi', radius=.6, gate=0.), 'long': dict(arm='baseline', longer=2.)},
                    updates=4, ae_steps=4, attack_n=10, pgd_steps=2, eps=[2], corruptions=['speckle_noise'], test_n=30)
-HALF = replace(TINY, n=[20])  # six of its twelve cells, for what is run over and over
+PART = replace(TINY, n=[20], seeds=1)  # three of its twelve cells, for what is run over and over
 
 
 @pytest.fixture(scope='module')
 def study(tmp_path_factory): return run_study(TINY, tmp_path_factory.mktemp('study')/'s', jobs=2, progress=False)
 
 @pytest.fixture(scope='module')
-def half(study): return study.results[study.results.n == 20].reset_index(drop=True)
+def part(study): return study.results.query('n == 20 and seed == 0').reset_index(drop=True)
+
+def here(c, folder):
+    "A study that this process runs, which has loaded all it takes"
+    folder.mkdir(exist_ok=True); (folder/'study.toml').write_text(to_toml(c))
+    work(folder, run=str(time.monotonic_ns()))
+    return read_study(folder)
 
 def toml(tmp_path, text):
     f = tmp_path/'my.toml'
@@ -146,29 +152,29 @@ def wait_for(condition, seconds=120):
     assert condition()
 
 @pytest.mark.parametrize('moment', ['training the autoencoder','after some cells'])
-def test_kill_9_loses_at_most_the_cell_in_flight(half, tmp_path, moment):
+def test_kill_9_loses_at_most_the_cell_in_flight(part, tmp_path, moment):
     folder = tmp_path/'s'
-    folder.mkdir(); (folder/'study.toml').write_text(to_toml(HALF))
+    folder.mkdir(); (folder/'study.toml').write_text(to_toml(PART))
     w = worker(folder)
     wait_for(lambda: list(folder.glob('autoencoders/*.lock')) if moment.startswith('training') else len(records(folder)) >= 2)
     w.send_signal(signal.SIGKILL); w.wait()
     survived = {r['id']: r for r in records(folder).values()}
-    resumed = run_study(HALF, folder, jobs=2, progress=False)
-    assert resumed.results.equals(half) and {r['id']: r for r in records(folder).values() if r['id'] in survived} == survived
+    resumed = run_study(PART, folder, jobs=2, progress=False)
+    assert resumed.results.equals(part) and {r['id']: r for r in records(folder).values() if r['id'] in survived} == survived
     lines = (folder/'cells.jsonl').read_bytes().splitlines()
-    assert len(lines) == len(cells(HALF))                                                # nothing was done twice
+    assert len(lines) == len(cells(PART))                                                # nothing was done twice
 
-def test_a_killed_study_can_be_started_again_at_once(half, tmp_path):
+def test_a_killed_study_can_be_started_again_at_once(part, tmp_path):
     "While the workers of the killed one still hold their cells"
     folder = tmp_path/'s'
     code = f'import tests_study_config as t; from tsynd.study import run_study; run_study(t.C, {str(folder)!r}, jobs=2, progress=False)'
-    (tmp_path/'tests_study_config.py').write_text(f'from tsynd.study import StudyConfig\nC = StudyConfig(**{asdict(HALF)!r})\n')
+    (tmp_path/'tests_study_config.py').write_text(f'from tsynd.study import StudyConfig\nC = StudyConfig(**{asdict(PART)!r})\n')
     parent = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(tmp_path), OMP_NUM_THREADS='1'))
     wait_for(lambda: len(records(folder)) >= 1)
     parent.send_signal(signal.SIGKILL); parent.wait()
-    again = run_study(HALF, folder, jobs=1, progress=False)
-    assert again.results.equals(half)
-    assert len((folder/'cells.jsonl').read_bytes().splitlines()) == len(cells(HALF))     # no cell twice
+    again = run_study(PART, folder, jobs=1, progress=False)
+    assert again.results.equals(part)
+    assert len((folder/'cells.jsonl').read_bytes().splitlines()) == len(cells(PART))     # no cell twice
     assert not list((folder/'locks').glob('*.tries'))
 
 def test_a_cell_that_kills_its_process_is_given_up(tmp_path):
@@ -215,7 +221,7 @@ def test_two_runs_on_one_folder_do_not_try_a_failing_cell_for_ever(tmp_path, mon
 
 def test_all_arms_are_paired(tmp_path):
     c = replace(TINY, n=[20], seeds=1, updates=2, corruptions=[], attack_n=4, arms={a: {} for a in ARMS})
-    s = run_study(c, tmp_path/'s', jobs=1, progress=False)
+    s = here(c, tmp_path/'s')
     assert (s.cells.status == 'done').all(), s.cells.reason.tolist()
     assert len(s.cells) == len(ARMS) and (s.cells[['subset','weights','order','steps','images_seen']].nunique() == 1).all()
     assert s.cells.images_seen.tolist()[0] == s.cells.steps.tolist()[0]*20 and s.cells.code.nunique() == 1
@@ -239,10 +245,10 @@ def test_a_group_has_one_autoencoder(study):
 
 def test_a_failing_cell_is_recorded_and_tried_again(tmp_path):
     c = replace(TINY, n=[20, 100000], seeds=1, arms=dict(baseline={}))
-    s = run_study(c, tmp_path/'s', jobs=1, progress=False)
+    s = here(c, tmp_path/'s')
     assert s.cells.status.tolist() == ['done','failed'] and 'subset is 100000' in s.cells.reason[1] and set(s.results.n) == {20}
     lines = (tmp_path/'s'/'cells.jsonl').read_text().count('\n')
-    assert run_study(c, tmp_path/'s', jobs=1, progress=False).cells.status.tolist() == ['done','failed']
+    assert here(c, tmp_path/'s').cells.status.tolist() == ['done','failed']
     assert (tmp_path/'s'/'cells.jsonl').read_text().count('\n') == lines+1               # the failed one, once more
 
 def test_another_study_is_not_mixed_in(study):
@@ -254,12 +260,12 @@ def test_a_study_only_grows(study, change):
     with pytest.raises(InputError, match=f'holds a study whose {next(iter(change))} is'): run_study(replace(TINY, **change), study.folder, progress=False)
     assert (study.folder/'study.toml').read_bytes() == before
 
-def test_what_has_grown_is_what_was_planned_whole(half, tmp_path):
+def test_what_has_grown_is_what_was_planned_whole(part, tmp_path):
     "The table depends neither on what was asked first nor on the number of processes"
-    run_study(replace(HALF, seeds=1, arms=dict(long=HALF.arms['long'])), tmp_path/'s', jobs=1, progress=False)
+    run_study(replace(PART, arms=dict(long=PART.arms['long'])), tmp_path/'s', jobs=1, progress=False)
     first = records(tmp_path/'s')
-    s = run_study(HALF, tmp_path/'s', jobs=1, progress=False)
-    assert s.results.equals(half) and records(tmp_path/'s')['phantom-20-0-long'] == first['phantom-20-0-long'] and len(first) == 1
+    s = run_study(PART, tmp_path/'s', jobs=1, progress=False)
+    assert s.results.equals(part) and records(tmp_path/'s')['phantom-20-0-long'] == first['phantom-20-0-long'] and len(first) == 1
 
 def test_packed_cells_are_read_and_unpacked_to_go_on(study, tmp_path):
     lines = (study.folder/'cells.jsonl').read_bytes().splitlines(True)
@@ -365,7 +371,7 @@ def test_an_arm_that_trains_longer_is_estimated_longer(monkeypatch):
 def test_medmnist_protocol(tmp_path):
     "Adam without weight decay at three learning rates, on centred pixels, with the same weights for all arms"
     c = replace(TINY, n=[20], seeds=1, arms=dict(baseline={}, mi=dict(gate=0.)), protocol='medmnist', epochs=4, balanced=False)
-    s = run_study(c, tmp_path/'s', jobs=1, progress=False)
+    s = here(c, tmp_path/'s')
     assert (s.cells.status == 'done').all() and s.cells.weights.nunique() == 1 and s.cells.order.nunique() == 1
     seen = []
     net = make_classifier('small_resnet', 1, 2).eval()
