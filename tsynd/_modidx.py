@@ -21,6 +21,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'tsynd.arms.RandomTwin': ('arms.html#randomtwin', 'tsynd/arms.py'),
                             'tsynd.arms.RandomTwin._instead': ('arms.html#randomtwin._instead', 'tsynd/arms.py'),
                             'tsynd.arms.TargetedAttack': ('arms.html#targetedattack', 'tsynd/arms.py'),
+                            'tsynd.arms.TargetedAttack.__init__': ('arms.html#targetedattack.__init__', 'tsynd/arms.py'),
                             'tsynd.arms.TargetedAttack.attack': ('arms.html#targetedattack.attack', 'tsynd/arms.py'),
                             'tsynd.arms.TargetedAttack.signal': ('arms.html#targetedattack.signal', 'tsynd/arms.py'),
                             'tsynd.arms.TrivialAugment': ('arms.html#trivialaugment', 'tsynd/arms.py'),

@@ -235,7 +235,12 @@ def _mi_mixup(ae, seed, *, weight=1., radius=.3, gate=.8, alpha=.4):
 # %% ../nbs/08a_arms.ipynb #1f51bd39
 class TargetedAttack(AdversarialTraining):
     "Adversarial training with several steps where MI is highest, and one step elsewhere"
-    part,T = 1/3,8      # of a batch; dropout draws
+    T = 8               # dropout draws
+    def __init__(self, *args, part:float=1/3): # for `AdversarialTraining`; part of a batch, in (0,1]
+        check_range('part', part, lo=0, hi=1, open_lo=True)
+        super().__init__(*args)
+        self.part = part
+
     def signal(self, x, y, seed):
         with torch.no_grad(): return mutual_information(mc_logits(self.learn.model, x, self.T, seed), y.ndim == 2)
 
@@ -250,9 +255,7 @@ class TargetedAttack(AdversarialTraining):
 # %% ../nbs/08a_arms.ipynb #4eb0198a
 @arm('mi_pgd', 'Attacks of several steps where MI is highest, of one step elsewhere; TSynD besides, if weighted', 'tsynd')
 def _mi_pgd(ae, seed, *, weight=1., radius=.3, eps=4/255, steps=7, part=1/3, attack_weight=1.):
-    check_range('part', part, lo=0, hi=1, open_lo=True)
-    attack = TargetedAttack(eps, steps, attack_weight, seed)
-    attack.part = part
+    attack = TargetedAttack(eps, steps, attack_weight, seed, part=part)
     return [*(_mi_default(ae, seed, weight=weight, radius=radius) if weight else []), attack]
 
 # %% ../nbs/08a_arms.ipynb #34e9e55b
@@ -262,11 +265,7 @@ class RandomAttack(TargetedAttack):
         with seeded(seed): return torch.rand(len(x)).to(x.device)
 
 @arm('random_pgd', 'Attacks of several steps on a random part of a batch, of one step elsewhere', 'control')
-def _random_pgd(ae, seed, *, weight=1., eps=4/255, steps=7, part=1/3):
-    check_range('part', part, lo=0, hi=1, open_lo=True)
-    attack = RandomAttack(eps, steps, weight, seed)
-    attack.part = part
-    return [attack]
+def _random_pgd(ae, seed, *, weight=1., eps=4/255, steps=7, part=1/3): return [RandomAttack(eps, steps, weight, seed, part=part)]
 
 # %% ../nbs/08a_arms.ipynb #f8b79596
 def extra_images(name:str,        # a key of `ARMS`
