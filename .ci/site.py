@@ -39,6 +39,11 @@ def address(file):
     file = file.relative_to(NBS)
     return (nbpath2html(file) if file.suffix == '.ipynb' else Path(file.name).with_suffix('.html')).as_posix()
 
+@cache
+def addresses():
+    "Source file → its address, of every page that has a source"
+    return {f: address(f) for f in [*chapters(), *tutorials(), *others(), *pages(), NBS/'index.ipynb']}
+
 def docname(file): return address(file).removesuffix('.html')
 
 def title(file):
@@ -53,13 +58,12 @@ def title(file):
 
 def relink(markdown, source):
     "Links of a file become addresses of the site, or of the repository where the target is no page; code is left alone"
-    known = {f: address(f) for f in [*chapters(), *tutorials(), *others(), *pages(), NBS/'index.ipynb']}
     def target(url):
         if re.match(r'[a-z][a-z0-9+.-]*:|#|attachment:', url, re.I): return url
         if url.startswith('/'): return SITE + url[1:]              # nbdev's link to a symbol
         path, _, fragment = url.partition('#')
         file = (source.parent/unquote(path)).resolve()
-        if file in known: return SITE + known[file] + (fragment and '#' + fragment)
+        if file in addresses(): return SITE + addresses()[file] + (fragment and '#' + fragment)
         if not file.exists() or not file.is_relative_to(ROOT): raise SystemExit(f'{source.relative_to(ROOT)}: broken link to {url}')
         kind = 'tree' if file.is_dir() else 'blob'
         return f'{REPOSITORY}/{kind}/main/{file.relative_to(ROOT).as_posix()}'

@@ -1,7 +1,6 @@
 """Runs of the command that take less time in tests."""
 import warnings
 from contextlib import contextmanager
-from functools import partial
 
 import pytest
 
@@ -15,6 +14,6 @@ def cheap():
     png = Plot.png
     with pytest.MonkeyPatch.context() as m, warnings.catch_warnings():
         m.setattr('tsynd.experiment.EPS', (4/255,))
-        m.setattr('tsynd.autoencoder.autoencoder_learner', partial(autoencoder_learner, bs=8))
+        m.setattr('tsynd.autoencoder.autoencoder_learner', lambda data, ae, steps, bs, *args, **kwargs: autoencoder_learner(data, ae, steps, 8, *args, **kwargs))
         m.setattr(Plot, 'png', lambda self, dpi=100: png(self, 40))
         yield

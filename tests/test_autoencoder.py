@@ -158,7 +158,15 @@ def test_labels_are_not_learnt_from(data):
     a,b = (train_autoencoder(d, steps=10, width=4).state_dict() for d in (data, relabelled))
     assert all(torch.equal(a[k], b[k]) for k in a)
 
-@pytest.mark.parametrize('kwargs,word', [(dict(steps=0), 'autoencoder steps is 0'), (dict(steps=-3), 'autoencoder steps is -3')], ids=str)
+@pytest.mark.parametrize('bs', [1, 7])
+def test_batches_are_as_large_as_asked_for(data, bs):
+    class Sizes(Callback):
+        run_valid, seen = False, set()
+        def before_batch(self): self.seen.add(len(self.x))
+    train_autoencoder(data, steps=10, width=4, bs=bs, cbs=Sizes())
+    assert Sizes.seen == {bs}
+
+@pytest.mark.parametrize('kwargs,word', [(dict(steps=0), 'autoencoder steps is 0'), (dict(steps=-3), 'autoencoder steps is -3'), (dict(bs=0), 'bs is 0'), (dict(bs=2.5), 'bs is 2.5')], ids=str)
 def test_impossible_trainings_are_refused(data, kwargs, word):
     with pytest.raises(InputError, match=word): train_autoencoder(data, **kwargs)
 

@@ -32,7 +32,7 @@ def study(tmp_path_factory): return run_study(TINY, tmp_path_factory.mktemp('stu
 def part(study): return study.results.query('n == 20 and seed == 0').reset_index(drop=True)
 
 def here(c, folder):
-    "A study that this process runs, which has loaded all it takes"
+    "A study that this process runs or goes on with, which has loaded all it takes"
     folder.mkdir(exist_ok=True); (folder/'study.toml').write_text(to_toml(c))
     work(folder, run=str(time.monotonic_ns()))
     return read_study(folder)
@@ -159,7 +159,7 @@ def test_kill_9_loses_at_most_the_cell_in_flight(part, tmp_path, moment):
     wait_for(lambda: list(folder.glob('autoencoders/*.lock')) if moment.startswith('training') else len(records(folder)) >= 2)
     w.send_signal(signal.SIGKILL); w.wait()
     survived = {r['id']: r for r in records(folder).values()}
-    resumed = run_study(PART, folder, jobs=2, progress=False)
+    resumed = here(PART, folder)
     assert resumed.results.equals(part) and {r['id']: r for r in records(folder).values() if r['id'] in survived} == survived
     lines = (folder/'cells.jsonl').read_bytes().splitlines()
     assert len(lines) == len(cells(PART))                                                # nothing was done twice
@@ -262,7 +262,7 @@ def test_a_study_only_grows(study, change):
 
 def test_what_has_grown_is_what_was_planned_whole(part, tmp_path):
     "The table depends neither on what was asked first nor on the number of processes"
-    run_study(replace(PART, arms=dict(long=PART.arms['long'])), tmp_path/'s', jobs=1, progress=False)
+    here(replace(PART, arms=dict(long=PART.arms['long'])), tmp_path/'s')
     first = records(tmp_path/'s')
     s = run_study(PART, tmp_path/'s', jobs=1, progress=False)
     assert s.results.equals(part) and records(tmp_path/'s')['phantom-20-0-long'] == first['phantom-20-0-long'] and len(first) == 1

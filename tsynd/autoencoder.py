@@ -148,6 +148,7 @@ def fit_one_cycle(learn:Learner,           # any of fastai's
 def train_autoencoder(data:ImageData,        # its training images
                       steps:int=600,         # weight updates, at least 1
                       lr:float=3e-3,         # highest learning rate of the one-cycle schedule
+                      bs:int=64,             # batch size, at least 1
                       seed:int=0,            # of initialisation, order and noise, at least 0
                       device=None,           # default: the CPU
                       progress:bool=False,   # show a progress bar?
@@ -156,10 +157,11 @@ def train_autoencoder(data:ImageData,        # its training images
                      )->Autoencoder:
     "An autoencoder trained on the training images of `data`, in eval mode"
     check_range('autoencoder steps', steps, lo=1, integer=True)
+    check_range('bs', bs, lo=1, integer=True)
     if data.shape[1]%4 or data.shape[2]%4: raise InputError(f"images of {data.name} are {data.shape[1]}×{data.shape[2]}, but the autoencoder needs multiples of 4")
     with seeded(seed):
         ae = Autoencoder(ch=data.shape[0], **kwargs).to(memory_format=torch.channels_last)
-        fit_one_cycle(autoencoder_learner(data, ae, steps, seed=seed, device=device, cbs=cbs), _rounds(steps), lr, progress and 'autoencoder')
+        fit_one_cycle(autoencoder_learner(data, ae, steps, bs, seed, device=device, cbs=cbs), _rounds(steps), lr, progress and 'autoencoder')
     ae.eval()
     ae.measure_sigma(data.train.x)
     return ae
