@@ -190,6 +190,14 @@ def test_every_page_is_as_it_should_be(page, server):
     assert sum(f['images'] for f in seen) > 20 and sum(f['math'] for f in seen) > 5
 
 
+@pytest.mark.parametrize('width', [800, 1009, 1100, 1199, 1201, 1312, 1320, 1423, 1425])
+def test_no_width_scrolls_sideways(page, server, width):
+    "On either side of where a menu comes in or the text becomes wider"
+    page.set_viewport_size(dict(width=width, height=800))
+    page.goto(server + 'synthesis.html', wait_until='load')
+    assert page.evaluate('document.documentElement.scrollWidth') <= width
+
+
 def test_pieces_of_reports_wear_their_style(page, server):
     "The words for screen readers are hidden, the marks of the tables are drawn, and nothing else on the page is touched"
     page.goto(server + 'study_report.html', wait_until='load')
