@@ -540,6 +540,10 @@ def test_the_order_is_a_function_of_seed_and_epoch(o, balanced, noise):
         with seeded(noise): torch.rand(3), np.random.rand(3); second.append(epoch(dl)[0])
     assert first == second
 
+@pytest.mark.parametrize('bs', [0, -1, 2.5, True], ids=str)
+def test_an_impossible_batch_size_is_refused(bs):
+    with pytest.raises(InputError, match=f'bs is {bs}'): ImageDL(split(40), bs=bs)
+
 def test_epochs_and_seeds_differ():
     orders = [epoch(dl)[0] for s in range(4) for dl in [ImageDL(split(40), bs=8, shuffle=True, seed=s)] for _ in range(4)]
     assert len(set(map(tuple, orders))) == 16

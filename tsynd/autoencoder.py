@@ -157,7 +157,6 @@ def train_autoencoder(data:ImageData,        # its training images
                      )->Autoencoder:
     "An autoencoder trained on the training images of `data`, in eval mode"
     check_range('autoencoder steps', steps, lo=1, integer=True)
-    check_range('bs', bs, lo=1, integer=True)
     if data.shape[1]%4 or data.shape[2]%4: raise InputError(f"images of {data.name} are {data.shape[1]}×{data.shape[2]}, but the autoencoder needs multiples of 4")
     with seeded(seed):
         ae = Autoencoder(ch=data.shape[0], **kwargs).to(memory_format=torch.channels_last)

@@ -415,7 +415,7 @@ def check_classes(data:ImageData): # any data set
 class ImageDL(DataLoader):
     "A fastai `DataLoader` over a `Split`: whole batches at once, in an order given by the seed and the epoch"
     def __init__(self, dataset:Split,
-                 bs:int=32,           # images in a batch at most
+                 bs:int=32,           # images in a batch at most, at least 1
                  shuffle:bool=False,  # draw, or serve in the order of the split?
                  even:bool=True,      # deal an epoch evenly, or fill every batch but the last?
                  seed:int=0,          # of the order, at least 0
@@ -425,7 +425,7 @@ class ImageDL(DataLoader):
                  classes:list=None,   # names to show over images
                  **kwargs             # for fastai's `DataLoader`
                 ):
-        check_range('seed', seed, lo=0, integer=True)
+        check_range('bs', bs, lo=1, integer=True); check_range('seed', seed, lo=0, integer=True)
         super().__init__(dataset, bs=bs, shuffle=shuffle, n=n or len(dataset), device=device, **(kwargs | dict(num_workers=0)))
         self.even,self.seed,self.balanced,self.classes,self.epoch = even,seed,balanced,classes,0
 
