@@ -8,13 +8,15 @@ from fastai.data.transforms import Normalize
 from fasttransform import Pipeline
 from states import Change, same, state
 
-from tsynd.arms import ARMS, AdversarialTraining, PixelSpace, TrivialAugment, adversarial, callbacks, extra_images
-from tsynd.autoencoder import train_autoencoder
-from tsynd.callback import TSynD
-from tsynd.classifier import classifier_learner, make_classifier, mc_logits, train_classifier
-from tsynd.data import InputError, phantom, seeded
-from tsynd.synthesis import Synthesizer
-from tsynd.uncertainty import mutual_information
+from tsynd.experiments import (
+    adversarial, AdversarialTraining, ARMS, callbacks, extra_images, PixelSpace, TrivialAugment)
+from tsynd.models import train_autoencoder
+from tsynd.targeting import TSynD
+from tsynd.models import classifier_learner, make_classifier, mc_logits, train_classifier
+from tsynd.core import InputError, seeded
+from tsynd.data import phantom
+from tsynd.targeting import Synthesizer
+from tsynd.targeting import mutual_information
 
 
 @pytest.fixture(scope='module')
@@ -200,7 +202,7 @@ def test_trivialaugment_changes_the_share_it_says(data):
 
 def test_shifts_are_a_part_of_the_side():
     "torchvision's go up to 32 pixels, which would push an image of 28 out of its frame"
-    from tsynd.arms import _wide
+    from tsynd.experiments.arms import _wide
     for k in ('TranslateX','TranslateY'): assert _wide()._AUGMENTATION_SPACE[k][0](31, 28, 28).max() == 4 and _wide()._AUGMENTATION_SPACE[k][0](31, 224, 224).max() == 32
 
 def test_augmented_images_are_images_and_repeatable(data):

@@ -8,10 +8,12 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from tsynd import attacks as A
-from tsynd.attacks import (ATTACKS, Predictor, attack_suite, checkpoints, margin, masking_check, mean_logits, predictor_name, project_l2,
-                           relative_margin, square_side, worst_case, wrong_share)
-from tsynd.classifier import MCDropout, predict, small_resnet, train_classifier
-from tsynd.data import InputError, load_data, phantom, seeded, subset
+from tsynd.robustness import (
+    attack_suite, ATTACKS, checkpoints, margin, masking_check, mean_logits, Predictor, predictor_name,
+    project_l2, relative_margin, square_side, worst_case, wrong_share)
+from tsynd.models import MCDropout, predict, small_resnet, train_classifier
+from tsynd.core import InputError, seeded
+from tsynd.data import load_data, phantom, subset
 from tsynd.robustness import attack_loss
 
 MULTI = 'multi-label, binary-class'

@@ -9,8 +9,10 @@ from hypothesis import given, settings, strategies as st
 from layouts import write_npz
 
 from tsynd import autoencoder as A
-from tsynd.autoencoder import Autoencoder, autoencoder_learner, encode_all, load_autoencoder, quality, save_model, train_autoencoder
-from tsynd.data import InputError, load_medmnist, phantom, seeded, subset
+from tsynd.models import (
+    Autoencoder, autoencoder_learner, encode_all, load_autoencoder, quality, save_model, train_autoencoder)
+from tsynd.core import InputError, seeded
+from tsynd.data import load_medmnist, phantom, subset
 
 
 def tiny(seed=0, **kwargs):

@@ -19,11 +19,12 @@ from states import Change
 from torch import nn
 
 from tsynd import autoencoder as A, synthesis as S
-from tsynd.autoencoder import Autoencoder, train_autoencoder
-from tsynd.callback import BF16, Clock, MovingAverage, TSynD
-from tsynd.classifier import Classifier, classifier_learner, train_classifier
-from tsynd.data import InputError, image_dls, load_medmnist, phantom, seeded
-from tsynd.synthesis import Synthesizer
+from tsynd.models import Autoencoder, train_autoencoder
+from tsynd.targeting import BF16, Clock, MovingAverage, TSynD
+from tsynd.models import Classifier, classifier_learner, train_classifier
+from tsynd.core import InputError, seeded
+from tsynd.data import image_dls, load_medmnist, phantom
+from tsynd.targeting import Synthesizer
 
 
 @pytest.fixture(scope='module')

@@ -10,10 +10,13 @@ from states import same, state
 from torch import nn
 
 from tsynd import autoencoder as A
-from tsynd.autoencoder import save_model
-from tsynd.classifier import (Classifier, MCDropout, check_dropout, classifier_learner, dropout_layers, frozen, load_classifier,
-                              make_classifier, mc_logits, metrics, predict, probabilities, train_classifier)
-from tsynd.data import InputError, load_medmnist, phantom, seeded
+from tsynd.models import save_model
+from tsynd.core import metrics, probabilities
+from tsynd.models import (
+    check_dropout, Classifier, classifier_learner, dropout_layers, frozen, load_classifier,
+    make_classifier, mc_logits, MCDropout, predict, train_classifier)
+from tsynd.core import InputError, seeded
+from tsynd.data import load_medmnist, phantom
 
 MULTI = 'multi-label, binary-class'
 

@@ -9,11 +9,12 @@ from cheap import cheap
 from layouts import make_arrays, write_npz
 
 import tsynd
-from tsynd.autoencoder import Autoencoder, save_model
-from tsynd.classifier import make_classifier
-from tsynd.cli import EXAMPLES, OPTIONS, default_out, main, parser
-from tsynd.data import InputError, load_npz, medmnist_info
-from tsynd.experiment import RunConfig, new_folder
+from tsynd.models import Autoencoder, save_model
+from tsynd.models import make_classifier
+from tsynd.cli import default_out, EXAMPLES, main, OPTIONS, parser
+from tsynd.core import InputError
+from tsynd.data import load_npz, medmnist_info
+from tsynd.experiments import new_folder, RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = Path(sys.executable).parent
@@ -75,7 +76,7 @@ def no_training(monkeypatch):
 def test_every_option_reaches_the_configuration(monkeypatch, tmp_path):
     seen = []
     def take(c, out, root=None, *args, **kwargs): seen.append((c, Path(out), root)); raise InputError('enough')
-    monkeypatch.setattr('tsynd.experiment.run', take)
+    monkeypatch.setattr('tsynd.experiments.run', take)
     monkeypatch.chdir(tmp_path)
     values = {int: 7, float: .7, str: 'name'}
     for name, typ, _ in OPTIONS:
@@ -367,8 +368,8 @@ def test_a_folder_that_is_empty_or_new_is_filled(taken, out):
 
 # Whatever happens in the middle, nothing is left
 
-MIDDLE = ['tsynd.experiment.load_data', 'tsynd.experiment.train_autoencoder', 'tsynd.autoencoder.Autoencoder.measure_sigma', 'tsynd.synthesis.Synthesizer.measure',
-          'tsynd.experiment.robustness_table', 'tsynd.experiment.save_npz', 'tsynd.report.gallery_plot', 'os.replace']
+MIDDLE = ['tsynd.data.load_data', 'tsynd.models.train_autoencoder', 'tsynd.models.Autoencoder.measure_sigma', 'tsynd.targeting.Synthesizer.measure',
+          'tsynd.robustness.robustness_table', 'tsynd.data.save_npz', 'tsynd.report.gallery_plot', 'os.replace']
 
 @pytest.mark.xdist_group('middle')
 @pytest.mark.parametrize('point', MIDDLE)
@@ -414,7 +415,7 @@ def test_signals_are_given_back_and_another_thread_sets_none(here):
 
 @pytest.mark.xdist_group('middle')
 @pytest.mark.parametrize('error', [RuntimeError, ValueError, OSError])
-@pytest.mark.parametrize('point', ['tsynd.experiment.load_data', 'tsynd.synthesis.Synthesizer.measure', 'tsynd.experiment.save_npz'])
+@pytest.mark.parametrize('point', ['tsynd.data.load_data', 'tsynd.targeting.Synthesizer.measure', 'tsynd.data.save_npz'])
 def test_a_bug_shows_its_traceback_and_leaves_nothing(here, monkeypatch, point, error):
     def fails(*args, **kwargs): raise error('a bug of ours')
     monkeypatch.setattr(point, fails)
@@ -497,6 +498,6 @@ def test_a_study_with_a_slip_says_so_in_one_line(tmp_path, capsys, text, said):
 @pytest.mark.parametrize('jobs', [0, -1])
 @pytest.mark.parametrize('dry', [[], ['--dry-run']], ids=str)
 def test_jobs_are_checked_before_anything_is_estimated(here, monkeypatch, jobs, dry):
-    monkeypatch.setattr('tsynd.study.estimate', None)
+    monkeypatch.setattr('tsynd.experiments.estimate', None)
     (here/'mine.toml').write_text(STUDY)
     refused(here, 'study', 'mine.toml', '--jobs', jobs, *dry, words=[f'jobs is {jobs}', 'at least 1'])

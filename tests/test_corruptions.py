@@ -8,10 +8,12 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch import nn
 
 from tsynd import corruptions as K
-from tsynd.classifier import predict, small_resnet
-from tsynd.corruptions import LEVELS, corrupt, corruption_summary, corruption_table, families
-from tsynd.data import FACTORS, InputError, load_data, medmnist_info, render_phantom, stratified_order
-from tsynd.robustness import blur, image_seeds, streams
+from tsynd.models import predict, small_resnet
+from tsynd.robustness import corrupt, corruption_summary, corruption_table, families, LEVELS
+from tsynd.core import InputError
+from tsynd.data import FACTORS, load_data, medmnist_info, render_phantom, stratified_order
+from tsynd.core import image_seeds, streams
+from tsynd.robustness import blur
 
 ALL = [(d,k) for d,levels in LEVELS.items() for k in levels]
 RANDOM = {'gaussian_noise','speckle_noise','impulse_noise','shot_noise','motion_blur'}

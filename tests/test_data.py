@@ -7,10 +7,12 @@ import medmnist, numpy as np, pytest, torch, torchvision
 from hypothesis import assume, given, settings, strategies as st
 from layouts import NAMES, SIZES, make_arrays, write_npz
 
-from tsynd.classifier import classifier_learner
-from tsynd.data import (HOLES, TASKS, ImageData, ImageDL, InputError, Split, check_classes, check_range, image_dls, in_hole, load_data, load_medmnist,
-                        load_npz, medmnist_info, medmnist_path, phantom, phantom_labels, read_npz, render_phantom, save_npz, seeded,
-                        strata, stratified_order, subset, to_numpy)
+from tsynd.models import classifier_learner
+from tsynd.core import check_range, InputError, seeded
+from tsynd.data import (
+    check_classes, HOLES, image_dls, ImageData, ImageDL, in_hole, load_data, load_medmnist, load_npz,
+    medmnist_info, medmnist_path, phantom, phantom_labels, read_npz, render_phantom, save_npz, Split,
+    strata, stratified_order, subset, TASKS, to_numpy)
 
 MULTI = 'multi-label, binary-class'
 
@@ -600,7 +602,7 @@ def test_show_batch_names_one_and_several_labels(monkeypatch):
 def test_titles_fit_whatever_the_reader_has_set():
     "Outside of the book matplotlib's own sizes hold, and its titles are too wide for a small image"
     import matplotlib
-    from tsynd.data import TYPE_SIZE, show_images
+    from tsynd.core import show_images, TYPE_SIZE
     with matplotlib.rc_context({'font.size': 20, 'axes.titlesize': 'large'}):
         axs = show_images(torch.zeros(2, 1, 8, 8), titles=['a', 'b\nc'])
     assert [a.title.get_fontsize() for a in axs.ravel()[:2]] == [TYPE_SIZE]*2

@@ -17,15 +17,17 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 import tsynd
-from tsynd.autoencoder import load_autoencoder
-from tsynd.callback import TSynD
-from tsynd.classifier import load_classifier, mc_logits
+from tsynd.models import load_autoencoder
+from tsynd.targeting import TSynD
+from tsynd.models import load_classifier, mc_logits
 from tsynd.cli import main
-from tsynd.data import InputError, image_dls, load_data, load_npz, phantom, subset
-from tsynd.experiment import BatchOrder, RunConfig, has_bf16, precision, prepare_data, resolve, run, train_arm
+from tsynd.core import InputError
+from tsynd.data import image_dls, load_data, load_npz, phantom, subset
+from tsynd.experiments import (
+    BatchOrder, has_bf16, precision, prepare_data, resolve, run, RunConfig, train_arm)
 from tsynd.report import python_lines, read_run, write_report
 from tsynd.robustness import attack_loss, pgd
-from tsynd.synthesis import OBJECTIVES, synthesize
+from tsynd.targeting import OBJECTIVES, synthesize
 
 SMOKE = ('--quick', '--ae-steps', 4, '--T', 4, '--bs', 8, '--share', 1, '--every', 1, '--gate', 0)   # a judge that knows nothing would drop them all
 PHANTOM = dict(subset=24, size=12, epochs=2, bs=8, ae_steps=10, T=4, steps=2, share=1., every=1, gate=0., attack_n=30, quick=True)
@@ -99,7 +101,7 @@ def test_the_processor_says_whether_it_multiplies_bfloat16(tmp_path, monkeypatch
 @pytest.mark.parametrize('has', [True, False])
 @pytest.mark.parametrize('asked', [True, False])
 def test_training_is_in_bfloat16_where_it_is_asked_for_and_there(monkeypatch, asked, has):
-    monkeypatch.setattr('tsynd.experiment.has_bf16', lambda d: has)
+    monkeypatch.setattr('tsynd.experiments.has_bf16', lambda d: has)
     seen, c = set(), RunConfig(**(PHANTOM | dict(bf16=asked, quick=False, epochs=1)))
     class Look(Callback):
         def before_fit(self): self.model.trunk[0].register_forward_hook(lambda m, inp, out: seen.add(out.dtype))
@@ -264,7 +266,7 @@ def test_printed_table_has_the_numbers_of_metrics_json(layout):
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as m:
-        m.setattr('tsynd.experiment.TSynD', partial(TSynD, warm=False))            # each ascent from its source
+        m.setattr('tsynd.targeting.TSynD', partial(TSynD, warm=False))            # each ascent from its source
         return small(tmp_path_factory.mktemp('trained')/'x', size=28, subset=32, ae_steps=150, epochs=8, T=8, steps=4, quick=False, radius=.5)
 
 traineds = pytest.mark.xdist_group('trained')
@@ -535,7 +537,7 @@ def test_data_is_cut_to_the_subset(config, n):
     (dict(attack_n=0), ('attack_n is 0', 'at least 1')), (dict(bs=0), ('bs is 0', 'at least 1')), (dict(seed=-1), ('seed is -1', 'at least 0'))], ids=str)
 def test_settings_are_refused_before_anything_long_begins(tmp_path, monkeypatch, config, words):
     def never(*args, **kwargs): raise AssertionError('training began')
-    monkeypatch.setattr('tsynd.experiment.train_autoencoder', never)
+    monkeypatch.setattr('tsynd.models.train_autoencoder', never)
     with pytest.raises(InputError) as e: small(tmp_path/'a'/'x', **config)
     assert all(w in str(e.value) for w in words) and '\n' not in str(e.value)
     assert list(tmp_path.iterdir()) == []
@@ -546,7 +548,7 @@ def test_settings_are_refused_before_anything_long_begins(tmp_path, monkeypatch,
 def real(root, folder, name, *argv):
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as m, redirect_stdout(out), redirect_stderr(err):
-        m.setattr('tsynd.experiment.EPS', (4/255,))
+        m.setattr('tsynd.experiments.EPS', (4/255,))
         code = main(['run', name, '--root', str(root), '--quick', '--out', str(folder), *argv])
     assert code == 0 and 'warning' not in err.getvalue()
     return Ran(folder, code, out.getvalue())

@@ -9,11 +9,13 @@ from states import same, state
 from torch import nn
 
 from tsynd import explanation as E
-from tsynd.autoencoder import Autoencoder
-from tsynd.classifier import make_classifier, predict, train_classifier
-from tsynd.data import FACTORS, InputError, Split, load_data, phantom, phantom_labels, render_phantom, seeded, subset
-from tsynd.explanation import (METHODS, cam, faithfulness, heat_inside, minimise_class, phantom_region, show_cams, spatial_layers,
-                               target_layer)
+from tsynd.models import Autoencoder
+from tsynd.models import make_classifier, predict, train_classifier
+from tsynd.core import InputError, seeded
+from tsynd.data import FACTORS, load_data, phantom, phantom_labels, render_phantom, Split, subset
+from tsynd.robustness import (
+    cam, faithfulness, heat_inside, METHODS, minimise_class, phantom_region, show_cams, spatial_layers,
+    target_layer)
 
 
 def images(n=4, ch=1, size=28, seed=0): return torch.rand(n, ch, size, size, generator=torch.Generator().manual_seed(seed))

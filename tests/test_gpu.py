@@ -5,17 +5,18 @@ import json, subprocess, sys
 import numpy as np, pytest, torch
 from states import same, state
 
-from tsynd.arms import ARMS, callbacks
-from tsynd.attacks import attack_suite, masking_check
-from tsynd.autoencoder import train_autoencoder
-from tsynd.callback import BF16, TSynD
-from tsynd.classifier import make_classifier, mc_logits, predict, train_classifier
-from tsynd.corruptions import corruption_table
-from tsynd.data import phantom, seeded
-from tsynd.explanation import METHODS, cam, faithfulness, minimise_class
+from tsynd.experiments import ARMS, callbacks
+from tsynd.robustness import attack_suite, masking_check
+from tsynd.models import train_autoencoder
+from tsynd.targeting import BF16, TSynD
+from tsynd.models import make_classifier, mc_logits, predict, train_classifier
+from tsynd.robustness import corruption_table
+from tsynd.core import seeded
+from tsynd.data import phantom
+from tsynd.robustness import cam, faithfulness, METHODS, minimise_class
 from tsynd.robustness import perturb, pgd, robustness_table
-from tsynd.study import StudyConfig, records, run_study
-from tsynd.synthesis import OBJECTIVES, LatentBank, Synthesizer
+from tsynd.experiments import records, run_study, StudyConfig
+from tsynd.targeting import LatentBank, OBJECTIVES, Synthesizer
 
 pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no CUDA device on this machine'), pytest.mark.xdist_group('gpu')]
 MULTI = 'multi-label, binary-class'

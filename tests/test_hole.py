@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pandas as pd, pytest, torch
 
-from tsynd.autoencoder import Autoencoder
+from tsynd.models import Autoencoder
 from tsynd.data import FACTORS, phantom, phantom_labels, to_float
-from tsynd.synthesis import Synthesizer, Synthetic
+from tsynd.targeting import Synthesizer, Synthetic
 
 HERE = Path(__file__).resolve().parents[1]/'nbs'/'measurements'
 SEEN = 5

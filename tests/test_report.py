@@ -6,9 +6,9 @@ import matplotlib, numpy as np, pandas as pd, pytest
 from hypothesis import given, strategies as st
 from PIL import Image
 
-from tsynd.data import InputError
-from tsynd.report import (PALETTE, RunFolder, _strong, attack, caution, compare, esc, figure_style, finding, gallery_html, gallery_plot, pick,
-                          python_lines, read_run, robustness_plot, table_html, training_plot, trace_plot, write_report)
+from tsynd.core import InputError
+from tsynd.experiments import compare
+from tsynd.report import PALETTE, RunFolder, _strong, attack, caution, esc, figure_style, finding, gallery_html, gallery_plot, pick, python_lines, read_run, robustness_plot, table_html, training_plot, trace_plot, write_report
 
 CONDITIONS = ['clean', 'perturbed', 'PGD 1/255', 'PGD 4/255']
 MEASURES = ('accuracy', 'auc', 'balanced_accuracy')

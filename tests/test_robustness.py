@@ -9,8 +9,9 @@ from torch import nn
 from torchvision.transforms.functional import gaussian_blur
 
 from tsynd import robustness as R
-from tsynd.classifier import predict, small_resnet
-from tsynd.data import InputError, load_data, strata, stratified_order
+from tsynd.models import predict, small_resnet
+from tsynd.core import InputError
+from tsynd.data import load_data, strata, stratified_order
 from tsynd.robustness import attack_loss, blur, fgsm, noise, perturb, pgd, robustness_table, warp
 
 MULTI = 'multi-label, binary-class'

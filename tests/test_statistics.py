@@ -6,10 +6,12 @@ from hypothesis import given, strategies as st
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from tsynd.classifier import metrics
-from tsynd.data import InputError
-from tsynd.statistics import (COLUMNS, HEADLINE, IMAGE_MEASURES, auc, averages, class_profile, differences, headline, holm, image_bootstrap, in_order, pairs,
-                              questions, score, sign_flip, smallest_p, stored_predictions, t_interval, tidy)
+from tsynd.core import metrics
+from tsynd.core import InputError
+from tsynd.experiments import (
+    auc, averages, class_profile, COLUMNS, differences, HEADLINE, headline, holm, image_bootstrap,
+    IMAGE_MEASURES, in_order, pairs, questions, score, sign_flip, smallest_p, stored_predictions,
+    t_interval, tidy)
 
 finite = st.floats(-1, 1, allow_nan=False).map(lambda v: round(v, 6))
 samples = st.lists(finite, min_size=2, max_size=9)

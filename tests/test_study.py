@@ -11,12 +11,17 @@ from hypothesis import example, given, strategies as st
 from sklearn.metrics import log_loss
 
 import tsynd.study as S
-from tsynd.arms import ARMS
-from tsynd.classifier import make_classifier, train_classifier
-from tsynd.data import InputError, phantom
-from tsynd.experiment import precision
-from tsynd.study import (Cell, StudyConfig, _measured, _todo, append, calibration, cell_data, cells, corrupted, cpu_time, estimate, fit_steps, make_arm, read_config,
-                         read_study, records, run_cell, run_study, to_toml, work)
+from tsynd.experiments import ARMS
+from tsynd.models import make_classifier, train_classifier
+from tsynd.core import InputError
+from tsynd.data import phantom
+from tsynd.experiments import precision
+from tsynd.core import calibration
+from tsynd.robustness.corruptions import _measured
+from tsynd.experiments import (
+    append, Cell, cell_data, cells, corrupted, cpu_time, estimate, fit_steps, make_arm, read_config,
+    read_study, records, run_cell, run_study, StudyConfig, to_toml, work)
+from tsynd.experiments.study import _todo
 
 pytestmark = pytest.mark.xdist_group('study')  # one worker makes the study, for all tests that need it
 
@@ -363,7 +368,7 @@ def test_an_estimate_that_fails_leaves_the_threads_alone(monkeypatch):
     finally: torch.set_num_threads(1)
 
 def test_an_arm_that_trains_longer_is_estimated_longer(monkeypatch):
-    monkeypatch.setattr('tsynd.study._probe', lambda *args: (.5, 3.))                      # seconds per update, and of measuring
+    monkeypatch.setattr('tsynd.experiments._probe', lambda *args: (.5, 3.))                      # seconds per update, and of measuring
     e = estimate(TINY).query('n == 20').set_index('arm')
     assert e.training.to_dict() == {'baseline': .5*4, 'far': .5*4, 'long': .5*8} and (e.measuring == 3).all()
 

@@ -9,11 +9,13 @@ from states import same, state
 from torch import nn
 
 from tsynd import synthesis as S
-from tsynd.autoencoder import Autoencoder, train_autoencoder
-from tsynd.classifier import Classifier, MCDropout, mc_logits, train_classifier
-from tsynd.data import InputError, load_medmnist, seeded, subset
-from tsynd.synthesis import OBJECTIVES, Synthesizer, Synthetic, ascend, cat, check_pixels, cross_entropy, project, synthesize
-from tsynd.uncertainty import entropy, mutual_information
+from tsynd.models import Autoencoder, train_autoencoder
+from tsynd.models import Classifier, mc_logits, MCDropout, train_classifier
+from tsynd.core import InputError, seeded
+from tsynd.data import load_medmnist, subset
+from tsynd.targeting import (
+    ascend, cat, check_pixels, cross_entropy, OBJECTIVES, project, synthesize, Synthesizer, Synthetic)
+from tsynd.targeting import entropy, mutual_information
 
 TASKS = {'grey': (1,2,False), 'colour': (3,4,False), 'labels': (1,3,True), 'colour labels': (3,5,True)}
 tasks = pytest.mark.parametrize('task', TASKS)

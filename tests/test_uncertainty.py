@@ -5,8 +5,8 @@ import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tsynd.data import InputError
-from tsynd.uncertainty import entropy, expected_entropy, mutual_information, uncertainty
+from tsynd.core import InputError
+from tsynd.targeting import entropy, expected_entropy, mutual_information, uncertainty
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PARTS = (entropy, expected_entropy, mutual_information)

@@ -1,1 +1,16 @@
-__version__ = "0.1.0"
+"""Train medical image classifiers on the images they are least sure about"""
+import lazy_loader
+
+__version__ = "0.2.0.dev0"
+
+# The front door: what most programs need. Nothing is loaded before it is asked for.
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=['core', 'data', 'models', 'targeting', 'robustness', 'experiments'],
+    submod_attrs=dict(
+        core=['InputError'],
+        data=['ImageData', 'Split', 'image_dls', 'load_data', 'phantom', 'subset'],
+        models=['load_autoencoder', 'load_classifier', 'make_classifier', 'train_autoencoder', 'train_classifier'],
+        targeting=['TSynD', 'synthesize'],
+        robustness=['attack_suite', 'cam', 'corruption_table', 'robustness_table'],
+        experiments=['RunConfig', 'StudyConfig', 'read_study', 'run', 'run_study']))

@@ -28,8 +28,11 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .data import TYPE_SIZE, InputError, medmnist_info, read_npz
-from .experiment import QUICK, RunConfig
+from .core.errors import InputError
+from .core.figures import TYPE_SIZE
+from .data.files import read_npz
+from .data.named import medmnist_info
+from .experiments.configuration import QUICK, RunConfig
 
 # %% ../nbs/10_report.ipynb #f3430cf7
 NUMBERS = ('gate', 'distance_latent','radius','distance_pixel','mi_source','mi_before','mi_after','p_before','p_after')
@@ -518,9 +521,11 @@ ${mine}result = run(RunConfig($args), out='runs/mine'$given)
 
 # or the pieces, in a training loop of your own (exactly the numbers of this page come from the lines above, from the same files):
 from tsynd.autoencoder import $make
-from tsynd.callback import TSynD
-from tsynd.classifier import make_classifier
-from tsynd.data import image_dls, load_data, subset
+from tsynd.targeting.callback import TSynD
+from tsynd.models.classifier import make_classifier
+from tsynd.data.loaders import image_dls
+from tsynd.data.named import load_data
+from tsynd.data.subsets import subset
 from fastai.callback.schedule import Learner
 from torch.nn import $loss
 

@@ -22,11 +22,13 @@ from fastcore.xml import B, Br, Div, H3, Li, P, Safe, Small, Span, Tbody, Td, Ul
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .arms import ARMS
-from .data import InputError
+from .experiments.arms import ARMS
+from .core.errors import InputError
 from .report import Plot, _card, _chips, _dl, _group, _n, _points, _row, _table, attack, css, esc, figure_html, figure_style, markup
-from .statistics import (BETTER, averages, class_profile, differences, headline, in_order, pairs, smallest_p, stored_predictions, t_interval, tidy)
-from .study import Study, read_study, records
+from .experiments.statistics import (
+    averages, BETTER, class_profile, differences, headline, in_order, pairs, smallest_p,
+    stored_predictions, t_interval, tidy)
+from .experiments.records import read_study, records, Study
 
 # %% ../nbs/10a_study_report.ipynb #32eb1931
 @dataclass

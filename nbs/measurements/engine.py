@@ -12,9 +12,9 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import pandas as pd
 from fastai.callback.core import Callback
 
-from tsynd.autoencoder import train_autoencoder
-from tsynd.callback import BF16, TSynD
-from tsynd.classifier import train_classifier
+from tsynd.models import train_autoencoder
+from tsynd.targeting import BF16, TSynD
+from tsynd.models import train_classifier
 from tsynd.data import load_data, subset
 from tsynd.robustness import robustness_table
 

@@ -24,14 +24,17 @@ import torch
 from fastai.callback.core import Callback
 from sklearn.metrics import roc_auc_score
 
-from tsynd.arms import callbacks
-from tsynd.autoencoder import encode_all, train_autoencoder
-from tsynd.callback import BF16, TSynD
-from tsynd.classifier import mc_logits, metrics, predict, probabilities, small_resnet, train_classifier
-from tsynd.data import FACTORS, HOLES as DEFAULT, Split, in_hole, phantom, phantom_labels, render_phantom, seeded, to_float
-from tsynd.experiment import has_bf16
-from tsynd.synthesis import Synthesizer, cat
-from tsynd.uncertainty import uncertainty
+from tsynd.experiments import callbacks
+from tsynd.models import encode_all, train_autoencoder
+from tsynd.targeting import BF16, TSynD
+from tsynd.core import metrics, probabilities
+from tsynd.models import mc_logits, predict, small_resnet, train_classifier
+from tsynd.core import seeded
+from tsynd.data import (
+    FACTORS, HOLES as DEFAULT, in_hole, phantom, phantom_labels, render_phantom, Split, to_float)
+from tsynd.experiments import has_bf16
+from tsynd.targeting import cat, Synthesizer
+from tsynd.targeting import uncertainty
 
 HOLES = {'inside': {'spiculation': (.2, .75)}, 'edge': {'spiculation': (0., .35), 'shadow': (.55, 1.)}}
 TRIED = {'default inside': DEFAULT['inside'], 'default edge': DEFAULT['edge'], 'box inside': {'spiculation': (.2, .8), 'shadow': (.2, .8)},

@@ -15,10 +15,12 @@ from scipy.stats import rankdata, spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from tsynd.callback import BF16
-from tsynd.classifier import MCDropout, frozen, metrics, predict, probabilities, small_resnet, train_classifier
-from tsynd.data import in_hole, load_data, phantom, phantom_labels, render_phantom, seeded, subset
-from tsynd.uncertainty import uncertainty
+from tsynd.targeting import BF16
+from tsynd.core import metrics, probabilities
+from tsynd.models import frozen, MCDropout, predict, small_resnet, train_classifier
+from tsynd.core import seeded
+from tsynd.data import in_hole, load_data, phantom, phantom_labels, render_phantom, subset
+from tsynd.targeting import uncertainty
 
 FAR = {'phantom': 'breastmnist', 'phantom, filled': 'breastmnist', 'pneumoniamnist': 'breastmnist', 'breastmnist': 'pneumoniamnist'}
 PLACEMENTS = ('head', 'ensemble', 'last block', 'blocks', 'injected', 'mlp')

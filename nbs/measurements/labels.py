@@ -14,10 +14,10 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import pandas as pd, torch
 from fastai.callback.core import Callback
 
-from tsynd.autoencoder import encode_all, train_autoencoder
-from tsynd.callback import BF16, TSynD
-from tsynd.classifier import predict, train_classifier
-from tsynd.data import Split, load_data, phantom, subset
+from tsynd.models import encode_all, train_autoencoder
+from tsynd.targeting import BF16, TSynD
+from tsynd.models import predict, train_classifier
+from tsynd.data import load_data, phantom, Split, subset
 
 OUT = Path(__file__).with_suffix('.csv')
 SETTINGS = [(r, g) for g in (0., .8, .5) for r in (.3, .6)]   # radius, gate; seed 0 has more of them

@@ -14,8 +14,8 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import pandas as pd
 import torch
 
-from tsynd.experiment import precision
-from tsynd.study import Cell, cell_data, group_autoencoder, read_config, train_cell
+from tsynd.experiments import precision
+from tsynd.experiments import Cell, cell_data, group_autoencoder, read_config, train_cell
 
 HERE = Path(__file__).parent
 ARMS = 'baseline','fgsm','mi','mi_fgsm','mi_pgd','pgd'

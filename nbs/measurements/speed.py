@@ -12,12 +12,13 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import pandas as pd, torch, torch.nn.functional as F
 from fastai.callback.core import Callback
 
-from tsynd.autoencoder import Autoencoder
-from tsynd.callback import BF16, MovingAverage, TSynD
-from tsynd.classifier import MCDropout, classifier_learner, frozen, make_classifier
-from tsynd.data import phantom, seeded
-from tsynd.synthesis import LatentBank, Synthesizer
-from tsynd.uncertainty import mutual_information
+from tsynd.models import Autoencoder
+from tsynd.targeting import BF16, MovingAverage, TSynD
+from tsynd.models import classifier_learner, frozen, make_classifier, MCDropout
+from tsynd.core import seeded
+from tsynd.data import phantom
+from tsynd.targeting import LatentBank, Synthesizer
+from tsynd.targeting import mutual_information
 
 OUT = Path(__file__).with_suffix('.csv')
 SETTINGS = [('resnet18', 28, 128), *[('small_resnet', s, b) for s,b in ((28, 128), (28, 32), (64, 32))], ('resnet18', 28, 32), ('resnet18', 64, 32)]

@@ -9,9 +9,9 @@ from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 import pandas as pd
 
-from tsynd.autoencoder import train_autoencoder
-from tsynd.callback import BF16, TSynD
-from tsynd.classifier import train_classifier
+from tsynd.models import train_autoencoder
+from tsynd.targeting import BF16, TSynD
+from tsynd.models import train_classifier
 from tsynd.data import load_data
 from tsynd.robustness import robustness_table
 

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 
-from tsynd.arms import adversarial
-from tsynd.autoencoder import fit_one_cycle
-from tsynd.classifier import frozen, mc_logits, train_classifier
-from tsynd.study import Cell, cell_data, make_arm, read_config
-from tsynd.uncertainty import uncertainty
+from tsynd.experiments import adversarial
+from tsynd.models import fit_one_cycle
+from tsynd.models import frozen, mc_logits, train_classifier
+from tsynd.experiments import Cell, cell_data, make_arm, read_config
+from tsynd.targeting import uncertainty
 
 HERE = Path(__file__).parent
 BY = 'MI','entropy','loss','loss after one step'

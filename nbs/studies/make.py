@@ -83,8 +83,8 @@ from pathlib import Path
 
 import torch
 
-from tsynd.statistics import HEADLINE
-from tsynd.study import Cell, StudyConfig, cell_data, read_config, read_study, to_toml, train_cell
+from tsynd.experiments import HEADLINE
+from tsynd.experiments import Cell, cell_data, read_config, read_study, StudyConfig, to_toml, train_cell
 from tsynd.study_report import PROTOCOL
 
 HERE = Path(__file__).parent

@@ -28,9 +28,10 @@ import torch
 from fastai.callback.core import Callback
 from filelock import FileLock, Timeout
 
-from tsynd.classifier import metrics, predict, probabilities, train_classifier
-from tsynd.data import seeded
-from tsynd.study import Cell, Witness, cell_data, fit_steps, read_config
+from tsynd.core import metrics, probabilities
+from tsynd.models import predict, train_classifier
+from tsynd.core import seeded
+from tsynd.experiments import Cell, cell_data, fit_steps, read_config, Witness
 
 HERE = Path(__file__).parent
 OUT = HERE/'official.csv'

@@ -19,10 +19,11 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from tsynd.attacks import attack_suite, masking_check
-from tsynd.classifier import metrics, predict, probabilities
+from tsynd.robustness import attack_suite, masking_check
+from tsynd.core import metrics, probabilities
+from tsynd.models import predict
 from tsynd.data import stratified_order
-from tsynd.study import Busy, Cell, cell_data, group_autoencoder, read_study, records, train_cell
+from tsynd.experiments import Busy, Cell, cell_data, group_autoencoder, read_study, records, train_cell
 
 HERE = Path(__file__).parent
 ARMS = ['baseline', 'mi', 'pgd', 'mi_fgsm', 'fgsm', 'fgsm, 8/255', 'pixel_mi']
