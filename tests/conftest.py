@@ -35,11 +35,10 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def bars(monkeypatch):
     "Every progress bar that is made"
-    from tsynd import autoencoder
     made = []
     class Bar(SimpleNamespace):
         def __init__(self, **kwargs): super().__init__(n=0, closed=False, **kwargs); made.append(self)
         def update(self, n=1): self.n += n
         def close(self): self.closed = True
-    monkeypatch.setattr(autoencoder, 'tqdm', Bar)
+    monkeypatch.setattr('tsynd.models.fitting.tqdm', Bar)
     return made

@@ -11,7 +11,6 @@ from states import Change, same, state
 from tsynd.experiments import (
     adversarial, AdversarialTraining, ARMS, callbacks, extra_images, PixelSpace, TrivialAugment)
 from tsynd.models import train_autoencoder
-from tsynd.targeting import TSynD
 from tsynd.models import classifier_learner, make_classifier, mc_logits, train_classifier
 from tsynd.core import InputError, seeded
 from tsynd.data import phantom

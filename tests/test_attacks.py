@@ -7,7 +7,9 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from tsynd import attacks as A
+from tsynd.robustness import keep_worse, look_at
+from tsynd.robustness.attack_kinds import _look_back, _with_square
+from tsynd.robustness.masking import _findings
 from tsynd.robustness import (
     attack_suite, ATTACKS, checkpoints, margin, masking_check, mean_logits, Predictor, predictor_name,
     project_l2, relative_margin, square_side, worst_case, wrong_share)
@@ -87,7 +89,7 @@ def test_gradient_of_the_mean_is_the_mean_of_the_gradients(multilabel):
     logit = mean.logit() if multilabel else mean.log()
     v = torch.autograd.grad(attack_loss(logit, y, multilabel).sum(), mean)[0]
     by_hand = torch.stack([torch.autograd.grad((draw(t)*v).sum(), x)[0] for t in range(T)]).mean(0)
-    _, _, g = A._see(Predictor(model, T, 3, multilabel), x, y, attack_loss, multilabel)
+    _, _, g = look_at(Predictor(model, T, 3, multilabel), x, y, attack_loss, multilabel)
     assert torch.allclose(g, by_hand, rtol=1e-6, atol=1e-12) and g.abs().max() > 0
 
 def test_predictor_is_a_function_of_the_image_in_any_mode():
@@ -154,9 +156,9 @@ def test_share_of_wrong_decisions():
 def test_more_wrong_decisions_are_worse_than_a_larger_loss():
     def image(v): return torch.full((1,1,1,1), v)
     a, b = (image(.1), torch.tensor([9.]), torch.tensor([.5])), (image(.2), torch.tensor([1.]), torch.tensor([1.]))
-    assert A._keep(a, b)[0] == A._keep(b, a)[0] == image(.2)
+    assert keep_worse(a, b)[0] == keep_worse(b, a)[0] == image(.2)
     c = image(.3), torch.tensor([2.]), torch.tensor([1.])
-    assert A._keep(b, c)[0] == A._keep(c, b)[0] == image(.3)
+    assert keep_worse(b, c)[0] == keep_worse(c, b)[0] == image(.3)
 
 
 # Closed forms
@@ -298,12 +300,12 @@ def test_apgd_goes_on_from_the_best():
     s = SimpleNamespace(z=image(.1,.2), old=image(.3,.4), g=image(1.,1.), step=image(.8,.8), top_z=image(.5,.6), top_g=image(2.,2.),
                         loss=torch.tensor([1.,1.]), top_loss=torch.tensor([3.,3.]), rises=torch.tensor([3.,1.]),
                         then=torch.tensor([0.,0.]), cut=torch.tensor([False,False]))
-    A._look_back(s, 4)
+    _look_back(s, 4)
     def seen(): return [v.flatten().tolist() for v in (s.step, s.z, s.old, s.g, s.loss)]
     assert seen() == [v.flatten().tolist() for v in (image(.8,.4), image(.1,.6), image(.3,.6), image(1.,2.), torch.tensor([1.,3.]))]
     assert s.cut.tolist() == [False,True] and s.rises.tolist() == [0,0] and s.then.tolist() == [3,3]
     s.rises = torch.tensor([4.,4.])
-    A._look_back(s, 4)                                                           # nothing better since: halved, unless it just was
+    _look_back(s, 4)                                                           # nothing better since: halved, unless it just was
     assert s.cut.tolist() == [True,False] and s.step.flatten().tolist() == image(.4,.4).flatten().tolist()
 
 def test_squares_shrink_to_pixels_and_lie_inside():
@@ -317,12 +319,12 @@ def test_a_square_changes_exactly_a_square():
     x = images(5, 3, 9)
     g = torch.Generator().manual_seed(0)
     s = SimpleNamespace(z=x, lo=x-.1, hi=x+.1, at=torch.rand(5, 1, 2, generator=g), up=torch.rand(5, 1, 3, generator=g) > .5)
-    new = A._with_square(s, 0, 4)
+    new = _with_square(s, 0, 4)
     changed = new != x
     assert (changed.flatten(2).sum(2) == 16).all() and torch.equal(changed[:,0], changed[:,2])
     for c in changed[:,0]: assert c.any(0).sum() == c.any(1).sum() == 4 and (c.any(0).nonzero().diff(dim=0) == 1).all()
     s.z = new
-    again = A._with_square(s, 0, 4)                                                               # nothing to change: turned round
+    again = _with_square(s, 0, 4)                                                               # nothing to change: turned round
     assert torch.allclose((again-x)[changed], -(new-x)[changed], atol=1e-6)
 
 def test_square_uses_no_gradient():
@@ -452,7 +454,7 @@ def test_rounded_input_with_several_labels_is_red():
                                        ({'PGD 10': .5}, 'more steps weaker'), (dict(large=.6), 'large ε harmless'), (dict(zero=.2), 'zero gradient')])
 def test_each_sign_by_itself(left, name):
     plain = {'FGSM': .7, 'PGD 10': .65, 'PGD 40': .6, 'gradient': .6, 'all': .6, 'large': 0., 'zero': 0.} | left
-    found = A._findings(plain, plain.pop('zero'), .02, .05)
+    found = _findings(plain, plain.pop('zero'), .02, .05)
     assert [f['finding'] for f in found if f['red']] == [name]
     assert all(f['value'] <= f['limit']+1e-6 or f['red'] for f in found)
 

@@ -8,7 +8,8 @@ from fastai.callback.core import Callback, CancelFitException
 from hypothesis import given, settings, strategies as st
 from layouts import write_npz
 
-from tsynd import autoencoder as A
+from tsynd.data import ImageDL
+from tsynd.models import TrainingBar
 from tsynd.models import (
     Autoencoder, autoencoder_learner, encode_all, load_autoencoder, quality, save_model, train_autoencoder)
 from tsynd.core import InputError, seeded
@@ -127,8 +128,8 @@ def test_ssim_of_flat_images_is_the_closed_form():
     assert quality(flat, x)['psnr'] == pytest.approx(-20*np.log10(b-a), abs=1e-3)
 
 def test_the_order_of_the_images_follows_the_seed(data, monkeypatch):
-    seeds, DL = [], A.ImageDL
-    monkeypatch.setattr(A, 'ImageDL', lambda *args, seed, **kwargs: seeds.append(seed) or DL(*args, seed=seed, **kwargs))
+    seeds, DL = [], ImageDL
+    monkeypatch.setattr('tsynd.models.autoencoder.ImageDL', lambda *args, seed, **kwargs: seeds.append(seed) or DL(*args, seed=seed, **kwargs))
     train_autoencoder(data, steps=10, width=4, seed=3)
     assert set(seeds) == {3}
 
@@ -184,7 +185,7 @@ def test_a_loss_that_is_no_longer_finite_stops_it(data, bars):
 def test_cancelling_closes_the_bar(data, bars):
     class Stop(Callback):
         def after_batch(self): raise CancelFitException()
-    learn = autoencoder_learner(data, tiny(), 20, cbs=[A.TrainingBar(), Stop()])
+    learn = autoencoder_learner(data, tiny(), 20, cbs=[TrainingBar(), Stop()])
     with learn.no_bar(), learn.no_logging(): learn.fit(2)
     assert [b.closed for b in bars] == [True]
 

@@ -18,7 +18,7 @@ from layouts import write_npz
 from states import Change
 from torch import nn
 
-from tsynd import autoencoder as A, synthesis as S
+from tsynd.targeting import ascend, cat
 from tsynd.models import Autoencoder, train_autoencoder
 from tsynd.targeting import BF16, Clock, MovingAverage, TSynD
 from tsynd.models import Classifier, classifier_learner, train_classifier
@@ -459,7 +459,7 @@ def test_exceptions_close_the_bar_and_release_the_model(data, ae, monkeypatch, e
         def __init__(self, **kwargs): super().__init__(closed=False, **kwargs); bars.append(self)
         def update(self, n=1): pass
         def close(self): self.closed = True
-    monkeypatch.setattr(A, 'tqdm', Bar)
+    monkeypatch.setattr('tsynd.models.fitting.tqdm', Bar)
     model, count = tiny(), [0]
     def fail(m, inp):
         count[0] += m.training == (place == 'training')
@@ -615,7 +615,7 @@ def test_at_rest_the_judge_is_the_classifier_and_what_it_keeps_passes(data, ae, 
     with seeded(0): model = nn.Sequential(nn.AdaptiveAvgPool2d(12), nn.Flatten(), nn.Linear(144, 16), nn.Tanh(), nn.Dropout(.5), nn.Linear(16, d.n_classes)).eval()
     with torch.no_grad(): model[-1].bias -= model(a(d.train.batch(slice(None))[0])).mean(0)                     # near its boundaries
     t = fit(d, tsynd(a, gate=.5, radius=2., step=1.), model=model, lr=0.).tsynd
-    s = S.cat(t.kept)
+    s = cat(t.kept)
     assert same(copied(t.judge.model), copied(model)) and len(s) == 40
     assert set(s.gate.tolist()) <= {0.,.25,.5,.75,1.} and (s.gate > 0).any() and (s.gate < 1).any()
     torch.testing.assert_close(s.x, a.decode(s.z).detach(), rtol=1e-4, atol=1e-4)
@@ -883,8 +883,8 @@ def test_several_steps_need_no_guard(data, ae, looks):
 @pytest.fixture
 def begun(monkeypatch):
     "For each ascent: did it start at the source, image by image?"
-    seen, f = [], S.ascend
-    monkeypatch.setattr(S, 'ascend', lambda U, z0, r, steps, step, start: (seen.append((start == z0).flatten(1).all(1).tolist()), f(U, z0, r, steps, step, start))[1])
+    seen, f = [], ascend
+    monkeypatch.setattr('tsynd.targeting.synthesis.ascend', lambda U, z0, r, steps, step, start: (seen.append((start == z0).flatten(1).all(1).tolist()), f(U, z0, r, steps, step, start))[1])
     return seen
 
 def test_warm_starts_from_the_second_epoch_on(data, ae, begun):

@@ -9,7 +9,7 @@ from medmnist import Evaluator
 from states import same, state
 from torch import nn
 
-from tsynd import autoencoder as A
+from tsynd.models import Autoencoder
 from tsynd.models import save_model
 from tsynd.core import metrics, probabilities
 from tsynd.models import (
@@ -465,7 +465,7 @@ def test_bad_files_get_one_sentence(tmp_path, change):
     assert '\n' not in str(e.value)
 
 def test_an_autoencoder_is_no_classifier(tmp_path):
-    save_model(tmp_path/'ae', A.Autoencoder(width=4))
+    save_model(tmp_path/'ae', Autoencoder(width=4))
     with pytest.raises(InputError, match="'Autoencoder', expected 'Classifier'"): load_classifier(tmp_path/'ae')
 
 @pytest.fixture(scope='module')

@@ -68,7 +68,7 @@ def here(tmp_path, monkeypatch):
 def no_training(monkeypatch):
     "What is refused under this was refused before anything long began"
     def never(*args, **kwargs): raise AssertionError('training began')
-    for f in ('train_autoencoder', 'train_classifier'): monkeypatch.setattr(f'tsynd.experiment.{f}', never)
+    for f in ('train_autoencoder', 'train_classifier'): monkeypatch.setattr(f'tsynd.experiments.experiment.{f}', never)
 
 
 # What is said
@@ -76,7 +76,7 @@ def no_training(monkeypatch):
 def test_every_option_reaches_the_configuration(monkeypatch, tmp_path):
     seen = []
     def take(c, out, root=None, *args, **kwargs): seen.append((c, Path(out), root)); raise InputError('enough')
-    monkeypatch.setattr('tsynd.experiments.run', take)
+    monkeypatch.setattr('tsynd.experiments.results.run', take)
     monkeypatch.chdir(tmp_path)
     values = {int: 7, float: .7, str: 'name'}
     for name, typ, _ in OPTIONS:
@@ -368,8 +368,8 @@ def test_a_folder_that_is_empty_or_new_is_filled(taken, out):
 
 # Whatever happens in the middle, nothing is left
 
-MIDDLE = ['tsynd.data.load_data', 'tsynd.models.train_autoencoder', 'tsynd.models.Autoencoder.measure_sigma', 'tsynd.targeting.Synthesizer.measure',
-          'tsynd.robustness.robustness_table', 'tsynd.data.save_npz', 'tsynd.report.gallery_plot', 'os.replace']
+MIDDLE = ['tsynd.experiments.configuration.load_data', 'tsynd.experiments.experiment.train_autoencoder', 'tsynd.models.autoencoder.Autoencoder.measure_sigma', 'tsynd.targeting.synthesis.Synthesizer.measure',
+          'tsynd.experiments.experiment.robustness_table', 'tsynd.experiments.results.save_npz', 'tsynd.report.gallery_plot', 'os.replace']
 
 @pytest.mark.xdist_group('middle')
 @pytest.mark.parametrize('point', MIDDLE)
@@ -397,10 +397,11 @@ def test_sigterm_leaves_nothing_either(here):
     "Not even when it comes twice, as from `timeout`, and the second while all is cleaned up"
     stop = '''
         import os, signal, sys
-        from tsynd import cli, experiment
+        from tsynd import cli
+        from tsynd.experiments import experiment, results
         def training(*args, **kw): print('training', flush=True); signal.pause()
-        def remove(folder, rmtree=experiment.shutil.rmtree): os.kill(os.getpid(), signal.SIGTERM); rmtree(folder)
-        experiment.train_autoencoder, experiment.shutil.rmtree = training, remove
+        def remove(folder, rmtree=results.shutil.rmtree): os.kill(os.getpid(), signal.SIGTERM); rmtree(folder)
+        experiment.train_autoencoder, results.shutil.rmtree = training, remove
         sys.exit(cli.main(['run', '--quick', '--out', 'a/x']))'''
     p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(stop)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert p.stdout.readline() == 'training\n' and len(listing(here)) == 3
@@ -415,7 +416,7 @@ def test_signals_are_given_back_and_another_thread_sets_none(here):
 
 @pytest.mark.xdist_group('middle')
 @pytest.mark.parametrize('error', [RuntimeError, ValueError, OSError])
-@pytest.mark.parametrize('point', ['tsynd.data.load_data', 'tsynd.targeting.Synthesizer.measure', 'tsynd.data.save_npz'])
+@pytest.mark.parametrize('point', ['tsynd.experiments.configuration.load_data', 'tsynd.targeting.synthesis.Synthesizer.measure', 'tsynd.experiments.results.save_npz'])
 def test_a_bug_shows_its_traceback_and_leaves_nothing(here, monkeypatch, point, error):
     def fails(*args, **kwargs): raise error('a bug of ours')
     monkeypatch.setattr(point, fails)
@@ -498,6 +499,6 @@ def test_a_study_with_a_slip_says_so_in_one_line(tmp_path, capsys, text, said):
 @pytest.mark.parametrize('jobs', [0, -1])
 @pytest.mark.parametrize('dry', [[], ['--dry-run']], ids=str)
 def test_jobs_are_checked_before_anything_is_estimated(here, monkeypatch, jobs, dry):
-    monkeypatch.setattr('tsynd.experiments.estimate', None)
+    monkeypatch.setattr('tsynd.experiments.forecast.estimate', None)
     (here/'mine.toml').write_text(STUDY)
     refused(here, 'study', 'mine.toml', '--jobs', jobs, *dry, words=[f'jobs is {jobs}', 'at least 1'])

@@ -7,7 +7,8 @@ from PIL import Image, ImageEnhance
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from torch import nn
 
-from tsynd import corruptions as K
+from tsynd.robustness import (
+    brightness, CORRUPTIONS, impulse_noise, jpeg, motion_blur, pixelate, shot_noise, show_corruptions)
 from tsynd.models import predict, small_resnet
 from tsynd.robustness import corrupt, corruption_summary, corruption_table, families, LEVELS
 from tsynd.core import InputError
@@ -42,7 +43,7 @@ def test_families_are_the_published_ones():
     breast = {'pixelate','jpeg_compression','speckle_noise','motion_blur','brightness_up','brightness_down','contrast_down'}
     assert {d: set(v) for d,v in LEVELS.items()} == dict(breastmnist=breast, chestmnist=xray, pneumoniamnist=xray)
     assert all(len(levels) == 5 for v in LEVELS.values() for levels in v.values())
-    assert set(K.CORRUPTIONS) == breast | xray
+    assert set(CORRUPTIONS) == breast | xray
 
 def test_every_set_has_a_list():
     for d in ('phantom', *medmnist_info()): assert families(d) is LEVELS.get(d, LEVELS['breastmnist'])
@@ -109,7 +110,7 @@ def noisy(f, v, level): return f(flat(v), level, streams(image_seeds(4, 3)))
     ('gaussian_noise', .05, lambda v: .05), ('speckle_noise', .2, lambda v: .2*v), ('speckle_noise', .45, lambda v: .45*v),
     ('shot_noise', 300, lambda v: (v/300)**.5), ('shot_noise', 5, lambda v: (v/5)**.5)])
 def test_noise_has_its_mean_and_standard_deviation(f, level, sd, v):
-    n = noisy(K.CORRUPTIONS[f], v, level)
+    n = noisy(CORRUPTIONS[f], v, level)
     assert abs(n.std()-sd(v)) < .02*sd(v) and abs(n.mean()-v) < .02*sd(v)
     assert not torch.equal(n[0], n[1])
 
@@ -122,16 +123,16 @@ def test_the_levels_of_noise_reach_the_image(dataset, name):
         assert abs((corrupt(flat(v), name, s, dataset)-v).std() - sd) < .02*sd
 
 def test_shot_noise_counts_whole_photons():
-    n = noisy(K.shot_noise, .37, 25)*25
+    n = noisy(shot_noise, .37, 25)*25
     assert (n-n.round()).abs().max() < 1e-4 and len(n.round().unique()) > 10
 
 @pytest.mark.parametrize('share', [.005,.02,.17])
 def test_impulses_are_black_and_white_in_equal_parts(share):
-    n = noisy(K.impulse_noise, .4, share)
+    n = noisy(impulse_noise, .4, share)
     assert set(n.unique().tolist()) == {0., torch.tensor(.4).item(), 1.}
     assert abs((n != flat(.4)).float().mean()-share) < 4*(share/n.numel())**.5
     assert abs((n == 1).float().mean()-share/2) < 4*(share/2/n.numel())**.5
-    few = noisy(K.impulse_noise, .4, share/2) != flat(.4)
+    few = noisy(impulse_noise, .4, share/2) != flat(.4)
     assert ((n != flat(.4)) | ~few).all()                                          # a higher share hits the same pixels, and more
 
 def test_channels_have_noise_of_their_own():
@@ -178,7 +179,7 @@ def test_light_has_a_direction():
         assert corrupt(x, 'contrast_down', s, 'chestmnist').std() < x.std() < corrupt(x, 'contrast_up', s, 'chestmnist').std()
 
 def test_bright_values_are_cut():
-    assert torch.equal(K.brightness(images(), 2) == 1, images() >= .5)
+    assert torch.equal(brightness(images(), 2) == 1, images() >= .5)
 
 
 # Blocks and blurs
@@ -186,15 +187,15 @@ def test_bright_values_are_cut():
 @pytest.mark.parametrize('size,blocks', [(28,7), (64,16), (224,28), (28,28)])
 def test_whole_blocks_agree_with_pooling(size, blocks):
     x, k = images(3, 2, size), size//blocks
-    assert torch.allclose(K.pixelate(x, blocks), F.interpolate(F.avg_pool2d(x, k), scale_factor=k), atol=1e-6)
+    assert torch.allclose(pixelate(x, blocks), F.interpolate(F.avg_pool2d(x, k), scale_factor=k), atol=1e-6)
 
 @pytest.mark.parametrize('blocks', [20,17,13,10,7])
 def test_pixelation_keeps_constants_means_and_sizes(blocks):
     x = images(3, 1, 28)
-    assert torch.allclose(K.pixelate(flat(.3, 2, 1, 28), blocks), flat(.3, 2, 1, 28), atol=1e-6)
-    assert torch.allclose(K.pixelate(x, blocks).mean((1,2,3)), x.mean((1,2,3)), atol=1e-6)
-    assert torch.allclose(F.avg_pool2d(K.pixelate(F.interpolate(x, scale_factor=8), blocks), 8), K.pixelate(x, blocks), atol=1e-5)
-    wide = K.pixelate(images(1, 1, 64)[:,:,:32], 8)[0,0]                           # 8 blocks along each side, 4 by 8 pixels
+    assert torch.allclose(pixelate(flat(.3, 2, 1, 28), blocks), flat(.3, 2, 1, 28), atol=1e-6)
+    assert torch.allclose(pixelate(x, blocks).mean((1,2,3)), x.mean((1,2,3)), atol=1e-6)
+    assert torch.allclose(F.avg_pool2d(pixelate(F.interpolate(x, scale_factor=8), blocks), 8), pixelate(x, blocks), atol=1e-5)
+    wide = pixelate(images(1, 1, 64)[:,:,:32], 8)[0,0]                           # 8 blocks along each side, 4 by 8 pixels
     assert torch.allclose(wide[:4,:8], wide[0,0].expand(4, 8), atol=1e-6) and (wide[3,7]-wide[4,7]).abs() > 1e-4
 
 @pytest.mark.parametrize('dataset,name', [('chestmnist','gaussian_blur'), ('breastmnist','motion_blur'), ('breastmnist','pixelate')])
@@ -220,7 +221,7 @@ def test_gaussian_blur_has_its_width_in_shares_of_the_side():
 @pytest.mark.parametrize('angle', [-45.,0.,30.])
 def test_a_moved_point_leaves_a_tail(size, angle):
     dot = torch.zeros(1,1,size,size); dot[...,size//2,size//2] = 1
-    tail = K.motion_blur(dot, .3, .15, torch.tensor([angle]))[0,0]
+    tail = motion_blur(dot, .3, .15, torch.tensor([angle]))[0,0]
     at = torch.arange(size)-size//2.
     u = torch.linspace(0, .3, 2000); w = torch.exp(-u**2/(2*.15**2)); w = w/w.sum()
     mx, my, mean = (tail.sum(0)*at).sum()/size, (tail.sum(1)*at).sum()/size, (u*w).sum()
@@ -259,14 +260,14 @@ def test_same_anatomy_at_every_size(dataset, name):
 
 def test_jpeg_error_falls_with_quality():
     x = lesions(6, 64)
-    lost = [rms(K.jpeg(x, q), x) for q in (100,90,70,50,30,15,10,7,3)]
+    lost = [rms(jpeg(x, q), x) for q in (100,90,70,50,30,15,10,7,3)]
     assert lost == sorted(lost) and lost[0] < 1/255 and lost[-1] > .03
 
 @pytest.mark.parametrize('ch,mode', [(1,'L'), (3,'RGB')])
 def test_jpeg_is_close_to_pils(ch, mode):
     x = (blur(images(3, ch, 64), .05)*255).round()/255
     for q in (50,10):
-        for im,ours in zip(x, K.jpeg(x, q)):
+        for im,ours in zip(x, jpeg(x, q)):
             f = io.BytesIO()
             Image.fromarray((im*255).round().byte().permute(1,2,0).squeeze(-1).numpy(), mode).save(f, 'JPEG', quality=q)
             theirs = torch.from_numpy(np.array(Image.open(f))).view(64, 64, ch).permute(2,0,1)/255
@@ -401,12 +402,12 @@ def test_bad_input_to_the_summary(args, message):
     with pytest.raises(InputError, match=message): corruption_summary(*args)
 
 def test_pictures():
-    axs = K.show_corruptions(images(), 'pneumoniamnist', ['jpeg_compression','shot_noise'], (0,3))
+    axs = show_corruptions(images(), 'pneumoniamnist', ['jpeg_compression','shot_noise'], (0,3))
     assert axs.shape == (2,2)
     shown = [[torch.as_tensor(a.images[0].get_array()) for a in row] for row in axs]
     assert torch.equal(shown[0][0], images()[0,0]) and torch.equal(shown[1][1], corrupt(images(), 'shot_noise', 3, 'pneumoniamnist')[0,0])
     assert axs[1,0].texts[0].get_text() == 'shot noise' and axs[0,1].get_title() == '3'
-    with pytest.raises(InputError, match="'motion_blur' is unknown"): K.show_corruptions(images(), 'pneumoniamnist', ['motion_blur'])
+    with pytest.raises(InputError, match="'motion_blur' is unknown"): show_corruptions(images(), 'pneumoniamnist', ['motion_blur'])
 
 @pytest.mark.parametrize('dataset', ['breastmnist','pneumoniamnist'])
 def test_real_images(dataset, medmnist_root):

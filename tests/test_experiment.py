@@ -101,7 +101,7 @@ def test_the_processor_says_whether_it_multiplies_bfloat16(tmp_path, monkeypatch
 @pytest.mark.parametrize('has', [True, False])
 @pytest.mark.parametrize('asked', [True, False])
 def test_training_is_in_bfloat16_where_it_is_asked_for_and_there(monkeypatch, asked, has):
-    monkeypatch.setattr('tsynd.experiments.has_bf16', lambda d: has)
+    monkeypatch.setattr('tsynd.experiments.configuration.has_bf16', lambda d: has)
     seen, c = set(), RunConfig(**(PHANTOM | dict(bf16=asked, quick=False, epochs=1)))
     class Look(Callback):
         def before_fit(self): self.model.trunk[0].register_forward_hook(lambda m, inp, out: seen.add(out.dtype))
@@ -266,7 +266,7 @@ def test_printed_table_has_the_numbers_of_metrics_json(layout):
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as m:
-        m.setattr('tsynd.targeting.TSynD', partial(TSynD, warm=False))            # each ascent from its source
+        m.setattr('tsynd.experiments.configuration.TSynD', partial(TSynD, warm=False))            # each ascent from its source
         return small(tmp_path_factory.mktemp('trained')/'x', size=28, subset=32, ae_steps=150, epochs=8, T=8, steps=4, quick=False, radius=.5)
 
 traineds = pytest.mark.xdist_group('trained')
@@ -537,7 +537,7 @@ def test_data_is_cut_to_the_subset(config, n):
     (dict(attack_n=0), ('attack_n is 0', 'at least 1')), (dict(bs=0), ('bs is 0', 'at least 1')), (dict(seed=-1), ('seed is -1', 'at least 0'))], ids=str)
 def test_settings_are_refused_before_anything_long_begins(tmp_path, monkeypatch, config, words):
     def never(*args, **kwargs): raise AssertionError('training began')
-    monkeypatch.setattr('tsynd.models.train_autoencoder', never)
+    monkeypatch.setattr('tsynd.experiments.experiment.train_autoencoder', never)
     with pytest.raises(InputError) as e: small(tmp_path/'a'/'x', **config)
     assert all(w in str(e.value) for w in words) and '\n' not in str(e.value)
     assert list(tmp_path.iterdir()) == []
@@ -548,7 +548,7 @@ def test_settings_are_refused_before_anything_long_begins(tmp_path, monkeypatch,
 def real(root, folder, name, *argv):
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as m, redirect_stdout(out), redirect_stderr(err):
-        m.setattr('tsynd.experiments.EPS', (4/255,))
+        m.setattr('tsynd.experiments.experiment.EPS', (4/255,))
         code = main(['run', name, '--root', str(root), '--quick', '--out', str(folder), *argv])
     assert code == 0 and 'warning' not in err.getvalue()
     return Ran(folder, code, out.getvalue())

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from states import same, state
 from torch import nn
 
-from tsynd import explanation as E
+from tsynd.robustness import class_score, SignedEigenGradCAM, without
 from tsynd.models import Autoencoder
 from tsynd.models import make_classifier, predict, train_classifier
 from tsynd.core import InputError, seeded
@@ -40,7 +40,7 @@ def spot(seed=0, ch=1, size=28, side=5):
 def rise(model, x, multilabel=False):
     "How much each class gains over a black image, in log-odds"
     C = predict(model, x).shape[1]
-    score = lambda x: torch.stack([E.class_score(predict(model, x), torch.tensor([c]), multilabel)[0] for c in range(C)])
+    score = lambda x: torch.stack([class_score(predict(model, x), torch.tensor([c]), multilabel)[0] for c in range(C)])
     return score(x)-score(0*x)
 
 
@@ -79,7 +79,7 @@ def test_sign_is_that_of_the_sum_of_the_direction():
         m = (grads*acts)[0].reshape(6, -1).T
         m = m-m.mean(0)
         v = np.linalg.svd(m)[2][0]
-        ours = E.SignedEigenGradCAM(net(), []).get_cam_image(None, None, None, acts, grads)[0]
+        ours = SignedEigenGradCAM(net(), []).get_cam_image(None, None, None, acts, grads)[0]
         assert np.allclose(ours.ravel(), m @ v*np.sign(v.sum()), atol=1e-4)
 
 def test_order_of_channels_does_not_matter():
@@ -376,15 +376,15 @@ def test_faithfulness_of_first_images_does_not_depend_on_the_rest():
 def test_removed_pixels_are_means_of_their_neighbours(ch):
     x,none = images(1, ch)[0], torch.zeros(ch, 28, 28)
     gone = torch.randperm(784, generator=torch.Generator().manual_seed(0))[:500]
-    y,mask = E.without(x, gone, none), torch.zeros(784, dtype=torch.bool)
+    y,mask = without(x, gone, none), torch.zeros(784, dtype=torch.bool)
     mask[gone] = True; mask = mask.view(28, 28)
     kernel = torch.tensor([[1,2,1],[2,0,2],[1,2,1.]])[None,None]/12
     mean = F.conv2d(y[:,None], kernel)[:,0]
     assert torch.equal(y[:,~mask], x[:,~mask]) and torch.allclose(y[:,1:-1,1:-1][:,mask[1:-1,1:-1]], mean[:,mask[1:-1,1:-1]], atol=1e-4)
 
 def test_exact_numbers_of_pixels_are_removed(monkeypatch):
-    seen,library = [],E.without
-    monkeypatch.setattr(E, 'without', lambda x, gone, grain: (seen.append(len(set(gone.tolist()))), library(x, gone, grain))[1])
+    seen,library = [],without
+    monkeypatch.setattr('tsynd.robustness.explanation.without', lambda x, gone, grain: (seen.append(len(set(gone.tolist()))), library(x, gone, grain))[1])
     x,m = box(n=1)
     faithfulness(Box(), x, 1, m, shares=(.001,.25,.5))
     assert seen == [1,1,196,196,392,392]
@@ -400,7 +400,7 @@ def test_minimised_class_of_a_linear_network(C, multilabel, ch):
     x,c = .2+.6*images(4, ch), C-1
     start,end = minimise_class(model, x, c, eps=.01, multilabel=multilabel)
     moved = (end-start).flatten(1)
-    score = lambda x: E.class_score(predict(model, x), torch.full((4,), c), multilabel)
+    score = lambda x: class_score(predict(model, x), torch.full((4,), c), multilabel)
     assert torch.equal(start, x) and (moved.pow(2).mean(1).sqrt() <= .01+1e-6).all() and (score(end) < score(start)).all()
     if multilabel or C == 2:
         w = model[1].weight.detach()

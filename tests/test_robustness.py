@@ -8,7 +8,9 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 from torchvision.transforms.functional import gaussian_blur
 
-from tsynd import robustness as R
+from tsynd.core import streams
+from tsynd.robustness import KINDS, loss_and_gradient, RANGES
+from tsynd.robustness.attacks import _worse
 from tsynd.models import predict, small_resnet
 from tsynd.core import InputError
 from tsynd.data import load_data, strata, stratified_order
@@ -41,7 +43,7 @@ def loss(model, x, y, multilabel=False): return attack_loss(predict(model, x), y
 
 # Perturbations
 
-@pytest.mark.parametrize('kinds', [*[(k,) for k in R.KINDS], R.KINDS])
+@pytest.mark.parametrize('kinds', [*[(k,) for k in KINDS], KINDS])
 @pytest.mark.parametrize('ch,size', [(1,28), (3,30), (1,64)])
 def test_first_images_do_not_depend_on_the_rest(kinds, ch, size):
     x = images(9, ch, size)
@@ -51,7 +53,7 @@ def test_first_images_do_not_depend_on_the_rest(kinds, ch, size):
     assert torch.equal(perturb(x, seed=3, kinds=kinds, bs=4), full)
     assert not torch.equal(perturb(x, seed=4, kinds=kinds), full)
 
-@pytest.mark.parametrize('kinds', [*R.KINDS, R.KINDS])
+@pytest.mark.parametrize('kinds', [*KINDS, KINDS])
 def test_strength_is_a_dial(kinds):
     x = images(20, size=28)
     x = blur(x, .05)
@@ -61,7 +63,7 @@ def test_strength_is_a_dial(kinds):
 
 def test_each_image_has_its_own_parameters():
     x = images(1, size=28).expand(5, -1, -1, -1)
-    for kind in R.KINDS:
+    for kind in KINDS:
         p = perturb(x, kinds=kind)
         assert all((p[i]-p[j]).abs().max() > 1e-3 for i in range(5) for j in range(i))
 
@@ -97,11 +99,11 @@ def test_warp_shifts_and_magnifies_by_its_number():
 
 def test_noise_has_its_standard_deviation():
     x = torch.full((2,1,100,100), .5)
-    for sd,n in zip((.02,.1), noise(x, torch.tensor([.02,.1]), R.streams([1,2]))): assert abs((n-.5).std()-sd) < .03*sd
+    for sd,n in zip((.02,.1), noise(x, torch.tensor([.02,.1]), streams([1,2]))): assert abs((n-.5).std()-sd) < .03*sd
 
 def test_ranges_bound_the_parameters():
     x = images(4, size=28)
-    none = dict.fromkeys(R.RANGES, 0.)
+    none = dict.fromkeys(RANGES, 0.)
     assert torch.allclose(perturb(x, ranges=none), x, atol=1e-4)
     assert torch.allclose(perturb(x, ranges=none | dict(brightness=.3)), perturb(x, 3, ranges=none | dict(brightness=.1)), atol=1e-5)
     assert (perturb(x, ranges=none | dict(brightness=.1))-x).abs().max() < .1+1e-4
@@ -137,7 +139,7 @@ def test_several_labels_sum_their_cross_entropies():
 def test_image_gradient_against_finite_differences(multilabel):
     model, x = curved(3).double().eval(), images(2, size=8, dtype=torch.float64)
     y = several(2).double() if multilabel else labels(2, 3)
-    g = R._look(model, x, y, multilabel)[2]
+    g = loss_and_gradient(model, x, y, multilabel)[2]
     for i in torch.randint(x[0].numel(), (10,), generator=torch.Generator().manual_seed(1)):
         d = torch.zeros_like(x).flatten(1); d[:,i] = 1e-6
         d = d.view_as(x)
@@ -207,7 +209,7 @@ def test_a_wrong_prediction_is_worse_than_a_larger_loss():
     "Three classes: the log-odds can be larger where the prediction is still right"
     image = lambda v: torch.full((1,1,1,1), v)
     wrong, right = (image(.1), torch.tensor([.1]), torch.tensor([True])), (image(.2), torch.tensor([.5]), torch.tensor([False]))
-    assert R._worse(wrong, right)[0] == .1 and R._worse(right, wrong)[0] == .1
+    assert _worse(wrong, right)[0] == .1 and _worse(right, wrong)[0] == .1
     assert torch.tensor([[1., .9, .9]]).argmax() == 0 and attack_loss(torch.tensor([[1., .9, .9]]), torch.tensor([0])) > 0
 
 def test_attack_of_an_image_does_not_depend_on_the_batch():

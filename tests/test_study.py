@@ -2,15 +2,15 @@
 import hashlib, json, lzma, os, signal, subprocess, sys, time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest, torch
 from hypothesis import example, given, strategies as st
 from sklearn.metrics import log_loss
 
-import tsynd.study as S
+from tsynd.experiments import Busy, train_cell, Witness
+from tsynd.experiments.forecast import _steps
+from tsynd.experiments.study import _take
 from tsynd.experiments import ARMS
 from tsynd.models import make_classifier, train_classifier
 from tsynd.core import InputError
@@ -20,7 +20,7 @@ from tsynd.core import calibration
 from tsynd.robustness.corruptions import _measured
 from tsynd.experiments import (
     append, Cell, cell_data, cells, corrupted, cpu_time, estimate, fit_steps, make_arm, read_config,
-    read_study, records, run_cell, run_study, StudyConfig, to_toml, work)
+    read_study, records, run_study, StudyConfig, to_toml, work)
 from tsynd.experiments.study import _todo
 
 pytestmark = pytest.mark.xdist_group('study')  # one worker makes the study, for all tests that need it
@@ -149,7 +149,7 @@ def test_what_is_measured(study):
 
 # Killed at any moment
 
-def worker(folder): return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', f'from tsynd.study import work; work({str(folder)!r})'], env=dict(os.environ, OMP_NUM_THREADS='1'))
+def worker(folder): return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', f'from tsynd.experiments import work; work({str(folder)!r})'], env=dict(os.environ, OMP_NUM_THREADS='1'))
 
 def wait_for(condition, seconds=120):
     end = time.monotonic()+seconds
@@ -172,8 +172,8 @@ def test_kill_9_loses_at_most_the_cell_in_flight(part, tmp_path, moment):
 def test_a_killed_study_can_be_started_again_at_once(part, tmp_path):
     "While the workers of the killed one still hold their cells"
     folder = tmp_path/'s'
-    code = f'import tests_study_config as t; from tsynd.study import run_study; run_study(t.C, {str(folder)!r}, jobs=2, progress=False)'
-    (tmp_path/'tests_study_config.py').write_text(f'from tsynd.study import StudyConfig\nC = StudyConfig(**{asdict(PART)!r})\n')
+    code = f'import tests_study_config as t; from tsynd.experiments import run_study; run_study(t.C, {str(folder)!r}, jobs=2, progress=False)'
+    (tmp_path/'tests_study_config.py').write_text(f'from tsynd.experiments import StudyConfig\nC = StudyConfig(**{asdict(PART)!r})\n')
     parent = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(tmp_path), OMP_NUM_THREADS='1'))
     wait_for(lambda: len(records(folder)) >= 1)
     parent.send_signal(signal.SIGKILL); parent.wait()
@@ -195,15 +195,15 @@ def one_cell(folder, tries=b''):
     if tries: note.write_bytes(tries)
     return c, note
 
-@pytest.mark.parametrize('error', [KeyboardInterrupt, S.Busy])
+@pytest.mark.parametrize('error', [KeyboardInterrupt, Busy])
 def test_an_attempt_that_is_stopped_does_not_count(tmp_path, monkeypatch, error):
     c, note = one_cell(tmp_path, b'..')
     def stopped(*args): assert note.read_bytes() == b'...'; raise error
-    monkeypatch.setattr(S, 'run_cell', stopped)
-    with pytest.raises(KeyboardInterrupt) if error is KeyboardInterrupt else nullcontext(): assert not S._take(c, cells(c)[0], tmp_path, None, 'run', None, set())
+    monkeypatch.setattr('tsynd.experiments.study.run_cell', stopped)
+    with pytest.raises(KeyboardInterrupt) if error is KeyboardInterrupt else nullcontext(): assert not _take(c, cells(c)[0], tmp_path, None, 'run', None, set())
     assert note.read_bytes() == b'..'
 
-SLOW = "import time, tsynd.study as S\ndef forever(*args): time.sleep(300)\nS.run_cell = forever\n"
+SLOW = "import time, tsynd.experiments.study as S\ndef forever(*args): time.sleep(300)\nS.run_cell = forever\n"
 
 @pytest.mark.parametrize('end, left', [(signal.SIGTERM, b''), (signal.SIGKILL, b'.')], ids=['stopped','killed'])
 def test_a_worker_takes_its_note_back_when_it_is_stopped(tmp_path, end, left):
@@ -220,7 +220,7 @@ def test_two_runs_on_one_folder_do_not_try_a_failing_cell_for_ever(tmp_path, mon
     tried, add = [], append
     def fails(c, cell, *args): tried.append(cell.id); assert len(tried) < 4; return dict(id=cell.id, **asdict(cell), status='failed', reason='always')
     def both(folder, record): add(folder, record); add(folder, dict(record, run='the other'))
-    monkeypatch.setattr(S, 'run_cell', fails); monkeypatch.setattr(S, 'append', both)
+    monkeypatch.setattr('tsynd.experiments.study.run_cell', fails); monkeypatch.setattr('tsynd.experiments.study.append', both)
     for run in 'ab': work(tmp_path, run=run)
     assert len(tried) == 2 and not note.exists()                                         # once in each run
 
@@ -347,12 +347,12 @@ def test_an_estimate_has_every_arm():
 
 def test_an_estimate_counts_whole_epochs_and_trains_a_few_updates(monkeypatch):
     "120 images are four batches of at most 32, more than the two updates asked for"
-    seen,train = [],S.train_cell
+    seen,train = [],train_cell
     def witness(c, cell, data, ae): model,facts = train(c, cell, data, ae); seen.append((facts['steps'], len(data.train))); return model,facts
-    monkeypatch.setattr(S, 'train_cell', witness)
+    monkeypatch.setattr('tsynd.experiments.forecast.train_cell', witness)
     c = replace(TINY, n=['full'], updates=2, arms=dict(baseline={}))
     whole = train(c, cells(c)[0], cell_data(c, cells(c)[0])[0], None)[1]['steps']
-    assert whole > 2 and S._steps(c, 'phantom', 'full', None) == whole
+    assert whole > 2 and _steps(c, 'phantom', 'full', None) == whole
     estimate(c, updates=2, images=4)
     assert seen == [(2, 64)]
 
@@ -360,7 +360,7 @@ def test_an_estimate_that_fails_leaves_the_threads_alone(monkeypatch):
     "and its autoencoder is trained where the study would train it"
     seen = []
     def fails(*args, device=None, **kw): seen.append(device); raise RuntimeError('enough')
-    monkeypatch.setattr(S, 'train_autoencoder', fails)
+    monkeypatch.setattr('tsynd.experiments.forecast.train_autoencoder', fails)
     torch.set_num_threads(2)
     try:
         with pytest.raises(RuntimeError, match='enough'): estimate(replace(TINY, device='cpu:0'))
@@ -368,7 +368,7 @@ def test_an_estimate_that_fails_leaves_the_threads_alone(monkeypatch):
     finally: torch.set_num_threads(1)
 
 def test_an_arm_that_trains_longer_is_estimated_longer(monkeypatch):
-    monkeypatch.setattr('tsynd.experiments._probe', lambda *args: (.5, 3.))                      # seconds per update, and of measuring
+    monkeypatch.setattr('tsynd.experiments.forecast._probe', lambda *args: (.5, 3.))                      # seconds per update, and of measuring
     e = estimate(TINY).query('n == 20').set_index('arm')
     assert e.training.to_dict() == {'baseline': .5*4, 'far': .5*4, 'long': .5*8} and (e.measuring == 3).all()
 
@@ -394,6 +394,6 @@ def test_the_medmnist_protocol_cuts_an_epoch_as_its_authors_do(monkeypatch):
     "Full batches and a rest; ours are even"
     c = replace(TINY, n=[20], bs=8, epochs=2, arms=dict(baseline={}))
     sizes,data = [],phantom(n_train=20, n_val=8, n_test=8)
-    monkeypatch.setattr(S.Witness, 'before_batch', lambda self: sizes.append(len(self.y)), raising=False)
-    for protocol in ('medmnist', 'tsynd'): S.train_cell(replace(c, protocol=protocol), Cell('phantom', 20, 0, 'baseline'), data, None)
+    monkeypatch.setattr(Witness, 'before_batch', lambda self: sizes.append(len(self.y)), raising=False)
+    for protocol in ('medmnist', 'tsynd'): train_cell(replace(c, protocol=protocol), Cell('phantom', 20, 0, 'baseline'), data, None)
     assert sizes == [8,8,4]*2 + [6,7,7]*2

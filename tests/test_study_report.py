@@ -7,7 +7,7 @@ import matplotlib, numpy as np, pandas as pd, pytest
 from test_report import Page
 from tsynd.core import InputError
 from tsynd.experiments import differences, headline, pairs, stored_predictions, t_interval, tidy
-from tsynd.experiments import pack_probabilities, read_study, StudyConfig, to_toml
+from tsynd.experiments import read_study, StudyConfig, to_toml
 from tsynd.study_report import COLOURS, OFFICIAL, PROTOCOL, _kept, _loses, attack_plot, auc_plot, caution, columns, cost_plot, costs, departures, finding, findings, headline_html, official_html, page_html, pairing, pool, reliability, reliability_plot, severity_plot, shown, study_report, styles, tables_html, verdicts, what_html
 
 EVIL = '"><script>alert(1)</script><img src=http://evil.example/x onerror=1> $\\frac{a} & \' </style>'

@@ -8,13 +8,16 @@ from hypothesis import assume, given, settings, strategies as st
 from states import same, state
 from torch import nn
 
-from tsynd import synthesis as S
+from tsynd.models import frozen
+from tsynd.targeting import ascend, check_targets, LatentBank, norms, PROVENANCE_COLUMNS
+from tsynd.targeting.ascent import _value_and_grad
+from tsynd.targeting.bank import _fingerprint
 from tsynd.models import Autoencoder, train_autoencoder
 from tsynd.models import Classifier, mc_logits, MCDropout, train_classifier
 from tsynd.core import InputError, seeded
 from tsynd.data import load_medmnist, subset
 from tsynd.targeting import (
-    ascend, cat, check_pixels, cross_entropy, OBJECTIVES, project, synthesize, Synthesizer, Synthetic)
+    cat, check_pixels, cross_entropy, OBJECTIVES, project, synthesize, Synthesizer, Synthetic)
 from tsynd.targeting import entropy, mutual_information
 
 TASKS = {'grey': (1,2,False), 'colour': (3,4,False), 'labels': (1,3,True), 'colour labels': (3,5,True)}
@@ -100,10 +103,10 @@ def test_a_gradient_on_real_images_is_the_finite_difference(real):
     with MCDropout(model, 8, 3) as mc:
         z0 = ae.encode(x[:4].double()).detach()
         U = lambda z: mutual_information(mc(ae.decode(z)))
-        u,g = S._value_and_grad(U, z0, True)
-        d = g/S._norm(g)
+        u,g = _value_and_grad(U, z0, True)
+        d = g/norms(g)
         with torch.no_grad(): slope = (U(z0+1e-6*d)-U(z0-1e-6*d))/2e-6
-    torch.testing.assert_close(slope, S._norm(g).flatten(), rtol=1e-3, atol=1e-9)
+    torch.testing.assert_close(slope, norms(g).flatten(), rtol=1e-3, atol=1e-9)
 
 def test_longer_radius_more_mi_and_nothing_left_behind(real):
     ae, model, x, y = real
@@ -126,7 +129,7 @@ def test_gradients_of_the_whole_chain(task, o):
     ae, model, x, y = made(task, n=2, size=8, dtype=torch.float64)
     multi = TASKS[task][2]
     with MCDropout(model, 3, 1) as mc, torch.no_grad(): z = ae.encode(x)
-    with S.frozen(ae), MCDropout(model, 3, 1) as mc:
+    with frozen(ae), MCDropout(model, 3, 1) as mc:
         U = objective_of(o, ae, mc, y, multi, lambda x: (x-.2)/.7)
         assert torch.autograd.gradcheck(U, z.requires_grad_())
 
@@ -137,7 +140,7 @@ def test_the_first_step_goes_along_the_finite_difference_gradient(task, o):
     multi = TASKS[task][2]
     syn = Synthesizer(ae, o, T=4, steps=1, radius=1e-3, step=.5, multilabel=multi)(model, x, y, seed=7)
     g = torch.zeros_like(syn.z0)
-    with S.frozen(ae), MCDropout(model, 4, 7) as mc, torch.no_grad():
+    with frozen(ae), MCDropout(model, 4, 7) as mc, torch.no_grad():
         U = objective_of(o, ae, mc, y, multi)
         for i in range(g[0].numel()):
             e = torch.zeros_like(g[0]).flatten(); e[i] = 1e-5
@@ -272,7 +275,7 @@ def test_before_and_after_are_measured_under_fresh_draws(monkeypatch):
     made_mcs = []
     class Spy(MCDropout):
         def __init__(self, *args, **kwargs): super().__init__(*args, **kwargs); made_mcs.append(self)
-    monkeypatch.setattr(S, 'MCDropout', Spy)
+    monkeypatch.setattr('tsynd.targeting.synthesis.MCDropout', Spy)
     ae, model, x, y = made()
     syn = synthesize(ae, model, x, y, T=16, seed=0)
     ascent, fresh = ([{tuple(m.flatten().tolist()) for m in mc.masks['f.7',0]} for mc in made_mcs])
@@ -295,7 +298,7 @@ def test_the_columns_say_what_they_mean():
         if name != 'source':
             torch.testing.assert_close(getattr(syn, f'p_{name}'), logits.softmax(-1).mean(0).gather(1, y[:,None])[:,0], rtol=.1, atol=.02)
     t = syn.table()
-    assert list(t.columns) == ['source_index', *S.COLUMNS] and len(t) == 4 and np.isfinite(t.to_numpy()).all()
+    assert list(t.columns) == ['source_index', *PROVENANCE_COLUMNS] and len(t) == 4 and np.isfinite(t.to_numpy()).all()
 
 def test_a_table_before_measuring_has_what_is_known():
     ae, model, x, y = made()
@@ -438,7 +441,7 @@ def with_start(start):
 def in_ball(z0, r, seed, far=1.):
     "Points in balls of radius `r` about `z0`, up to `far` of the way out"
     d = torch.randn(z0.shape, generator=torch.Generator().manual_seed(seed)).to(z0)
-    return z0 + far*r*torch.linspace(0, 1, len(z0)).to(z0).view(-1,1,1,1)*d/S._norm(d)
+    return z0 + far*r*torch.linspace(0, 1, len(z0)).to(z0).view(-1,1,1,1)*d/norms(d)
 
 @given(st.integers(0, 10**6), st.floats(1e-2, 10), st.floats(.01, 3), st.floats(0, 1))
 def test_one_step_is_the_projected_normalised_gradient_step(seed, r, step, far):
@@ -464,7 +467,7 @@ def test_one_step_of_the_engine_is_that_step(task, o, step):
     start = in_ball(z0, r, 5)
     syn = engine(model, x, y, seed=7, index=torch.arange(4), bank=with_start(start))
     z = start.clone().requires_grad_()
-    with S.frozen(ae), MCDropout(model, 4, 7) as mc: u = OBJECTIVES[o](mc(ae.decode(z)), y, multi)
+    with frozen(ae), MCDropout(model, 4, 7) as mc: u = OBJECTIVES[o](mc(ae.decode(z)), y, multi)
     g = torch.autograd.grad(u.sum(), z)[0].flatten(1)
     move = start.flatten(1) + step*r*g/g.pow(2).sum(1, keepdim=True).sqrt() - z0.flatten(1)
     want = z0.flatten(1) + move*(r/move.pow(2).sum(1, keepdim=True).sqrt()).clamp(max=1)
@@ -482,8 +485,8 @@ def test_several_steps_go_on_from_the_start_and_end_no_lower():
 @pytest.fixture
 def starts(monkeypatch):
     "Where each ascent started, with its centres and radius"
-    seen, f = [], S.ascend
-    monkeypatch.setattr(S, 'ascend', lambda U, z0, r, steps, step, start: (seen.append((start, z0, r)), f(U, z0, r, steps, step, start))[1])
+    seen, f = [], ascend
+    monkeypatch.setattr('tsynd.targeting.synthesis.ascend', lambda U, z0, r, steps, step, start: (seen.append((start, z0, r)), f(U, z0, r, steps, step, start))[1])
     return seen
 
 @pytest.mark.parametrize('jitter', [0., .2, 1.])
@@ -496,8 +499,8 @@ def test_jitter_is_a_short_random_step_inside_the_ball(jitter, far, starts):
     run = lambda seed: engine(model, x, y, seed=seed, index=torch.arange(4), bank=with_start(before))
     a,b,_ = run(1), run(1), run(2)
     for start,z0,r in starts:
-        step = S._norm(start-before).flatten()/r
-        assert (step <= jitter+1e-9).all() and (S._norm(start-z0) <= r*(1+1e-9)).all()
+        step = norms(start-before).flatten()/r
+        assert (step <= jitter+1e-9).all() and (norms(start-z0) <= r*(1+1e-9)).all()
         if far == 0: torch.testing.assert_close(step, torch.full_like(step, jitter))
     assert torch.equal(a.z, b.z) and torch.equal(starts[0][0], starts[1][0])
     assert torch.equal(starts[0][0], starts[2][0]) == (jitter == 0) and (moved(a, ae) <= .3+1e-9).all()
@@ -675,7 +678,7 @@ def calls_of(ae, monkeypatch):
 @pytest.mark.parametrize('warm', [True, False])
 def test_each_image_is_encoded_once(warm, monkeypatch):
     ae, model, x, y = made(n=6)
-    z, seen, bank, engine = encoded(ae, x), calls_of(ae, monkeypatch), S.LatentBank(warm), Synthesizer(ae, T=3, steps=1, gate=.5)
+    z, seen, bank, engine = encoded(ae, x), calls_of(ae, monkeypatch), LatentBank(warm), Synthesizer(ae, T=3, steps=1, gate=.5)
     for epoch in range(4):
         order = torch.randperm(6, generator=torch.Generator().manual_seed(epoch))
         for i in order.split(4):
@@ -687,7 +690,7 @@ def test_each_image_is_encoded_once(warm, monkeypatch):
 @settings(max_examples=40)
 def test_indices_come_in_any_order(batches):
     g = torch.Generator().manual_seed(0)
-    ae, bank = Grid(), S.LatentBank()
+    ae, bank = Grid(), LatentBank()
     images = {i: torch.rand(1, 8, 8, generator=g) for b in batches for i in b}
     for b in batches:
         x = torch.stack([images[i] for i in b])
@@ -699,7 +702,7 @@ def test_indices_come_in_any_order(batches):
     assert torch.equal(bank.recall(ae, torch.stack(list(images.values())), every)[1], ae.encode(torch.stack(list(images.values())))+1)
 
 def test_a_bank_makes_room_a_few_times_only():
-    ae,bank,places,x = Grid(),S.LatentBank(),set(),torch.rand(256,1,8,8, dtype=torch.float64)
+    ae,bank,places,x = Grid(),LatentBank(),set(),torch.rand(256,1,8,8, dtype=torch.float64)
     for i in range(256):
         z0,_ = bank.recall(ae, x[i:i+1], torch.tensor([i]))
         bank.store(torch.tensor([i]), z0+1)
@@ -709,7 +712,7 @@ def test_a_bank_makes_room_a_few_times_only():
 
 def test_twice_the_same_image_in_a_batch():
     ae, model, x, y = made()
-    i, bank = torch.tensor([2,0,2,2]), S.LatentBank()
+    i, bank = torch.tensor([2,0,2,2]), LatentBank()
     for _ in range(2):
         syn = Synthesizer(ae, T=3, steps=1, gate=.5)(model, x[i], y[i], index=i, bank=bank)
         torch.testing.assert_close(syn.z0, encoded(ae, x[i]), rtol=1e-5, atol=1e-6)
@@ -718,7 +721,7 @@ def test_twice_the_same_image_in_a_batch():
 @pytest.mark.parametrize('warm', [True, False])
 def test_a_warm_start_is_where_the_last_ascent_ended(warm, starts):
     ae, model, x, y = made()
-    bank, engine = S.LatentBank(warm), Synthesizer(ae, T=3, steps=1, step=.4, gate=.5)
+    bank, engine = LatentBank(warm), Synthesizer(ae, T=3, steps=1, step=.4, gate=.5)
     syns = [engine(model, x, y, seed=k, index=torch.arange(4), bank=bank) for k in range(4)]
     for (start,z0,r),last in zip(starts, [None, *syns]):
         assert torch.equal(start, z0 if last is None or not warm else last.z)
@@ -728,7 +731,7 @@ def test_a_moved_back_image_starts_where_it_was_left_and_a_dropped_one_at_its_so
     i, y, model, gates, x = torch.arange(40), torch.ones(40).long(), Smooth(size=8).double().eval(), [], paths(40)[1]
     engine = Synthesizer(Grid(), T=3, steps=1, step=1., radius=.3, gate=.5)
     for cut in torch.linspace(.45, .55, 9).tolist():
-        bank = S.LatentBank()
+        bank = LatentBank()
         syn = engine(model, x, y, index=i, bank=bank, judge=Above(cut))
         engine(model, x, y, index=i, bank=bank)
         assert torch.equal(starts[-1][0], torch.where(syn.gate.view(-1,1,1,1) > 0, syn.z, syn.z0))
@@ -737,7 +740,7 @@ def test_a_moved_back_image_starts_where_it_was_left_and_a_dropped_one_at_its_so
 
 def test_a_changed_image_is_new(starts):
     ae, model, x, y = made()
-    bank, engine, i = S.LatentBank(), Synthesizer(ae, T=3, steps=1, gate=.5), torch.arange(4)
+    bank, engine, i = LatentBank(), Synthesizer(ae, T=3, steps=1, gate=.5), torch.arange(4)
     first = engine(model, x, y, index=i, bank=bank)
     other = x.clone(); other[1] = other[1].flip(-1); other[3] = 1-other[3]
     syn = engine(model, other, y, index=i, bank=bank)
@@ -755,22 +758,22 @@ CHANGES = {'flip': lambda x: x.flip(-1), 'shift': lambda x: x.roll(1, -1), 'brig
 def test_a_bank_finds_small_changes_by_fingerprint(change, shape):
     g = torch.Generator().manual_seed(0)
     x = (F.avg_pool2d(torch.rand(50, shape[0], shape[1]+4, shape[2]+4, generator=g), 5, 1)*253).round()/255+1/255  # smooth, in whole grey values
-    bank, other = S.LatentBank(), CHANGES[change](x)
+    bank, other = LatentBank(), CHANGES[change](x)
     for images,n in ((x, 50), (x+1e-6, 50), (other, 100), (other, 100)):
         bank.recall(Grid(), images, torch.arange(50))
         assert bank.encoded == n
 
 def test_a_fingerprint_does_not_depend_on_batch_mates_or_strides():
     x = torch.rand(9, 3, 28, 28, generator=torch.Generator().manual_seed(0))
-    together = S._fingerprint(x)
-    for other in (torch.cat([S._fingerprint(x[i:i+1]) for i in range(9)]), S._fingerprint(x.contiguous(memory_format=torch.channels_last)), S._fingerprint(x.double()).float(),
-                  S._fingerprint((x-.48)/.23*.23+.48)):
+    together = _fingerprint(x)
+    for other in (torch.cat([_fingerprint(x[i:i+1]) for i in range(9)]), _fingerprint(x.contiguous(memory_format=torch.channels_last)), _fingerprint(x.double()).float(),
+                  _fingerprint((x-.48)/.23*.23+.48)):
         torch.testing.assert_close(other, together, rtol=0, atol=1e-6)
 
 def test_a_bank_changes_nothing_but_the_start():
     ae, model, x, y = made()
     for kwargs in (dict(warm=True), dict(warm=False)):
-        bank = S.LatentBank(**kwargs)
+        bank = LatentBank(**kwargs)
         for _ in range(1 if kwargs['warm'] else 3):
             syn = Synthesizer(ae, T=3, gate=.5)(model, x, y, index=torch.arange(4), bank=bank)
             assert torch.equal(syn.z, Synthesizer(ae, T=3, gate=.5)(model, x, y).z)
@@ -822,7 +825,7 @@ def test_autocast_is_afterwards_as_before(error, outer):
 @tasks
 def test_all_of_it_in_float64(task):
     ae, model, x, y = made(task, dtype=torch.float64)
-    judge, bank, engine = made(task, seed=9, dtype=torch.float64)[1], S.LatentBank(), Synthesizer(ae, T=4, steps=1, jitter=.2, multilabel=TASKS[task][2], gate=.5)
+    judge, bank, engine = made(task, seed=9, dtype=torch.float64)[1], LatentBank(), Synthesizer(ae, T=4, steps=1, jitter=.2, multilabel=TASKS[task][2], gate=.5)
     for _ in range(2): syn = engine.measure(model, engine(model, x, y, index=torch.arange(4), judge=judge, bank=bank))
     assert {getattr(syn, f.name).dtype for f in fields(Synthetic) if f.name not in ('y','index')} == {torch.float64}
 
@@ -844,14 +847,14 @@ def test_picked_images_bring_all_they_have(i):
 def test_the_same_image_twice_in_a_batch_augmented_differently():
     ae, model, x, y = made()
     x,y,i = torch.cat([x, x[:1].flip(-1)]), torch.cat([y, y[:1]]), torch.tensor([0,1,2,3,0])
-    syn = Synthesizer(ae, T=3, steps=1, gate=.5)(model, x, y, index=i, bank=S.LatentBank())
+    syn = Synthesizer(ae, T=3, steps=1, gate=.5)(model, x, y, index=i, bank=LatentBank())
     torch.testing.assert_close(syn.z0, encoded(ae, x), rtol=1e-5, atol=1e-6)
 
 @pytest.mark.parametrize('steps', [1, 2])
 def test_a_remembered_start_outside_the_ball_is_not_used(steps):
     "Be it of a wider ball, or of another image of the same source"
     ae, model, x, y = made()
-    i,bank,narrow = torch.arange(4), S.LatentBank(), Synthesizer(ae, T=3, steps=steps, radius=.1, gate=.5)
+    i,bank,narrow = torch.arange(4), LatentBank(), Synthesizer(ae, T=3, steps=steps, radius=.1, gate=.5)
     far = Synthesizer(ae, T=3, steps=2, radius=2., step=1., gate=.5)(model, x, y, index=i, bank=bank)
     assert (far.distance_latent > .5).all()
     syn = narrow(model, x, y, index=i, bank=bank)
@@ -859,7 +862,7 @@ def test_a_remembered_start_outside_the_ball_is_not_used(steps):
 
 def test_a_bank_needs_to_know_which_image_it_is():
     ae, model, x, y = made()
-    with pytest.raises(InputError, match='a bank is given, but no index'): Synthesizer(ae, T=3)(model, x, y, bank=S.LatentBank())
+    with pytest.raises(InputError, match='a bank is given, but no index'): Synthesizer(ae, T=3)(model, x, y, bank=LatentBank())
     assert Synthesizer(ae, T=3)(model, x, y, index=[7,5,3,1]).table().source_index.tolist() == [7,5,3,1]
 
 @pytest.mark.parametrize('dtype', [torch.uint8, torch.int32, torch.bool])
@@ -874,7 +877,7 @@ def test_class_numbers_of_any_whole_type(dtype):
 def test_fingerprints_at_other_sizes(change, size, ch):
     g = torch.Generator().manual_seed(0)
     x = (F.avg_pool2d(torch.rand(20, ch, size+4, size+4, generator=g), 5, 1)*253).round()/255+1/255
-    assert ((S._fingerprint(x)-S._fingerprint(CHANGES[change](x))).abs() > 1e-4).any(1).all()
+    assert ((_fingerprint(x)-_fingerprint(CHANGES[change](x))).abs() > 1e-4).any(1).all()
 
 def test_picking_nothing():
     ae, model, x, y = made()
@@ -886,5 +889,5 @@ def test_impossible_gates_are_refused(gate):
 
 @pytest.mark.parametrize('values', [[0.,.5,1.], [-1.,0.,1.], [0.,1.,2.]], ids=str)
 def test_several_labels_are_zeros_and_ones(values):
-    with pytest.raises(InputError, match=r'values from .* expected float zeros and ones, nothing between, of shape \(3, 1\)'): S.check_labels(torch.zeros(2, 3, 1), torch.tensor(values)[:,None], True)
-    S.check_labels(torch.zeros(2, 3, 1), torch.tensor([[0.],[1.],[1.]]), True)
+    with pytest.raises(InputError, match=r'values from .* expected float zeros and ones, nothing between, of shape \(3, 1\)'): check_targets(torch.zeros(2, 3, 1), torch.tensor(values)[:,None], True)
+    check_targets(torch.zeros(2, 3, 1), torch.tensor([[0.],[1.],[1.]]), True)

@@ -107,7 +107,7 @@ def default_out(dataset='phantom', subset=None, size=28, objective='mi', seed=0,
 
 # %% ../nbs/cli.ipynb #d38df099
 def _run(root=None, out=None, **config):
-    from tsynd.experiment import RunConfig, run
+    from tsynd.experiments import RunConfig, run
     from tsynd.report import NOTHING, write_report
     out = Path(out) if out else default_out(**config)
     result = run(RunConfig(**config), out, root, progress=True, finish=write_report)
@@ -118,8 +118,8 @@ def _run(root=None, out=None, **config):
 
 # %% ../nbs/cli.ipynb #bc7c1338
 def _study(config, out, root, jobs, dry_run):
-    from tsynd.data import check_range
-    from tsynd.study import cells, estimate, read_config, run_study
+    from tsynd.core import check_range
+    from tsynd.experiments import cells, estimate, read_config, run_study
     check_range('jobs', jobs, lo=1, integer=True)
     c = read_config(config)
     if dry_run: return _forecast(cells(c), estimate(c, root), jobs)
@@ -190,7 +190,7 @@ def main(argv=None # default: the command line
         print(f"tsynd: interrupted; {str(e) or 'nothing was written'}", file=sys.stderr)
         return 130
     except ValueError as e:
-        from tsynd.data import InputError
+        from tsynd.core import InputError
         if not isinstance(e, InputError): raise
         print(f'tsynd: {e}', file=sys.stderr)
         return 2

@@ -516,11 +516,11 @@ def what_html(run)->str:
     return markup(cards, _card('Configuration', _dl(config), kind='card config'), _card('Versions', known['Versions'], kind='card config'))
 
 # %% ../nbs/10_report.ipynb #1b37b278
-PYTHON = Template('''from tsynd.experiment import RunConfig, run
+PYTHON = Template('''from tsynd.experiments import RunConfig, run
 ${mine}result = run(RunConfig($args), out='runs/mine'$given)
 
 # or the pieces, in a training loop of your own (exactly the numbers of this page come from the lines above, from the same files):
-from tsynd.autoencoder import $make
+from tsynd.models import $make
 from tsynd.targeting.callback import TSynD
 from tsynd.models.classifier import make_classifier
 from tsynd.data.loaders import image_dls

@@ -28,7 +28,7 @@ from .report import Plot, _card, _chips, _dl, _group, _n, _points, _row, _table,
 from .experiments.statistics import (
     averages, BETTER, class_profile, differences, headline, in_order, pairs, smallest_p,
     stored_predictions, t_interval, tidy)
-from .experiments.records import read_study, records, Study
+from .experiments.record import read_study, records, Study
 
 # %% ../nbs/10a_study_report.ipynb #32eb1931
 @dataclass

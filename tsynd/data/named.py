@@ -12,7 +12,7 @@ from pathlib import Path
 from ..core.errors import InputError
 from .files import load_npz
 from .images import ImageData
-from .phantom import phantom
+from .phantoms import phantom
 
 # %% ../../nbs/data/03_named.ipynb #af1ce5c9
 def medmnist_info()->dict: # facts by data set name

@@ -20,7 +20,7 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
                          'check_machine', 'make_arm', 'to_toml'],
     cell=['Cell', 'cells', 'cell_data', 'Busy', 'group_autoencoder', 'cpu_time', 'fit_steps', 'Witness',
            'epochs_of', 'train_cell', 'measure_cell', 'corrupted'],
-    records=['KEYS', 'FACTS', 'write_whole', 'append', 'records', 'pack_probabilities',
+    record=['KEYS', 'FACTS', 'write_whole', 'append', 'records', 'pack_probabilities',
              'unpack_probabilities', 'code', 'Study', 'read_study'],
     study=['GROW', 'run_cell', 'work', 'run_study'],
     forecast=['estimate'],

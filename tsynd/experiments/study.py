@@ -18,7 +18,7 @@ from ..core.errors import check_range, InputError
 from .cell import (
     Busy, Cell, cell_data, cells, cpu_time, group_autoencoder, measure_cell, train_cell)
 from .experiment import versions
-from .records import append, code, pack_probabilities, read_study, records, write_whole
+from .record import append, code, pack_probabilities, read_study, records, write_whole
 from .study_configuration import (
     check_config, check_machine, read_config, StudyConfig, to_toml)
 
@@ -105,7 +105,7 @@ def run_study(c:StudyConfig,
     check_range('jobs', jobs, lo=1, integer=True); check_machine(check_config(c))
     folder = _open(c, Path(folder))
     run = f'{os.getpid()}-{time.time():.0f}'
-    call = f'from tsynd.study import _worker; _worker({str(folder)!r}, {root and str(root)!r}, {os.getpid()}, {run!r})'
+    call = f'from tsynd.experiments.study import _worker; _worker({str(folder)!r}, {root and str(root)!r}, {os.getpid()}, {run!r})'
     env = dict(os.environ, OMP_NUM_THREADS='1')
     workers = [subprocess.Popen([sys.executable, '-W', 'ignore', '-c', call], env=env) for _ in range(min(jobs, len(_todo(c, folder, run))))]
     try: _watch(c, folder, workers, run, progress)

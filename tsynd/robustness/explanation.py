@@ -19,7 +19,7 @@ from torch import nn, Tensor
 from ..core.errors import check_range, InputError
 from ..core.figures import TYPE_SIZE
 from ..core.seeds import image_seeds, streams
-from ..data.phantom import FACTORS, render_phantom
+from ..data.phantoms import FACTORS, render_phantom
 from ..models.autoencoder import Autoencoder
 from ..models.prediction import device_of, frozen, predict
 from ..targeting.ascent import ascend
