@@ -10,24 +10,20 @@ from nbdev.test import nb_test_cells
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = Path(sys.executable).parent
-NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb')) + sorted((ROOT/'nbs').glob('tutorials/*.ipynb'))
-CHAPTERS = [f for f in NOTEBOOKS if f.parent.name == 'nbs' and re.match(r'\d\d[a-z]?_', f.name)]
-TEXTS = [f for pattern in ('*.md', '*.ini', '*.toml', '*.cff', '.gitignore', '.ci/**/*', '.github/**/*', 'nbs/pages/*', 'tsynd/*.py', 'tests/*.py')
+NOTEBOOKS = sorted(f for f in (ROOT/'nbs').rglob('*.ipynb') if not any(p[0] in '._' for p in f.relative_to(ROOT).parts))
+CHAPTERS = [f for f in NOTEBOOKS if f.parent.name not in ('tutorials', 'evidence') and re.match(r'\d\d_', f.name)]
+TEXTS = [f for pattern in ('*.md', '*.ini', '*.toml', '*.cff', '.gitignore', '.ci/**/*', '.github/**/*', 'nbs/pages/*', 'tsynd/**/*.py', 'tests/*.py')
          for f in sorted(ROOT.glob(pattern)) if f.is_file() and '__pycache__' not in f.parts]
 MACHINE = re.compile(r'(?<![\w./+])(?:/(?:root|home|Users|work|tmp|mnt|opt|private)/|[A-Z]:\\\\?Users)')
 DEFINITION = re.compile(r'^(?:@|def |class |async def )', re.M)
 
-notebooks = pytest.mark.parametrize('nb', NOTEBOOKS, ids=lambda f: f.stem)
+notebooks = pytest.mark.parametrize('nb', NOTEBOOKS, ids=lambda f: f.relative_to(ROOT/'nbs').as_posix())
 remakes = pytest.mark.xdist_group('remade')  # one worker makes the copy, for all tests that need it
 
 
 def code(nb): return [c for c in read_nb(nb).cells if c.cell_type == 'code' and c.source.strip()]
 
-def where(nb, cell): return f'{nb.name} cell {cell.id}: {cell.source[:60]!r}'
-
-def number(nb): return nb.stem.split('_')[0]   # 06, then 06a, then 07
-
-def module(nb): return nb.stem.split('_', 1)[1]
+def where(nb, cell): return f'{nb.parent.name}/{nb.name} cell {cell.id}: {cell.source[:60]!r}'
 
 
 @pytest.fixture(scope='module')
@@ -69,7 +65,7 @@ def test_settings_and_pyproject_agree():
         authors=[dict(name=ini['author'], email=ini['author_email'])], license=licences[ini['license']],
         python=f">={ini['min_python']}", requirements=ini['requirements'].split(), dev=ini['dev_requirements'].split(),
         scripts=dict(s.split('=') for s in ini['console_scripts'].split()), repository=ini['git_url'],
-        paths={k: ini[k] for k in ('nbs_path', 'lib_path', 'doc_path', 'branch')}, packages=[ini['lib_path']],
+        paths={k: ini[k] for k in ('nbs_path', 'lib_path', 'doc_path', 'branch')}, packages=[ini['lib_path'] + '*'],
         index={ini['lib_path']: f"{ini['lib_path']}._modidx:d"}, version=f"{ini['lib_path']}.__version__")
     repeated = dict(name=project['name'], description=project['description'], keywords=project['keywords'],
         authors=project['authors'], license=project['license'],
@@ -88,7 +84,7 @@ def test_settings_and_pyproject_agree():
 
 @remakes
 def test_modules_are_what_the_notebooks_export(remade):
-    def made(root): return {f.relative_to(root).as_posix(): f.read_bytes() for p in ('tsynd/*.py', 'nbs/llms.txt') for f in root.glob(p)}
+    def made(root): return {f.relative_to(root).as_posix(): f.read_bytes() for p in ('tsynd/**/*.py', 'nbs/llms.txt') for f in root.glob(p)}
     here, again = made(ROOT), made(remade)
     assert sorted(here) == sorted(again), 'a module without a notebook, or a notebook that was not exported'
     assert [f for f in here if here[f] != again[f]] == [], 'run nbdev-export'
@@ -121,18 +117,8 @@ def test_readme_can_be_followed():
 
 # Notebooks one can read from top to bottom
 
-WITHOUT_MODULE = {'12_speed.ipynb', '13_hole.ipynb'}   # only show what was measured
-
-def test_chapters_are_numbered_and_named_like_their_modules():
-    assert [number(f) for f in CHAPTERS][:6] == ['00', '01', '02', '03', '04', '05'] and ROOT/'nbs'/'index.ipynb' in NOTEBOOKS
-    assert len({number(f) for f in CHAPTERS}) == len(CHAPTERS)
-    exported = {f.name: re.search(r'^#\|\s*default_exp\s+(\S+)', code(f)[0].source, re.M) for f in CHAPTERS}
-    assert {f: m[1] for f, m in exported.items() if m} == {f.name: module(f) for f in CHAPTERS if f.name not in WITHOUT_MODULE}
-    assert not any(re.search(r'^#\|\s*export', c.source, re.M) for f in CHAPTERS if f.name in WITHOUT_MODULE for c in code(f))
-
-
-@pytest.mark.parametrize('nb', [f for f in CHAPTERS if number(f) <= '05'], ids=lambda f: f.stem)
-def test_no_cell_of_the_first_chapters_is_skipped(nb):
+@pytest.mark.parametrize('nb', CHAPTERS, ids=lambda f: f.stem)
+def test_no_cell_of_a_chapter_is_skipped(nb):
     "nbdev itself says which cells it would run"
     run = {c.id for c in nb_test_cells(nb, skip_flags=get_config(ROOT).tst_flags.split())}
     assert [where(nb, c) for c in code(nb) if c.id not in run] == []
@@ -213,13 +199,7 @@ def imported(tree, top_only=False):
             else: yield re.sub(r'^tsynd\.', '.', name)
 
 
-def modules(): return {f.stem: ast.parse(f.read_text(encoding='utf-8')) for f in ROOT.glob('tsynd/*.py') if f.stem[0] != '_'}
-
-
-def test_modules_import_only_earlier_ones():
-    chapter = {module(f): number(f) for f in CHAPTERS}
-    found = [(name, other[1:].split('.')[0]) for name, tree in modules().items() for other in imported(tree) if other[0] == '.']
-    assert [f'{a} imports {b}' for a, b in found if b in chapter and chapter[b] >= chapter[a]] == []
+def modules(): return {f.stem: ast.parse(f.read_text(encoding='utf-8')) for f in ROOT.glob('tsynd/**/*.py') if f.stem[0] != '_'}
 
 
 def test_what_modules_import_is_required():
@@ -273,9 +253,9 @@ def test_workflow_is_valid_and_calls_what_exists(file):
     assert all('timeout-minutes' in job and ('run' in s) != ('uses' in s) for job in flow['jobs'].values() for s in job['steps'])
 
 
-def test_every_chapter_is_in_the_readme():
+def test_every_part_is_in_the_readme():
     text = (ROOT/'README.md').read_text(encoding='utf-8')
-    assert [f.name for f in CHAPTERS if f'](nbs/{f.name})' not in text] == []
+    assert [p for p in sorted({f.parent.name for f in CHAPTERS}) if f'](nbs/{p}/index.ipynb)' not in text] == []
 
 
 def test_site_is_published_by_the_command_that_is_tested():

@@ -46,7 +46,7 @@ class StudyConfig:
     attack_n: int = 200          # of them to attack and to corrupt, stratified
     eps: list[float] = field(default_factory=lambda: [1, 2, 4, 8]) # of PGD, in grey values of 255
     pgd_steps: int = 20
-    corruptions: list[str] = None # default: those that chapter 06a lists for the data set
+    corruptions: list[str] = None # default: those that the chapter on corruptions lists for the data set
     device: str = 'cpu'          # or cuda
 
 # %% ../../nbs/experiments/04_study_configuration.ipynb #91a210fc
