@@ -265,8 +265,15 @@ def test_site_is_published_by_the_command_that_is_tested():
     assert "ROOT/'.ci'/'site.py'" in (ROOT/'tests'/'test_site.py').read_text(encoding='utf-8')
 
 
-def test_workflow_tests_every_supported_python():
-    flow = yaml.safe_load((ROOT/'.github'/'workflows'/'ci.yml').read_text(encoding='utf-8'))
-    versions = flow['jobs']['test']['strategy']['matrix']['python']
+def test_workflows_run_all_tests_on_the_oldest_python_too():
+    jobs = yaml.safe_load((ROOT/'.github'/'workflows'/'ci.yml').read_text(encoding='utf-8'))['jobs']
+    versions = jobs['tests']['strategy']['matrix']['python']
     assert all(isinstance(v, str) for v in versions) and versions[0] == get_config(ROOT).min_python
-    assert '.ci/run' in [s.get('run') for s in flow['jobs']['test']['steps']]
+    run = [s['run'] for job in jobs.values() for s in job['steps'] if 'run' in s]
+    assert any(r.startswith('nbdev-test') for r in run) and 'pytest tests/test_site.py' in run and 'ruff check' in run
+    assert 'pytest -n 2 --ignore=tests/test_site.py' in run     # the rest, whatever it is
+
+
+def test_lint():
+    done = subprocess.run([SCRIPTS/'ruff', 'check', '--output-format', 'concise'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
