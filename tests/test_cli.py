@@ -368,7 +368,7 @@ def test_a_folder_that_is_empty_or_new_is_filled(taken, out):
 # Whatever happens in the middle, nothing is left
 
 MIDDLE = ['tsynd.experiment.load_data', 'tsynd.experiment.train_autoencoder', 'tsynd.autoencoder.Autoencoder.measure_sigma', 'tsynd.synthesis.Synthesizer.measure',
-          'tsynd.experiment.robustness_table', 'tsynd.experiment.save_npz', 'tsynd.report.gallery_plot', 'os.replace']
+          'tsynd.experiment.robustness_table', 'tsynd.experiment.save_npz', 'tsynd.reports.run.gallery_plot', 'os.replace']
 
 @pytest.mark.xdist_group('middle')
 @pytest.mark.parametrize('point', MIDDLE)

@@ -23,7 +23,8 @@ from tsynd.classifier import load_classifier, mc_logits
 from tsynd.cli import main
 from tsynd.data import InputError, image_dls, load_data, load_npz, phantom, subset
 from tsynd.experiment import BatchOrder, RunConfig, has_bf16, precision, prepare_data, resolve, run, train_arm
-from tsynd.report import python_lines, read_run, write_report
+from tsynd.reports import read_run, write_report
+from tsynd.reports.run_python import python_lines
 from tsynd.robustness import attack_loss, pgd
 from tsynd.synthesis import OBJECTIVES, synthesize
 
@@ -346,7 +347,7 @@ def test_uncertainty_on_chestmnist_is_a_sum_over_labels(chest):
 @chests
 def test_report_of_chestmnist_speaks_of_labels(chest):
     assert '14 × ln 2' in Page((chest.folder/'report.html').read_text(encoding='utf-8')).text
-    assert 'BCEWithLogitsLoss' in python_lines(chest.m['config'], read_run(chest.folder).multilabel)
+    assert 'BCEWithLogitsLoss' in python_lines(chest.m['config'], read_run(chest.folder).task)
 
 
 # Numbers that are not defined

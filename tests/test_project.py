@@ -162,7 +162,7 @@ def test_outputs_are_saved(nb):
 def test_pictures_have_one_font_size():
     "That of nbs/matplotlibrc, in the figures of reports too"
     from matplotlib import rc_params_from_file, rcParams
-    from tsynd.report import figure_style
+    from tsynd.reports import figure_style
     book = rc_params_from_file(ROOT/'nbs'/'matplotlibrc', use_default_template=False)
     with figure_style():
         for k in ('font.size', 'axes.titlesize', 'legend.fontsize'): assert rcParams[k] == book[k] == book['font.size']

@@ -85,7 +85,7 @@ import torch
 
 from tsynd.statistics import HEADLINE
 from tsynd.study import Cell, StudyConfig, cell_data, read_config, read_study, to_toml, train_cell
-from tsynd.study_report import PROTOCOL
+from tsynd.reports.study_tables import PROTOCOL
 
 HERE = Path(__file__).parent
 BOTH = ['breastmnist', 'pneumoniamnist']

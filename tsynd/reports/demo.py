@@ -59,13 +59,13 @@ def _arms():
                 trace=trace, synthetic_images=4032)
     return dict(baseline=baseline, tsynd=ours)
 
-# %% ../../nbs/reports/03_demo.ipynb #3dac5f2c
+# %% ../../nbs/reports/03_demo.ipynb #c6f1c776
 def _metrics(objective):
     config = dict(dataset='phantom', subset=100, size=28, objective=objective, epochs=20, bs=32, lr=.002,
                   seed=0, T=16, steps=3, radius=.3, weight=1., model='small_resnet')
     data = dict(name='phantom', task='binary-class', classes=['benign', 'malignant'], shape=[1,28,28],
-                train=100, val=100, test=500, attacked=256, md5='0f343b0931126a20f133d67c2b018a3b', licence='CC0',
-                source='tsynd phantom')
+                train=100, val=100, test=500, attacked=256, md5='0f343b0931126a20f133d67c2b018a3b',
+                licence='CC0', source='tsynd phantom')
     autoencoder = dict(latent_shape=[4,7,7], compression=.25, psnr=24.1, ssim=.78, psnr_train=25., steps=400)
     timing = dict(autoencoder=12.3, baseline=10.1, tsynd=24.2, evaluation=9., total=55.6)
     return dict(config=config, data=data, conditions=list(CONDITIONS), arms=_arms(), autoencoder=autoencoder,

@@ -18,14 +18,14 @@ from ..data import InputError
 from .figures import PALETTE, Plot, figure_style
 from .words import fixed, signed_difference, signed_points
 
-# %% ../../nbs/reports/02_page.ipynb #fbf2817d
+# %% ../../nbs/reports/02_page.ipynb #49029042
 @cache
 def templates()->Environment:
     "The templates of the reports, with the filters that print numbers"
     env = Environment(loader=PackageLoader('tsynd.reports'), autoescape=select_autoescape(['html']),
                       undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     env.filters |= dict(fixed=fixed, points=signed_points, difference=signed_difference)
-    env.tests['nan'] = math.isnan
+    env.tests |= dict(nan=math.isnan, loss=lambda v: signed_difference(v).startswith('−'))
     return env
 
 def render(template:str, # its file name
@@ -69,9 +69,9 @@ def figure_html(plot:Plot, # drawn for a light page
     return render('figure.html', plot=plot, light=_drawing(plot, dpi), dark=_drawing(dark, dpi),
                   width=width, height=height)
 
-# %% ../../nbs/reports/02_page.ipynb #c9521a04
+# %% ../../nbs/reports/02_page.ipynb #72a52303
 def write_page(folder:Path,         # exists
-               html:str,            # the page
+               page,                # gives its HTML, once the pictures are there to be linked to
                pictures:dict=None,  # file names in figures/ to `Plot`s
                what:str='run folder'# that cannot be written to, for the message
               )->Path:              # of report.html
@@ -81,7 +81,7 @@ def write_page(folder:Path,         # exists
         if pictures: (folder/'figures').mkdir(exist_ok=True)
         for name, plot in (pictures or {}).items():
             (folder/'figures'/f'{name}.png').write_bytes(plot.png(200))
-        part.write_text(html, encoding='utf-8', errors='xmlcharrefreplace')
+        part.write_text(page(), encoding='utf-8', errors='xmlcharrefreplace')
         return part.replace(path)
     except OSError as e:
         with suppress(OSError): part.unlink(missing_ok=True)

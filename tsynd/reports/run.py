@@ -30,11 +30,11 @@ def result_html(run:RunFolder)->Markup:
     undefined = bool(table[['baseline', 'tsynd']].isna().any(axis=None))
     return render('run_result.html', label=run.label, groups=groups, undefined=undefined)
 
-# %% ../../nbs/reports/09_run.ipynb #99fd4408
+# %% ../../nbs/reports/09_run.ipynb #5c13b4e1
 def _times(shape): return '×'.join(map(str, shape)) if isinstance(shape, (list, tuple)) else str(shape)
 
 def _data_facts(d):
-    sizes = ' · '.join(str(d.get(k, '–')) for k in ('train', 'val', 'test'))
+    sizes = ' · '.join(str(d.get(k) or '–') for k in ('train', 'val', 'test'))
     classes = ', '.join(map(str, d.get('classes', [])))
     return [('name', d.get('name')), ('task', d.get('task')), ('classes', classes),
             ('images', _times(d.get('shape', ()))), ('training · validation · test', sizes),
@@ -47,7 +47,7 @@ def _autoencoder_facts(a):
             ('PSNR, training images', f"{fixed(a.get('psnr_train'), 1)} dB"),
             ('SSIM, held-out images', fixed(a.get('ssim'))), ('updates', a.get('steps') or 'loaded')]
 
-# %% ../../nbs/reports/09_run.ipynb #d1bbba60
+# %% ../../nbs/reports/09_run.ipynb #5d3088f6
 AIMS = dict(mi='mutual information', entropy='entropy', cross_entropy='cross-entropy', random='a random step',
             reconstruction='reconstruction only')
 
@@ -55,7 +55,7 @@ def _short_facts(run):
     c, d = run.m['config'], run.m['data']
     return [('objective', AIMS.get(run.objective, run.objective)), ('seed', c.get('seed', '–')),
             ('epochs', c.get('epochs', '–')), ('classifier', c.get('model', '–')),
-            ('images', _times(d.get('shape', ()))), ('test images', d.get('test', '–'))]
+            ('images', _times(d.get('shape', ()))), ('test images', d.get('test') or '–')]
 
 def run_facts_html(run:RunFolder)->Markup:
     "The section on what was run"
@@ -97,7 +97,7 @@ def reading_html(run:RunFolder)->Markup:
     return render('run_reading.html', label=run.label, objective=run.objective, limit=limit,
                   aim=AIMS.get(run.objective, run.objective), gate=run.m['config'].get('gate'))
 
-# %% ../../nbs/reports/09_run.ipynb #dde2fc69
+# %% ../../nbs/reports/09_run.ipynb #c5d70edd
 RUN_PLOTS = dict(mi_images=scatter_plot, mi_training=trace_plot, robustness=robustness_plot,
                  training=training_plot)
 
@@ -114,15 +114,15 @@ def run_html(run:RunFolder,
     figures = [figure_html(p, RUN_PLOTS[k](run, dark=True)) for k, p in plots.items() if p]
     return render('run.html', run=run, style=style_sheet('run.css'), heading=_heading(run),
                   finding=run_finding(run), summary=summary_html(run), result=result_html(run),
-                  gallery=gallery_html(run), figures=figures, reading=reading_html(run), facts=run_facts_html(run),
-                  files=files_html(run), python=python_lines(run.m['config'], run.task),
-                  versions=run.m.get('versions') or {})
+                  gallery=gallery_html(run), figures=figures, reading=reading_html(run),
+                  facts=run_facts_html(run), files=files_html(run),
+                  python=python_lines(run.m['config'], run.task), versions=run.m.get('versions') or {})
 
-# %% ../../nbs/reports/09_run.ipynb #358c07b2
+# %% ../../nbs/reports/09_run.ipynb #9ca60eec
 def write_report(folder:str|Path # a run folder
                 )->Path:         # of report.html
     "Write report.html and its figures into a run folder; raises `InputError`"
     run = read_run(folder)
     plots = {k: draw(run) for k, draw in RUN_PLOTS.items()}
     pictures = {k: p for k, p in (plots | dict(gallery=gallery_plot(run))).items() if p}
-    return write_page(run.folder, run_html(run, plots), pictures)
+    return write_page(run.folder, lambda: run_html(run, plots), pictures)

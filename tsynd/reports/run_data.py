@@ -141,9 +141,9 @@ def key_comparisons(run:RunFolder
     auc, balanced = (table.metric == RUN_MEASURES[k] for k in ('auc', 'balanced_accuracy'))
     return table[table.condition.isin(keep) & (balanced | auc & (table.condition == 'clean'))].dropna()
 
-# %% ../../nbs/reports/04_run_data.ipynb #d9fe035d
-NOTHING = ('TSynD made no image in this run, as no batch was due after the warm-up, so both arms are the same '
-           'training. Train longer (--epochs), or synthesise more often (--every 1, --warmup 0).')
+# %% ../../nbs/reports/04_run_data.ipynb #85caf660
+NOTHING = ('TSynD made no image in this run, as no batch was due after the warm-up, so both arms are '
+           'the same training. Train longer (--epochs), or synthesise more often (--every 1, --warmup 0).')
 
 def nothing_to_tell(run:RunFolder)->str: # empty where there is something
     "Why the numbers of a run say nothing"
@@ -171,7 +171,7 @@ def run_finding(run:RunFolder)->str:
     listed = f"{', '.join(parts)}{' and ' if parts else ''}{last}"
     return f'In this run, {run.label} was {listed}, compared with the baseline.'
 
-# %% ../../nbs/reports/04_run_data.ipynb #86ed85b7
+# %% ../../nbs/reports/04_run_data.ipynb #1fa10651
 def run_caution(run:RunFolder)->str:
     "What one run cannot say"
     points, n = compare_arms(run).points.dropna(), finite(run.m['data'].get('test'))
@@ -179,4 +179,5 @@ def run_caution(run:RunFolder)->str:
     share = f"{100/n:.2g} point{'s'*(n != 100)} of accuracy" if n > 0 else ''
     grain = f' One of the {n:.0f} test images is {share}.' if n > 0 else ''
     return (f"Of {len(points)} comparisons {up} came out better, {down} worse and {equal} equal. "
-            f"One run with one seed is no evidence: another seed can turn a difference of a few points round.{grain}")
+            "One run with one seed is no evidence: another seed can turn a difference of a few points round."
+            f"{grain}")

@@ -44,11 +44,11 @@ def gallery_images(run:RunFolder # with synthetic images
     change, top = image_change(run, idx)
     return run.rows.iloc[idx], {k: v[idx] for k, v in run.images.items()} | dict(difference=change), top
 
-# %% ../../nbs/reports/06_run_gallery.ipynb #7f4afcd4
+# %% ../../nbs/reports/06_run_gallery.ipynb #6fd67abc
 def _words(run, n, top):
     "Caption and description"
-    how = (f"{n} of the {len(run.rows)} synthetic images of the last epoch, at evenly spaced quantiles of the "
-           "gain in MI, from the largest gain (left) to the smallest (right); nobody chose them.")
+    how = (f"{n} of the {len(run.rows)} synthetic images of the last epoch, at evenly spaced quantiles "
+           "of the gain in MI, from the largest gain (left) to the smallest (right); nobody chose them.")
     still = (' With this objective nothing moves after the reconstruction, '
              'so the last two rows show no change.')
     colours = (" Difference: orange where the targeted image is brighter than the reconstruction, "

@@ -12,11 +12,12 @@ from .page import render
 from .run_data import RunFolder, comparison_words, key_comparisons, nothing_to_tell, run_caution
 from .words import capital, finite, fixed, parse_attack, under
 
-# %% ../../nbs/reports/08_run_summary.ipynb #fc674224
+# %% ../../nbs/reports/08_run_summary.ipynb #74397494
 MADE = dict(
-    mi='each a real image, changed a little until the classifier’s answers to it contradict one another more',
-    entropy='each a real image, changed a little until the classifier is less sure about it',
-    cross_entropy='each a real image, changed a little until the classifier is more wrong about it',
+    mi='each a real image, changed a little so that the classifier’s answers to it contradict one another '
+       'more (that contradiction is measured as mutual information, MI)',
+    entropy='each a real image, changed a little so that the classifier is less sure about it',
+    cross_entropy='each a real image, changed a little so that the classifier is more wrong about it',
     random='each a real image, changed a little at random',
     reconstruction='each a real image that an autoencoder has packed and unpacked, and nothing else')
 
@@ -51,12 +52,12 @@ def term_notes(run:RunFolder)->list: # of (term, meaning)
     point = ('A point', 'a hundredth of the scale from 0 to 1')
     return [point, *_measure_notes(set(table.metric)), *conditions]
 
-# %% ../../nbs/reports/08_run_summary.ipynb #f352741e
+# %% ../../nbs/reports/08_run_summary.ipynb #0732d93e
 def _direction(points):
     if (points > 0).all(): return 'did better'
     if (points < 0).all(): return 'did worse'
     if (points == 0).all(): return 'did equally well'
-    return 'did better by some measures and not by others' if (points > 0).any() else 'did worse by some measures'
+    return 'did better by some measures and not by others' if (points > 0).any() else 'did worse in part'
 
 def _guessing(run, table):
     "Conditions under which neither classifier is better than chance"
