@@ -52,12 +52,14 @@ def term_notes(run:RunFolder)->list: # of (term, meaning)
     point = ('A point', 'a hundredth of the scale from 0 to 1')
     return [point, *_measure_notes(set(table.metric)), *conditions]
 
-# %% ../../nbs/reports/08_run_summary.ipynb #0732d93e
+# %% ../../nbs/reports/08_run_summary.ipynb #0276de7d
 def _direction(points):
-    if (points > 0).all(): return 'did better'
-    if (points < 0).all(): return 'did worse'
-    if (points == 0).all(): return 'did equally well'
-    return 'did better by some measures and not by others' if (points > 0).any() else 'did worse in part'
+    "Of differences, in words; empty where there are none"
+    up, down = (points > 0).any(), (points < 0).any()
+    if not len(points): return ''
+    if up and down: return 'did better by some measures and worse by others'
+    if not up and not down: return 'did equally well'
+    return 'did better' if up else 'did worse'
 
 def _guessing(run, table):
     "Conditions under which neither classifier is better than chance"
@@ -69,13 +71,14 @@ def meaning(run:RunFolder)->str: # empty where the numbers tell nothing
     "The direction of the result, in words"
     table = key_comparisons(run)
     if nothing_to_tell(run): return ''
-    clean, changed = (table.points[(table.condition == 'clean') == c] for c in (True, False))
-    parts = [f'{_direction(points)} on {where}' for points, where in
-             ((clean, 'the test images as they are'), (changed, 'changed ones')) if len(points)]
+    clean, changed = (_direction(table.points[(table.condition == 'clean') == c]) for c in (True, False))
+    said = [f'{clean} on the test images as they are', f'{changed} on changed ones']
+    if clean == changed: said = [f'{clean}, on the test images as they are and on changed ones']
+    said = ', and '.join(s for s in said if s[0] != ' ')
     low = [capital(under(c)) for c in _guessing(run, table)]
     guess = ''.join(f' {where} both classifiers are no better than guessing, so that their order there says '
                     'little.' for where in low)
-    return f"With the synthetic images, the classifier of this run {', and '.join(parts)}.{guess}"
+    return f"With the synthetic images, the classifier of this run {said}.{guess}"
 
 # %% ../../nbs/reports/08_run_summary.ipynb #8f564c52
 def summary_html(run:RunFolder)->Markup:

@@ -117,7 +117,7 @@ def study_finding(f:Findings)->str:
     answers = [_answer(r, v) for r, v, same in zip(f.head.itertuples(), said, first) if same]
     return f"{count} {'; '.join(answers)}."
 
-# %% ../../nbs/reports/10_study_data.ipynb #53a36b24
+# %% ../../nbs/reports/10_study_data.ipynb #6a980e66
 def _unfinished(f):
     c, status = f.study.config, f.study.cells.status
     done, failed = (status == 'done').sum(), (status == 'failed').sum()
@@ -137,5 +137,5 @@ def study_caution(f:Findings)->str:
     in_tables = [r for r in f.diffs.itertuples() if (r.condition, r.measure) in columns]
     lost = sum(is_loss(r.difference, r.measure) for r in in_tables)
     return (f'{_unfinished(f)}{_out_of_reach(f)}Of {len(in_tables)} mean differences to {f.baseline} in the '
-            f'tables below {lost} are losses, and marked ▾. Seeds redraw subset and training, not the test images, '
-            'the scanner or the hospital.')
+            f'tables below {lost} are losses, and marked ▾. Seeds redraw subset and training, not the test '
+            'images, the scanner or the hospital.')
