@@ -54,7 +54,7 @@ def _legend(fig, styles):
     columns = 2 if max(len(a) for a in styles) > 14 else 3
     fig.legend(handles=handles, loc='outside upper left', ncols=columns, borderaxespad=0, columnspacing=1.2)
 
-# %% ../../nbs/reports/11_study_figures.ipynb #ace1e099
+# %% ../../nbs/reports/11_study_figures.ipynb #b2c667dc
 def _draw_sizes(ax, f, means, styles):
     sizes, coloured = f.sizes(means.dataset.iloc[0]), coloured_arms(f)
     beside = dict(zip(coloured, np.linspace(-.06, .06, len(coloured))))
@@ -68,6 +68,7 @@ def _draw_sizes(ax, f, means, styles):
     ax.set_ylabel('AUC')
     ax.grid(False, axis='x')
 
+# %% ../../nbs/reports/11_study_figures.ipynb #9a0db015
 def auc_plot(f:Findings, dark:bool=False)->Plot|None: # None without an AUC on clean images
     "AUC on clean images against the size of the training subset"
     means = f.means[(f.means.condition == 'clean') & (f.means.measure == 'auc')]
