@@ -59,7 +59,7 @@ def _arms():
                 trace=trace, synthetic_images=4032)
     return dict(baseline=baseline, tsynd=ours)
 
-# %% ../../nbs/reports/03_demo.ipynb #06469f93
+# %% ../../nbs/reports/03_demo.ipynb #264deca5
 def _metrics(objective):
     config = dict(dataset='phantom', subset=100, size=28, objective=objective, epochs=20, bs=32, lr=.002,
                   seed=0, T=16, steps=3, radius=.3, weight=1., model='small_resnet')
@@ -68,8 +68,8 @@ def _metrics(objective):
                 licence='CC0', source='tsynd phantom')
     autoencoder = dict(latent_shape=[4,7,7], compression=.25, psnr=24.1, ssim=.78, psnr_train=25., steps=400)
     timing = dict(autoencoder=12.3, baseline=10.1, tsynd=24.2, evaluation=9., total=55.6)
-    return dict(config=config, data=data, conditions=list(DEMO_CONDITIONS), arms=_arms(), autoencoder=autoencoder,
-                timing=timing, versions=dict(tsynd='0.1.0', torch='2.15.0'))
+    return dict(config=config, data=data, conditions=list(DEMO_CONDITIONS), arms=_arms(),
+                autoencoder=autoencoder, timing=timing, versions=dict(tsynd='0.1.0', torch='2.15.0'))
 
 def demo_run(folder:str|Path,    # is made
              objective:str='mi', # as in `RunConfig`
