@@ -138,9 +138,8 @@ def dressed(html):
 
 def report_css():
     "The style sheet of the reports, for their pieces in the book alone; colours are the site's"
-    from tsynd.report import CSS
-    from tsynd.study_report import STUDY_CSS
-    return '@scope (.report) {\n' + re.sub(r'@media\(prefers-color-scheme:dark\)\{:root.*?\}\}|:root\{.*?\}', '', CSS + STUDY_CSS) + '}\n'
+    from tsynd.reports.page import style_text
+    return '@scope (.report) {\n' + style_text('page.css', 'run.css', 'study.css') + '}\n'
 
 def notebook(file):
     "A notebook as it goes to the renderer"

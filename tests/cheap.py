@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 
 from tsynd.models import autoencoder_learner
-from tsynd.report import Plot
+from tsynd.reports import Plot
 
 
 @contextmanager

@@ -368,8 +368,10 @@ def test_a_folder_that_is_empty_or_new_is_filled(taken, out):
 
 # Whatever happens in the middle, nothing is left
 
-MIDDLE = ['tsynd.experiments.configuration.load_data', 'tsynd.experiments.experiment.train_autoencoder', 'tsynd.models.autoencoder.Autoencoder.measure_sigma', 'tsynd.targeting.synthesis.Synthesizer.measure',
-          'tsynd.experiments.experiment.robustness_table', 'tsynd.experiments.results.save_npz', 'tsynd.report.gallery_plot', 'os.replace']
+MIDDLE = ['tsynd.experiments.configuration.load_data', 'tsynd.experiments.experiment.train_autoencoder',
+          'tsynd.models.autoencoder.Autoencoder.measure_sigma', 'tsynd.targeting.synthesis.Synthesizer.measure',
+          'tsynd.experiments.experiment.robustness_table', 'tsynd.experiments.results.save_npz',
+          'tsynd.reports.run.gallery_plot', 'os.replace']
 
 @pytest.mark.xdist_group('middle')
 @pytest.mark.parametrize('point', MIDDLE)

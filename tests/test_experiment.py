@@ -25,7 +25,8 @@ from tsynd.core import InputError
 from tsynd.data import image_dls, load_data, load_npz, phantom, subset
 from tsynd.experiments import (
     BatchOrder, has_bf16, precision, prepare_data, resolve, run, RunConfig, train_arm)
-from tsynd.report import python_lines, read_run, write_report
+from tsynd.reports import read_run, write_report
+from tsynd.reports import python_lines
 from tsynd.robustness import attack_loss, pgd
 from tsynd.targeting import OBJECTIVES, synthesize
 
@@ -348,7 +349,7 @@ def test_uncertainty_on_chestmnist_is_a_sum_over_labels(chest):
 @chests
 def test_report_of_chestmnist_speaks_of_labels(chest):
     assert '14 × ln 2' in Page((chest.folder/'report.html').read_text(encoding='utf-8')).text
-    assert 'BCEWithLogitsLoss' in python_lines(chest.m['config'], read_run(chest.folder).multilabel)
+    assert 'BCEWithLogitsLoss' in python_lines(chest.m['config'], read_run(chest.folder).task)
 
 
 # Numbers that are not defined

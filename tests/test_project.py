@@ -65,7 +65,7 @@ def test_settings_and_pyproject_agree():
         authors=[dict(name=ini['author'], email=ini['author_email'])], license=licences[ini['license']],
         python=f">={ini['min_python']}", requirements=ini['requirements'].split(), dev=ini['dev_requirements'].split(),
         scripts=dict(s.split('=') for s in ini['console_scripts'].split()), repository=ini['git_url'],
-        paths={k: ini[k] for k in ('nbs_path', 'lib_path', 'doc_path', 'branch')}, packages=[ini['lib_path'] + '*'],
+        paths={k: ini[k] for k in ('nbs_path', 'lib_path', 'doc_path', 'branch')}, packages=[f"{ini['lib_path']}*"],
         index={ini['lib_path']: f"{ini['lib_path']}._modidx:d"}, version=f"{ini['lib_path']}.__version__")
     repeated = dict(name=project['name'], description=project['description'], keywords=project['keywords'],
         authors=project['authors'], license=project['license'],
@@ -148,7 +148,7 @@ def test_outputs_are_saved(nb):
 def test_pictures_have_one_font_size():
     "That of nbs/matplotlibrc, in the figures of reports too"
     from matplotlib import rc_params_from_file, rcParams
-    from tsynd.report import figure_style
+    from tsynd.reports import figure_style
     book = rc_params_from_file(ROOT/'nbs'/'matplotlibrc', use_default_template=False)
     with figure_style():
         for k in ('font.size', 'axes.titlesize', 'legend.fontsize'): assert rcParams[k] == book[k] == book['font.size']

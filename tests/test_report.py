@@ -7,8 +7,15 @@ from hypothesis import given, strategies as st
 from PIL import Image
 
 from tsynd.core import InputError
-from tsynd.experiments import compare
-from tsynd.report import PALETTE, RunFolder, _strong, attack, caution, esc, figure_style, finding, gallery_html, gallery_plot, pick, python_lines, read_run, robustness_plot, table_html, training_plot, trace_plot, write_report
+from tsynd.reports import write_report
+from tsynd.reports import figure_style, PALETTE
+from tsynd.reports import result_html
+from tsynd.reports import compare_arms, comparison_words, read_run, run_caution, run_finding, RunFolder
+from tsynd.reports import robustness_plot, trace_plot, training_plot
+from tsynd.reports import evenly_ranked, gallery_html, gallery_plot
+from tsynd.reports import python_lines
+from tsynd.reports import meaning, summary_html
+from tsynd.reports import parse_attack
 
 CONDITIONS = ['clean', 'perturbed', 'PGD 1/255', 'PGD 4/255']
 MEASURES = ('accuracy', 'auc', 'balanced_accuracy')
@@ -122,11 +129,11 @@ def test_undefined_measures_are_dashes_and_not_zeros(tmp_path):
         m['data']['test'] = None
     page = check(make_run(tmp_path/'run', edit=edit))
     run = read_run(tmp_path/'run')
-    t = compare(run).set_index(['condition', 'metric'])
+    t = compare_arms(run).set_index(['condition', 'metric'])
     assert t.loc[('clean', 'AUC'), ['baseline', 'tsynd', 'points']].isna().all()
     assert math.isnan(t.loc[('PGD 4/255', 'Accuracy'), 'baseline']) and math.isnan(t.points[('PGD 4/255', 'Accuracy')])
-    assert 'undefined' in page.text and 'AUC' not in finding(run) and 'PGD' not in finding(run)
-    assert '0.000' not in table_html(run)
+    assert 'undefined' in page.text and 'AUC' not in run_finding(run) and 'PGD' not in run_finding(run)
+    assert '0.000' not in result_html(run)
 
 
 def test_nothing_defined_at_all(tmp_path):
@@ -182,35 +189,35 @@ def run_with(base, ours): return RunFolder(None, make_metrics(base, ours), None,
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_the_sentence_follows_the_numbers(base, ours):
     run = run_with(base, ours)
-    points, said = round(100*(ours - base), 1), finding(run)
+    points, said = round(100*(ours - base), 1), run_finding(run)
     assert ('better' in said, 'worse' in said, 'equal' in said) == (points > 0, points < 0, points == 0)
     assert f'{abs(points):.1f} points' in said or points == 0
-    assert re.search(rf'Of 12 comparisons {12*(points>0)} came out better, {12*(points<0)} worse and {12*(points==0)} equal', caution(run))
+    assert re.search(rf'Of 12 comparisons {12*(points>0)} came out better, {12*(points<0)} worse and {12*(points==0)} equal', run_caution(run))
 
 
 def test_a_mixed_result_is_told_as_one():
     run = run_with(.7, .75)
     run.m['arms']['tsynd']['metrics']['clean']['balanced_accuracy'] = .6
-    assert '5.0 points better in AUC on clean test images (0.750 against 0.700)' in finding(run)
-    assert '10.0 points worse in balanced accuracy on clean test images (0.600 against 0.700)' in finding(run)
-    assert _strong(esc(finding(run))).count('<strong>') == 4
-    assert 'One of the 200 test images is 0.5 points' in caution(run)
+    assert '5.0 points better in AUC on clean test images (0.750 against 0.700)' in run_finding(run)
+    assert '10.0 points worse in balanced accuracy on clean test images (0.600 against 0.700)' in run_finding(run)
+    assert summary_html(run).count('<strong>') == 4 == len(comparison_words(run))
+    assert 'One of the 200 test images is 0.5 points' in run_caution(run)
 
 
 def test_the_better_value_is_marked_by_more_than_colour():
-    rows = Page(table_html(run_with(.7, .75)))
+    rows = Page(result_html(run_with(.7, .75)))
     assert rows.text.count('better') == rows.text.count('◂') == 12 and '+5.0' in rows.text
-    assert 'better' not in table_html(run_with(.7, .70004)) and '−5.0' in table_html(run_with(.75, .7))
+    assert 'better' not in result_html(run_with(.7, .70004)) and '−5.0' in result_html(run_with(.75, .7))
 
 
 def test_attack_names():
-    assert attack('PGD 4/255') == ('PGD', 4.) and attack('FGSM 0.5/255') == ('FGSM', .5)
-    assert not attack('clean') and not attack('PGD 4') and not attack('perturbed 1/255 twice')
+    assert parse_attack('PGD 4/255') == ('PGD', 4.) and parse_attack('FGSM 0.5/255') == ('FGSM', .5)
+    assert not parse_attack('clean') and not parse_attack('PGD 4') and not parse_attack('perturbed 1/255 twice')
 
 
 @given(st.lists(st.one_of(st.floats(-1, 1), st.just(math.nan)), max_size=50), st.integers(1, 12))
 def test_gallery_is_picked_by_rule(gain, k):
-    idx = pick(gain, k)
+    idx = evenly_ranked(gain, k)
     g = np.nan_to_num(gain)
     assert len(idx) == len(set(idx)) == min(k, len(gain))
     assert all(a >= b for a, b in zip(g[idx], g[idx][1:])) if len(gain) else idx == []
@@ -243,14 +250,15 @@ def test_what_means_nothing_is_not_told_as_a_result(tmp_path):
     def idle(m): m['arms']['tsynd']['synthetic_images'] = 0
     for name,edit,said in (('smoke', smoke, 'its numbers mean nothing'), ('idle', idle, 'TSynD made no image in this run')):
         run = read_run(make_run(tmp_path/name, edit=edit))
-        assert said in finding(run) and 'better' not in finding(run)
+        assert said in run_finding(run) and 'better' not in run_finding(run)
         check(run.folder)
-    assert 'better' in finding(read_run(make_run(tmp_path/'x')))
+    assert 'better' in run_finding(read_run(make_run(tmp_path/'x')))
     assert 'subset(load_data(' in python_lines(dict(quick=True)) and ', 100, seed=0)' in python_lines(dict(quick=True))
 
 @pytest.mark.parametrize('multilabel', [False, True])
 def test_python_lines_are_python(multilabel):
-    lines = python_lines(dict(dataset="it's", subset=None), multilabel)
+    lines = python_lines(dict(dataset="it's", subset=None), 'multi-label, binary-class' if multilabel else 'multi-class')
+    assert ('BCEWithLogitsLoss' in lines) == multilabel
     compile(lines, 'lines', 'exec')
     assert 'subset(load' not in lines and "it's" in lines
     assert "subset(load_data('phantom', size=28, seed=3), 50, seed=3)" in python_lines(dict(subset=50, seed=3))
@@ -258,6 +266,48 @@ def test_python_lines_are_python(multilabel):
     compile(own, 'lines', 'exec')
     for line in ("autoencoder = load_autoencoder('runs/x/models/autoencoder', data.shape)", 'import load_autoencoder', 'n_classes=data.n_classes, p=0.2)', 'seed=0, balanced=False)'): assert line in own
     assert 'train_autoencoder' not in own and 'balanced' not in lines and ', p=' not in lines
+
+
+# The first screen
+
+def test_the_first_screen_says_what_was_compared_what_came_out_what_it_means_and_where_to_go():
+    compared, came_out, means, further = (re.sub(r'\s+', ' ', b) for b in map(text_of, summary_html(run_with(.7, .75)).split('<h2>')[1:]))
+    assert 'tell benign from malignant' in compared and 'same 100 labelled images' in compared and '120 synthetic images' in compared
+    assert 'On 200 test images' in came_out and all(f'5.0 points better {of_what}' in came_out for _, of_what in comparison_words(run_with(.7, .75)))
+    assert 'no evidence' in means and 'Of 12 comparisons' in means
+    assert 'tsynd study' in further
+    page = Page(summary_html(run_with(.7, .75)))
+    assert {a['href'] for a in page.get('a')} == {'#result', '#images', '#training', '#read'}
+
+
+def text_of(piece): return re.sub(r'<[^>]*>', '', piece)
+
+
+def test_every_term_of_the_first_screen_is_explained_there():
+    run = run_with(.7, .75)
+    terms = re.findall('<b>([^<]*)</b>:', summary_html(run))
+    assert terms == ['A point', 'AUC', 'Balanced accuracy', 'Clean', 'Random perturbations', 'PGD 4/255']
+    run.m['conditions'] = ['clean', 'fog']
+    for a in run.m['arms'].values(): a['metrics'] = {c: dict(balanced_accuracy=.5) for c in run.m['conditions']}
+    assert re.findall('<b>([^<]*)</b>:', summary_html(run)) == ['A point', 'Balanced accuracy', 'Clean', 'fog']
+
+
+@pytest.mark.parametrize('clean, changed, said', [(.8, .7, ['did better, on the test images as they are and on changed ones']), (.6, .5, ['did worse, on the test images']),
+                                                  (.8, .5, ['did better on the test', 'did worse on changed']), (.7, .6, ['did equally well, on the test images'])])
+def test_the_meaning_follows_the_numbers(clean, changed, said):
+    run = run_with(.7, .7)
+    for c in CONDITIONS:
+        run.m['arms']['baseline']['metrics'][c] = {k: .7 if c == 'clean' else .6 for k in MEASURES}
+        run.m['arms']['tsynd']['metrics'][c] = {k: clean if c == 'clean' else changed for k in MEASURES}
+    assert all(s in meaning(run) for s in said) and ('guessing' in meaning(run)) is False
+
+
+def test_rows_at_which_both_only_guess_are_named():
+    run = run_with(.7, .75)
+    for a, v in (('baseline', .2), ('tsynd', .5)): run.m['arms'][a]['metrics']['PGD 4/255']['balanced_accuracy'] = v
+    assert meaning(run).count('no better than guessing') == 1 and 'Under PGD 4/255 both' in meaning(run)
+    run.m['arms']['tsynd']['metrics']['PGD 4/255']['balanced_accuracy'] = .51
+    assert 'guessing' not in meaning(run)
 
 
 # Around it

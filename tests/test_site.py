@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from test_study_report import make
-from tsynd.study_report import study_report
+from tsynd.reports import study_report
 
 pytestmark = pytest.mark.xdist_group('site')  # one worker builds the site, for all tests that need it
 
@@ -200,7 +200,7 @@ def test_no_width_scrolls_sideways(page, server, width):
 
 def test_pieces_of_reports_wear_their_style(page, server):
     "The words for screen readers are hidden, the marks of the tables are drawn, and nothing else on the page is touched"
-    page.goto(server + 'study_report.html', wait_until='load')
+    page.goto(server + 'reports/study_tables.html', wait_until='load')
     style = lambda at, key: page.evaluate('([at, key]) => getComputedStyle(document.querySelector(at))[key]', [at, key])
     assert style('.report caption.sr', 'width') == '1px' and style('.report .ci', 'stroke') == 'rgb(0, 114, 178)'
     assert style('.report td', 'borderBottomStyle') == 'solid' and style('article > section > p', 'maxWidth') == 'none'

@@ -1,5 +1,6 @@
 "The report of a study says what the tables say, marks what is lost, and is safe whatever the folder holds."
 import json, re
+from base64 import b64encode
 from dataclasses import replace
 
 import matplotlib, numpy as np, pandas as pd, pytest
@@ -8,12 +9,20 @@ from test_report import Page
 from tsynd.core import InputError
 from tsynd.experiments import differences, headline, pairs, stored_predictions, t_interval, tidy
 from tsynd.experiments import read_study, StudyConfig, to_toml
-from tsynd.study_report import COLOURS, OFFICIAL, PROTOCOL, _kept, _loses, attack_plot, auc_plot, caution, columns, cost_plot, costs, departures, finding, findings, headline_html, official_html, page_html, pairing, pool, reliability, reliability_plot, severity_plot, shown, study_report, styles, tables_html, verdicts, what_html
+from tsynd.reports import pairing, study_facts_html, study_html, study_report
+from tsynd.reports import findings, is_loss, study_caution, study_finding, table_columns, verdicts
+from tsynd.reports import (
+    ARM_COLOURS, attack_plot, auc_plot, coloured_arms, cost_plot, costs, kept_predictions, line_styles,
+    pool, reliability, reliability_plot, severity_plot)
+from tsynd.reports import arms_html, contrasts_html, departures, OFFICIAL, official_html, PROTOCOL
 
 EVIL = '"><script>alert(1)</script><img src=http://evil.example/x onerror=1> $\\frac{a} & \' </style>'
 ARMS = dict(baseline={}, mi={}, pgd={})
 GAIN = dict(baseline=0, mi=.05, pgd=-.05)
 FAMILY = [['mi', 'baseline', 'clean', 'auc'], ['pgd', 'baseline', 'clean', 'auc'], ['mi', 'pgd', 'PGD 4/255', 'balanced_accuracy']]
+
+
+def packed(p): return b64encode(p.astype(np.float16).tobytes()).decode()
 
 
 def record(c, d, n, s, a, i):
@@ -26,7 +35,7 @@ def record(c, d, n, s, a, i):
     g = np.random.default_rng(100*s+i)
     p = np.clip(.5 + (y-.5)*.4 + g.normal(0, .2, 40), 0, 1)
     return dict(id=f'{d}-{n}-{s}-{a}', dataset=d, n=n, seed=s, arm=a, status='done', versions=dict(tsynd='0.1.0'), seconds=10.*(1+i)*(1+s), seconds_autoencoder=5., seconds_measuring=3.,
-                steps=300, images_seen=9600, synthetic=0, weights=f'w{s}', order=f'o{s}', subset=f's{n}{s}', measures=measures, shape=[40, 2], p=_pack(np.stack([1-p, p], 1)), y=y.tolist())
+                steps=300, images_seen=9600, synthetic=0, weights=f'w{s}', order=f'o{s}', subset=f's{n}{s}', measures=measures, shape=[40, 2], p=packed(np.stack([1-p, p], 1)), y=y.tolist())
 
 
 def make(folder, edit=lambda r: r, arms=ARMS, n=(50, 100), seeds=4, datasets=('breastmnist',), headline=FAMILY, **kw):
@@ -103,7 +112,7 @@ def test_hostile_strings(tmp_path):
 def test_the_headline_is_that_of_the_statistics(f):
     want = headline(tidy(f.study.results), FAMILY, stored_predictions(f.study.cells, f.study.predictions))
     pd.testing.assert_frame_equal(f.head, want)
-    page = Page(headline_html(f))
+    page = Page(contrasts_html(f))
     for r in want.itertuples():
         lo, hi = (f'{100*v:+.1f}'.replace('-', '−') for v in (r.lo, r.hi))
         assert f'{lo} to {hi}' in page.text and f'{100*r.difference:+.1f}'.replace('-', '−') in page.text and f'{r.p_holm:.3f}' in page.text
@@ -116,14 +125,14 @@ def test_verdicts(measure, difference, p, said): assert verdicts(pd.DataFrame([d
 def test_a_clear_result_turns_with_the_arms(tmp_path):
     up = found(tmp_path/'up', seeds=8, headline=[['mi', 'baseline', 'clean', 'auc'], ['pgd', 'baseline', 'clean', 'auc']])
     assert verdicts(up.head) == ['better', 'worse']
-    assert '1 came out better, 1 worse and 0 stay open' in finding(up) and re.search(r'mi against baseline on breastmnist: \+5\.\d points of AUC, clean \(.* over 8 seeds\), better', finding(up))
+    assert '1 came out better, 1 worse and 0 stay open' in study_finding(up) and re.search(r'mi against baseline on breastmnist: \+5\.\d points of AUC, clean \(.* over 8 seeds\), better', study_finding(up))
     down = found(tmp_path/'down', seeds=8, headline=[['baseline', 'mi', 'clean', 'auc']])
-    assert verdicts(down.head) == ['worse'] and '−5.' in finding(down) and '▾ worse' in headline_html(down)
-    assert 'out of reach' not in caution(up) and 'out of reach' in caution(replace(up, head=up.head.assign(possible=.06)))
+    assert verdicts(down.head) == ['worse'] and '−5.' in study_finding(down) and '▾ worse' in contrasts_html(down)
+    assert 'out of reach' not in study_caution(up) and 'out of reach' in study_caution(replace(up, head=up.head.assign(possible=.06)))
 
 def test_a_likelihood_is_given_in_nats_and_not_drawn(tmp_path):
     g = found(tmp_path/'s', headline=[['mi', 'baseline', 'clean', 'nll'], ['mi', 'baseline', 'clean', 'auc']])
-    assert len(g.head) == 2 and 'nats of NLL' in finding(g) and headline_html(g).count('<svg') == 1
+    assert len(g.head) == 2 and 'nats of NLL' in study_finding(g) and contrasts_html(g).count('<svg') == 1
 
 def test_severity_zero_is_of_the_images_that_are_corrupted(tmp_path):
     "Which are the attacked ones, where these are fewer than all"
@@ -134,7 +143,7 @@ def test_severity_zero_is_of_the_images_that_are_corrupted(tmp_path):
 
 def test_what_cannot_be_asked_is_said(tmp_path):
     g = found(tmp_path/'s', headline=[['mi', 'baseline', 'PGD 16/255', 'accuracy']], eps=[1, 4, 16])
-    assert not len(g.head) and 'PGD 16/255' in finding(g) and 'PGD 16/255' in Page(page_html(g)).text
+    assert not len(g.head) and 'PGD 16/255' in study_finding(g) and 'PGD 16/255' in Page(study_html(g)).text
 
 @pytest.mark.parametrize('how', [dict(datasets=['phantom']), dict(test_n=40), dict(split='val')])
 def test_no_interval_over_images_that_differ_between_seeds(tmp_path, how):
@@ -146,21 +155,21 @@ def test_no_interval_over_images_that_differ_between_seeds(tmp_path, how):
 
 def test_every_loss_is_marked_and_counted(f):
     d = differences(f.results)
-    keep = [(r.condition, r.measure) in columns(f) for r in d.itertuples()]
+    keep = [(r.condition, r.measure) in table_columns(f) for r in d.itertuples()]
     better = dict(ece=-1, nll=-1)
     lost = sum(round(r.difference*better.get(r.measure, 1), 3) < 0 for r in d[keep].itertuples())
-    page = tables_html(f)
+    page = arms_html(f)
     assert lost == page.count('▾ ') == page.count('> worse<') == page.count('class="n lost"') > 5
-    assert f'{lost} are losses' in caution(f) and f'Of {sum(keep)} mean' in caution(f)
+    assert f'{lost} are losses' in study_caution(f) and f'Of {sum(keep)} mean' in study_caution(f)
 
 @pytest.mark.parametrize('d, measure, lost', [(-.0006, 'auc', True), (-.0004, 'auc', False), (.01, 'auc', False), (.01, 'ece', True), (-.01, 'ece', False), (.0006, 'nll', True), (.0004, 'nll', False), (.01, 'seconds', False), (np.nan, 'auc', False)])
-def test_losses(d, measure, lost): assert _loses(d, measure) == lost
+def test_losses(d, measure, lost): assert is_loss(d, measure) == lost
 
 def test_the_tables_hold_all_arms_and_conditions(f):
-    assert columns(f) == [('clean', m) for m in ('auc', 'accuracy', 'balanced_accuracy', 'ece', 'nll')] + [(c, 'balanced_accuracy') for c in ('perturbed', 'PGD 0/255', 'PGD 1/255', 'PGD 4/255', 'corrupted')]
-    text = tables_html(f)
+    assert table_columns(f) == [('clean', m) for m in ('auc', 'accuracy', 'balanced_accuracy', 'ece', 'nll')] + [(c, 'balanced_accuracy') for c in ('perturbed', 'PGD 0/255', 'PGD 1/255', 'PGD 4/255', 'corrupted')]
+    text = arms_html(f)
     for r in f.means.itertuples():
-        if (r.condition, r.measure) in columns(f): assert f'{r.mean:.3f} <small>± {r.sd:.3f}' in text
+        if (r.condition, r.measure) in table_columns(f): assert f'{r.mean:.3f} <small>± {r.sd:.3f}' in text
     assert text.count('<tr>') == 2*(1+3)
 
 def test_failed_and_missing_cells_are_told(tmp_path):
@@ -168,9 +177,9 @@ def test_failed_and_missing_cells_are_told(tmp_path):
         if r['arm'] == 'pgd' and r['seed'] == 2: return dict(id=r['id'], dataset=r['dataset'], n=r['n'], arm='pgd', seed=2, status='failed', reason='RuntimeError: the disk is full') if r['n'] == 50 else None
         return r
     g = found(tmp_path/'s', edit)
-    text = Page(what_html(g)).text
-    assert 'breastmnist-50-2-pgd: RuntimeError: the disk is full' in text and '22 of 24 cells are finished, 1 failed.' in caution(g)
-    assert re.search(r'planned24finished22failed1not yet run1', text) and '1 more without a partner' in headline_html(g)
+    text = Page(study_facts_html(g)).text
+    assert 'breastmnist-50-2-pgd: RuntimeError: the disk is full' in text and '22 of 24 cells are finished, 1 failed.' in study_caution(g)
+    assert re.search(r'planned24finished22failed1not yet run1', text) and '1 more without a partner' in contrasts_html(g)
 
 def test_pairing_is_checked(f):
     assert dict(pairing(f.study.cells)) == {k: 'equal in all 8 groups of arms' for k in ('training subset', 'initial weights', 'order of batches')}
@@ -227,7 +236,7 @@ def test_official_numbers_are_as_published():
 def line(plot, label, panel=0): return next(l for l in plot.fig.axes[panel].lines if l.get_color() == label)
 
 def test_figures_draw_the_means(f):
-    colour = dict(zip(shown(f), COLOURS['light']))
+    colour = dict(zip(coloured_arms(f), ARM_COLOURS['light']))
     for a in f.arms:
         t = f.means[(f.means.arm == a) & (f.means.condition == 'clean') & (f.means.measure == 'auc')].set_index('n')
         assert np.allclose(line(auc_plot(f), colour[a]).get_ydata(), t['mean'][['50', '100']])
@@ -241,7 +250,7 @@ def test_figures_draw_the_means(f):
 def test_clean_stands_at_zero_where_nothing_else_does(tmp_path):
     g = found(tmp_path/'s', drop('PGD 0'), headline=FAMILY[:2])
     p = pool(g, 'breastmnist', 'balanced_accuracy')['mi']
-    assert np.allclose(line(attack_plot(g), COLOURS['light'][shown(g).index('mi')]).get_ydata(), p[['clean', 'PGD 1/255', 'PGD 4/255']])
+    assert np.allclose(line(attack_plot(g), ARM_COLOURS['light'][coloured_arms(g).index('mi')]).get_ydata(), p[['clean', 'PGD 1/255', 'PGD 4/255']])
 
 def test_an_arm_that_lacks_a_size_is_not_pooled(tmp_path):
     g = found(tmp_path/'s', lambda r: None if (r['arm'], r['n']) == ('pgd', 100) else r, n=(50, 100, 'full'))
@@ -257,13 +266,13 @@ def test_a_page_of_arms_none_of_which_has_all_sizes(tmp_path):
 def test_colours_are_few_and_fixed(f, tmp_path):
     arms = dict(baseline={}) | {f'mi {i}': dict(arm='mi') for i in range(12)}
     g = found(tmp_path/'s', arms=arms, seeds=2, headline=[['mi 9', 'mi 7', 'clean', 'auc']])
-    assert shown(g) == ['baseline', 'mi 9', 'mi 7', 'mi 0', 'mi 1', 'mi 2', 'mi 3'] and shown(f) == ['baseline', 'mi', 'pgd']
-    from tsynd.report import figure_style
+    assert coloured_arms(g) == ['baseline', 'mi 9', 'mi 7', 'mi 0', 'mi 1', 'mi 2', 'mi 3'] and coloured_arms(f) == ['baseline', 'mi', 'pgd']
+    from tsynd.reports import figure_style
     for dark in (False, True):
-        with figure_style(dark) as c: st = styles(g, c, dark)
+        with figure_style(dark) as c: st = line_styles(g, c, dark)
         own = [s for s in st.values() if 'marker' in s]
-        assert len(st) == 13 and len(own) == 7 == len({s['color'] for s in own}) == len({s['marker'] for s in own}) and list(st)[-7:] == shown(g)
-        assert [s['color'] for s in own] == COLOURS['dark' if dark else 'light']
+        assert len(st) == 13 and len(own) == 7 == len({s['color'] for s in own}) == len({s['marker'] for s in own}) and list(st)[-7:] == coloured_arms(g)
+        assert [s['color'] for s in own] == ARM_COLOURS['dark' if dark else 'light']
     assert '6 other arms' in [t.get_text() for t in auc_plot(g).fig.legends[0].get_texts()]
 
 def test_reliability_by_hand():
@@ -277,10 +286,10 @@ def test_reliability_by_hand():
     assert np.allclose(reliability(four, np.arange(8) % 4), [[.25, .25]])
 
 def test_reliability_is_of_all_cells_of_an_arm(f):
-    kept = _kept(f, 'breastmnist', 'mi')
+    kept = kept_predictions(f, 'breastmnist', 'mi')
     assert len(kept) == 8
     r = reliability(np.concatenate([p for _, p in kept]), np.concatenate([y for y, _ in kept]))
-    assert np.allclose(line(reliability_plot(f), COLOURS['light'][1]).get_xydata(), r)
+    assert np.allclose(line(reliability_plot(f), ARM_COLOURS['light'][1]).get_xydata(), r)
 
 def test_cost_is_relative_to_the_same_cell(f, tmp_path):
     t = costs(f).set_index('arm')
@@ -296,7 +305,7 @@ def test_cost_is_relative_to_the_same_cell(f, tmp_path):
 
 def test_drawing_leaves_no_trace(f):
     before = dict(matplotlib.rcParams)
-    page_html(f)
+    study_html(f)
     assert dict(matplotlib.rcParams) == before
 
 

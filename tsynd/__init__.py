@@ -6,7 +6,7 @@ __version__ = "0.2.0.dev0"
 # The front door: what most programs need. Nothing is loaded before it is asked for.
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=['core', 'data', 'models', 'targeting', 'robustness', 'experiments'],
+    submodules=['core', 'data', 'models', 'targeting', 'robustness', 'experiments', 'reports'],
     submod_attrs=dict(
         core=['InputError'],
         data=['ImageData', 'Split', 'image_dls', 'load_data', 'phantom', 'subset'],

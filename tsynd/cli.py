@@ -108,7 +108,8 @@ def default_out(dataset='phantom', subset=None, size=28, objective='mi', seed=0,
 # %% ../nbs/cli.ipynb #d38df099
 def _run(root=None, out=None, **config):
     from tsynd.experiments import RunConfig, run
-    from tsynd.report import NOTHING, write_report
+    from tsynd.reports.run import write_report
+    from tsynd.reports.run_data import NOTHING
     out = Path(out) if out else default_out(**config)
     result = run(RunConfig(**config), out, root, progress=True, finish=write_report)
     d = result.data
@@ -140,10 +141,10 @@ def _forecast(cells, t, jobs):
 # %% ../nbs/cli.ipynb #6f8a3095
 def _report(folder):
     if os.path.exists(Path(folder)/'study.toml'):
-        from tsynd.study_report import study_report
+        from tsynd.reports import study_report
         print(study_report(folder))
     else:
-        from tsynd.report import write_report
+        from tsynd.reports import write_report
         print(write_report(folder))
 
 # %% ../nbs/cli.ipynb #24fff12b

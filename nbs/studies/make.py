@@ -85,7 +85,7 @@ import torch
 
 from tsynd.experiments import HEADLINE
 from tsynd.experiments import Cell, cell_data, read_config, read_study, StudyConfig, to_toml, train_cell
-from tsynd.study_report import PROTOCOL
+from tsynd.reports import PROTOCOL
 
 HERE = Path(__file__).parent
 BOTH = ['breastmnist', 'pneumoniamnist']
