@@ -5,8 +5,9 @@ from dataclasses import replace
 import matplotlib, numpy as np, pandas as pd, pytest
 
 from test_report import Page
+from tsynd.contrasts import differences, headline, pairs, stored_predictions, tidy
 from tsynd.data import InputError
-from tsynd.statistics import differences, headline, pairs, stored_predictions, t_interval, tidy
+from tsynd.statistics import t_interval
 from tsynd.study import StudyConfig, _pack, read_study, to_toml
 from tsynd.study_report import (COLOURS, OFFICIAL, PROTOCOL, _kept, _loses, attack_plot, auc_plot, caution, columns, cost_plot, costs, departures, finding, findings, headline_html,
                                 official_html, page_html, pairing, pool, reliability, reliability_plot, severity_plot, shown, study_report, styles, tables_html, verdicts, what_html)

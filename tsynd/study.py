@@ -44,7 +44,7 @@ class StudyConfig:
     seeds: int                   # how many: of subset, initialisation, batch order and everything drawn
     arms: dict                   # label: settings; `arm` among them names the arm where the label does not
     first_seed: int = 0          # a search takes other seeds than what it is for
-    headline: list[list] = field(default_factory=list) # contrasts declared beforehand, [arm, reference, condition, measure]; default: see `tsynd.statistics`
+    headline: list[list] = field(default_factory=list) # contrasts declared beforehand, [arm, reference, condition, measure]; default: see `tsynd.contrasts`
     model: str = 'small_resnet'  # or resnet18, or timm:NAME
     size: int = 28               # pixels
     updates: int = 300           # of each classifier, about: whole epochs

@@ -25,7 +25,8 @@ from matplotlib.lines import Line2D
 from .arms import ARMS
 from .data import InputError
 from .report import Plot, _card, _chips, _dl, _group, _n, _points, _row, _table, attack, css, esc, figure_html, figure_style, markup
-from .statistics import (BETTER, averages, class_profile, differences, headline, in_order, pairs, smallest_p, stored_predictions, t_interval, tidy)
+from .contrasts import BETTER, averages, differences, headline, in_order, pairs, stored_predictions, tidy
+from .statistics import class_profile, smallest_p, t_interval
 from .study import Study, read_study, records
 
 # %% ../nbs/10a_study_report.ipynb #32eb1931

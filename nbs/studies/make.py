@@ -83,7 +83,7 @@ from pathlib import Path
 
 import torch
 
-from tsynd.statistics import HEADLINE
+from tsynd.contrasts import HEADLINE
 from tsynd.study import Cell, StudyConfig, cell_data, read_config, read_study, to_toml, train_cell
 from tsynd.study_report import PROTOCOL
 
