@@ -8,8 +8,8 @@ from sklearn.metrics import roc_auc_score
 
 from tsynd.classifier import metrics
 from tsynd.data import InputError
-from tsynd.statistics import (IMAGE_MEASURES, auc, class_profile, holm, image_bootstrap, score, sign_flip, smallest_p,
-                              t_interval)
+from tsynd.statistics import (IMAGE_MEASURES, auc, class_profile, holm, image_bootstrap, score, sign_flip,
+                              smallest_p, t_interval)
 
 finite = st.floats(-1, 1, allow_nan=False).map(lambda v: round(v, 6))
 samples = st.lists(finite, min_size=2, max_size=9)
@@ -45,7 +45,8 @@ def test_sign_flip_knows_no_unit_and_no_direction(d):
     d = np.array(d)
     assert sign_flip(d) == sign_flip(-d) == sign_flip(d[::-1]) == sign_flip(d*1e3)
 
-@pytest.mark.parametrize('d, p', [([1, 1, 1, 1], 2/16), ([3, 1, 1, -1], 8/16), ([0, 0], 1), ([0, 5], 1), ([.3, -.1, -.2], 1), ([1, 2, 3, 4, 5, 6, 7, 8, 9, -1], 6/1024)])
+@pytest.mark.parametrize('d, p', [([1, 1, 1, 1], 2/16), ([3, 1, 1, -1], 8/16), ([0, 0], 1), ([0, 5], 1),
+                                  ([.3, -.1, -.2], 1), ([1, 2, 3, 4, 5, 6, 7, 8, 9, -1], 6/1024)])
 def test_sign_flip_by_hand(d, p): assert sign_flip(d) == p
 
 def test_five_seeds_can_never_be_significant():
@@ -56,22 +57,25 @@ def test_many_seeds_are_drawn():
     exact = sign_flip(d)
     assert exact*2**15 == round(exact*2**15)
     more = np.append(d, 0.)                                # a zero changes no sum
-    assert abs(sign_flip(more)-exact) < 5*(2*exact/1e5)**.5 and sign_flip(more) == sign_flip(more)   # twice the smaller tail
-    assert sign_flip(np.ones(40)) == smallest_p(40) > 0 and sign_flip(np.ones(16)) == smallest_p(16) > smallest_p(17)
+    assert abs(sign_flip(more)-exact) < 5*(2*exact/1e5)**.5                # twice the smaller tail
+    assert sign_flip(more) == sign_flip(more)
+    assert smallest_p(16) == 2**-15 > smallest_p(17) == smallest_p(40) == sign_flip(np.ones(40)) > 0
 
 
 # Holm
 
 def test_holm_by_hand():
-    assert np.allclose(holm([.01, .04, .03, .005]), [.03, .06, .06, .02])   # the example of statsmodels' and R's documentation
-    assert holm([]).tolist() == [] and holm([.3]).tolist() == [.3] and holm([.5, .5, .5]).tolist() == [1, 1, 1]
+    assert np.allclose(holm([.01, .04, .03, .005]), [.03, .06, .06, .02])   # as R's p.adjust says
+    assert holm([]).tolist() == [] and holm([.3]).tolist() == [.3]
+    assert holm([.5, .5, .5]).tolist() == [1, 1, 1]
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_holm_is_closed_testing_with_bonferroni(p):
     "A hypothesis is rejected if every set of hypotheses that holds it is rejected by Bonferroni"
     m, got = range(len(p)), holm(p)
-    want = [max(min(1, len(s)*min(p[i] for i in s)) for r in m for s in itertools.combinations(m, r+1) if k in s) for k in m]
-    assert np.allclose(got, want)
+    sets = [s for r in m for s in itertools.combinations(m, r+1)]
+    bonferroni = {s: min(1, len(s)*min(p[i] for i in s)) for s in sets}
+    assert np.allclose(got, [max(bonferroni[s] for s in sets if k in s) for k in m])
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.randoms())
 def test_holm_keeps_order_and_place(p, random):
@@ -122,7 +126,8 @@ def test_score_of_several_labels():
     for m in IMAGE_MEASURES: assert np.isclose(score(p, y, m)[0], own[m])
     w = g.integers(0, 3, 100)
     rep = np.repeat(np.arange(100), w)
-    for m in IMAGE_MEASURES: assert np.isclose(score(p, y, m, w[:, None].astype(float))[0], score(p[:, rep], y[rep], m)[0])
+    for m in IMAGE_MEASURES:
+        assert np.isclose(score(p, y, m, w[:, None].astype(float))[0], score(p[:, rep], y[rep], m)[0])
 
 @pytest.mark.parametrize('measure', IMAGE_MEASURES)
 @pytest.mark.parametrize('C', [2, 4])
@@ -146,13 +151,13 @@ def test_bootstrap_against_the_standard_error_of_a_proportion():
     assert abs(half(image_bootstrap(other, p, y, 'accuracy', replicates=4000))/(d.std()/20) - 1) < .06
 
 def delong(p, y):
-    "Placement values of each network on both sides, and from them the variance of an AUC (DeLong et al. 1988)"
+    "Placement values of each network on both sides; they give the variance of an AUC (DeLong et al. 1988)"
     pos, neg = p[:, y == 1, 1], p[:, y == 0, 1]
     k = (pos[:, :, None] > neg[:, None]) + .5*(pos[:, :, None] == neg[:, None])
     return k.mean(2), k.mean(1)
 
 def test_bootstrap_against_delong():
-    (a, y), (b, _) = networks(n=300, clear=1.4), networks(n=300, clear=.9)   # the same images, so the two are correlated
+    (a, y), (b, _) = networks(n=300, clear=1.4), networks(n=300, clear=.9)   # the same images: correlated
     (a1, a0), (b1, b0) = delong(a, y), delong(b, y)
     v1, v0 = (a1-b1).mean(0), (a0-b0).mean(0)
     got = image_bootstrap(a, b, y, 'auc', replicates=4000)
@@ -173,7 +178,8 @@ def test_bootstrap_in_pieces_is_the_bootstrap(monkeypatch):
     from tsynd import statistics
     whole = np.concatenate(list(statistics._drawings(50, 400, 3)), 1)
     pieces = list(statistics._drawings(50, 400, 3, most=1000))
-    assert len(pieces) == 20 and np.array_equal(np.concatenate(pieces, 1), whole) and (whole.sum(0) == 50).all()
+    assert len(pieces) == 20 and (whole.sum(0) == 50).all()
+    assert np.array_equal(np.concatenate(pieces, 1), whole)
 
 def test_bootstrap_is_fast():
     a, y = networks(624, 10)
@@ -183,24 +189,29 @@ def test_bootstrap_is_fast():
 
 def test_rare_class_is_refused():
     p, _ = networks(100)
-    with pytest.raises(InputError, match='too few test images'): image_bootstrap(p, p, np.r_[1, np.zeros(99, int)])
+    y = np.r_[1, np.zeros(99, int)]
+    with pytest.raises(InputError, match='too few test images'): image_bootstrap(p, p, y)
 
-@pytest.mark.parametrize('how, said', [(dict(p_arm='logits'), 'are they logits'), (dict(p_reference='fewer'), 'the same seeds and images'), (dict(y=np.zeros(7)), 'as there are 7 labels'),
-                                       (dict(measure='nll'), "'nll' cannot be bootstrapped"), (dict(replicates=5), 'replicates is 5'), (dict(level=1.5), 'level is 1.5'), (dict(p_arm='nan'), 'not all between')])
+@pytest.mark.parametrize('how, said', [
+    (dict(p_arm='logits'), 'are they logits'), (dict(p_reference='fewer'), 'the same seeds and images'),
+    (dict(y=np.zeros(7)), 'as there are 7 labels'), (dict(measure='nll'), "'nll' cannot be bootstrapped"),
+    (dict(replicates=5), 'replicates is 5'), (dict(level=1.5), 'level is 1.5'),
+    (dict(p_arm='nan'), 'not all between')])
 def test_bootstrap_refuses(how, said):
     p, y = networks()
     special = dict(logits=p*3, fewer=p[:2], nan=np.where(p > .9, np.nan, p))
     kw = {k: special.get(v, v) if isinstance(v, str) else v for k, v in how.items()}
-    with pytest.raises(InputError, match=said): image_bootstrap(**dict(dict(p_arm=p, p_reference=p, y=y), **kw))
+    with pytest.raises(InputError, match=said): image_bootstrap(**(dict(p_arm=p, p_reference=p, y=y) | kw))
 
 def test_class_profile():
     p = np.array([[.9, .1], [.6, .4], [.2, .8], [.7, .3], [.4, .6]])
     y = np.array([0, 0, 1, 1, 1])
     t = class_profile(np.stack([p, p[:, ::-1]]), y, ['benign', 'malignant'])
-    assert t.share.tolist() == [.4, .6] and np.allclose(t.called, [(.6+.4)/2, (.4+.6)/2]) and np.allclose(t.recall, [.5, .5])
+    assert t.share.tolist() == [.4, .6] and np.allclose(t[['called', 'recall']], .5)
     one = class_profile(p[None], y)
     assert np.allclose(one.recall, [1, 2/3]) and np.allclose(one.called, [.6, .4])
     at = one.threshold[1]
     assert (p[:, 1] > at).mean() == .6 and at < .5          # calls too few, so its threshold should be lower
     several = class_profile(p[None], np.array([[1, 0]]*4 + [[1, 1]]))
-    assert np.allclose(several.share, [1, .2]) and np.allclose(several.called, [.6, .4]) and np.allclose(several.recall, [.6, 1])
+    assert np.allclose(several.share, [1, .2]) and np.allclose(several.called, [.6, .4])
+    assert np.allclose(several.recall, [.6, 1])
