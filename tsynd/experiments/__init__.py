@@ -9,22 +9,22 @@ __all__ = []
 import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
-    configuration=['EPS', 'QUICK', 'RunConfig', 'device', 'synthesis', 'resolve', 'prepare_data',
+    configuration=['RunConfig', 'EPS', 'QUICK', 'device', 'synthesis', 'resolve', 'prepare_data',
                    'has_bf16', 'precision', 'precision_callbacks'],
     experiment=['BatchOrder', 'train_arm', 'versions', 'Result', 'compare'],
     results=['save_result', 'new_folder', 'run'],
-    arms=['ARMS', 'Arm', 'arm', 'callbacks', 'RandomTwin', 'PixelSpace', 'adversarial',
+    arms=['Arm', 'ARMS', 'arm', 'callbacks', 'RandomTwin', 'PixelSpace', 'adversarial',
           'AdversarialTraining', 'Joint', 'TrivialAugment', 'TargetedAttack', 'RandomAttack',
           'extra_images'],
-    study_configuration=['COUNTS', 'MEASURES', 'TYPES', 'StudyConfig', 'read_config', 'check_config',
+    study_configuration=['StudyConfig', 'read_config', 'COUNTS', 'check_config', 'MEASURES', 'TYPES',
                          'check_machine', 'make_arm', 'to_toml'],
     cell=['Cell', 'cells', 'cell_data', 'Busy', 'group_autoencoder', 'cpu_time', 'fit_steps', 'Witness',
-           'epochs_of', 'train_cell', 'measure_cell', 'corrupted'],
-    record=['KEYS', 'FACTS', 'write_whole', 'append', 'records', 'pack_probabilities',
-             'unpack_probabilities', 'code', 'Study', 'read_study'],
-    study=['GROW', 'run_cell', 'work', 'run_study'],
+          'epochs_of', 'train_cell', 'measure_cell', 'corrupted'],
+    record=['write_whole', 'append', 'records', 'pack_probabilities', 'unpack_probabilities', 'code',
+            'Study', 'KEYS', 'FACTS', 'read_study'],
+    study=['run_cell', 'work', 'run_study', 'GROW'],
     forecast=['estimate'],
-    statistics=['COLUMNS', 'HEADLINE', 'IMAGE_MEASURES', 'BETTER', 'GROUP', 'tidy', 'pairs',
-                't_interval', 'sign_flip', 'smallest_p', 'holm', 'in_order', 'questions', 'contrast',
-                'headline', 'auc', 'score', 'image_bootstrap', 'stored_predictions', 'differences',
-                'averages', 'class_profile']))
+    statistics=['t_margin', 't_interval', 'sign_flip', 'smallest_p', 'holm', 'auc', 'IMAGE_MEASURES',
+                'score', 'image_bootstrap', 'class_profile'],
+    contrasts=['RESULT_COLUMNS', 'tidy', 'pairs', 'HEADLINE', 'in_order', 'questions', 'contrast',
+               'headline', 'stored_predictions', 'BETTER', 'differences', 'averages']))

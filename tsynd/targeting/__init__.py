@@ -9,11 +9,11 @@ __all__ = []
 import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
-    uncertainties=['Uncertainty', 'log_probabilities', 'mean_log_probability', 'entropy',
-                 'expected_entropy', 'mutual_information', 'uncertainty'],
+    uncertainties=['log_probabilities', 'mean_log_probability', 'entropy', 'expected_entropy',
+                   'mutual_information', 'Uncertainty', 'uncertainty'],
     ascent=['norms', 'project', 'ascend'],
-    objectives=['OBJECTIVES', 'check_targets', 'cross_entropy'],
-    synthesis=['PROVENANCE_COLUMNS', 'Synthesizer', 'random_direction', 'check_pixels', 'Synthetic',
+    objectives=['check_targets', 'cross_entropy', 'OBJECTIVES'],
+    synthesis=['Synthesizer', 'random_direction', 'check_pixels', 'Synthetic', 'PROVENANCE_COLUMNS',
                'cat', 'synthesize'],
     bank=['LatentBank'],
     bf16=['undo_bf16', 'BF16'],
