@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..core.errors import InputError
 from .words import MEASURE_NAMES, parse_attack, signed_difference, unit
-from ..experiments.statistics import (
+from ..experiments.contrasts import (
     averages, BETTER, differences, headline, in_order, stored_predictions, tidy)
 from ..experiments.record import Study
 

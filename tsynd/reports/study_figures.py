@@ -18,7 +18,8 @@ from ..core.errors import InputError
 from .figures import Plot, figure_style
 from .study_data import Findings
 from .words import parse_attack
-from ..experiments.statistics import in_order, pairs, t_interval
+from ..experiments.contrasts import in_order, pairs
+from ..experiments.statistics import t_interval
 
 # %% ../../nbs/reports/11_study_figures.ipynb #b35cf648
 ARM_COLOURS = dict(light=['#d55e00','#0072b2','#009e73','#cc79a7','#e69f00','#56b4e9','#1b1f24'],
