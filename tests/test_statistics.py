@@ -175,7 +175,7 @@ def test_bootstrap_is_paired_seeded_and_signed():
     assert np.allclose(image_bootstrap(a[order], b, y), (d, lo, hi))
 
 def test_bootstrap_in_pieces_is_the_bootstrap(monkeypatch):
-    from tsynd import statistics
+    from tsynd.experiments import statistics
     whole = np.concatenate(list(statistics._drawings(50, 400, 3)), 1)
     pieces = list(statistics._drawings(50, 400, 3, most=1000))
     assert len(pieces) == 20 and (whole.sum(0) == 50).all()
