@@ -38,7 +38,7 @@ LOOKS = {k if m == 'auc' or c != 'clean' else m.removesuffix('_accuracy'): (c, m
     ('auc', 'clean', 'auc'), *(('', 'clean', m) for m in ('accuracy','balanced_accuracy','nll','ece')),
     *((f'{c}{k}', c, m) for c in ('perturbed','corrupted') for k,m in {'_auc': 'auc', '_accuracy': 'accuracy', '': 'balanced_accuracy'}.items()),
     *((f'pgd{e}', f'PGD {e}/255', 'balanced_accuracy') for e in (1, 2, 4, 8))]}
-SIZES,AT_SIZES = ('50','100','200'), ('auc','accuracy','balanced','corrupted','pgd4','pgd8')
+SIZES,AT_SIZES = ('50','100','200'), ('auc','accuracy','balanced','perturbed_auc','corrupted','pgd2','pgd4','pgd8')
 SHOWN = ('auc','accuracy','balanced','perturbed_auc','perturbed','corrupted_auc','corrupted','pgd2','pgd4','pgd8')   # the tables
 WIDE,BIG,SEEN = ('pgd, 8/255','fgsm, 8/255'), 'mi_fgsm, 8/255', 'random, as far in pixels'
 SIMPLER = ('baseline, longer','reconstruction','random','random, as far',SEEN,'entropy','cross_entropy','pixel_mi')
@@ -47,6 +47,7 @@ PAIRS = [*(('mi', r) for r in SIMPLER), *((a, r) for a in ('mi_fgsm','mi_pgd') f
 FEW = ('random','mi_default','mi','trivialaugment','fgsm','baseline, longer','cross_entropy','mixup')   # less the baseline at all sizes
 CURVES = ('baseline','random','mi','trivialaugment','fgsm','pgd','mi_fgsm','pixel_mi')
 COLUMNS = ['id','value','lo','hi','unit','seeds','dataset','n','arm','reference','condition','measure','p','p_holm','verdict','image_lo','image_hi','source']
+NUMBERS = ['value','lo','hi','image_lo','image_hi','p','p_holm']
 
 
 # One row
@@ -237,6 +238,8 @@ def suites():
     for name in ('suite','suite_again'):
         t = pd.read_csv(STUDIES/f'{name}.csv')
         rows += [row(f'{name}/{slug(q.arm)}/{SETS[q.dataset]}/{q.attack}', 100*q.balanced_accuracy, f'studies/{name}.csv', 'percent', seeds=1, dataset=q.dataset, arm=q.arm, verdict=q.verdict) for q in t[t.norm != 'L2'].itertuples()]
+        seen = {r['id']: r['value'] for r in rows if r['id'].startswith(f'{name}/')}
+        rows += [row(i.replace('/PGD', '/below'), v-seen[i.replace('/PGD', '/worst case')], f'studies/{name}.csv', 'points', seeds=1) for i,v in seen.items() if i.endswith('/PGD')]
     return rows
 
 def ranks(f):
@@ -304,8 +307,7 @@ def make():
     claims = pd.DataFrame(rows).reindex(columns=COLUMNS)
     twice = claims.id[claims.id.duplicated()]
     if len(twice): raise SystemExit(f'two claims have the id {twice.iloc[0]}')
-    exact = ['value','lo','hi','image_lo','image_hi','p','p_holm']
-    claims[exact] = claims[exact].astype(float).round({c: 4 if c[0] == 'p' else 3 for c in exact})
+    claims[NUMBERS] = claims[NUMBERS].astype(float)
     claims.seeds = claims.seeds.astype('Int64')
     return claims, lost.reset_index(drop=True)
 
@@ -314,8 +316,7 @@ def changed(claims, file=HERE/'claims.csv', atol=2e-3):
     old,new = pd.read_csv(file).set_index('id'), claims.set_index('id')
     ids = [*old.index.symmetric_difference(new.index)]
     both = old.index.intersection(new.index)
-    numbers = ['value','lo','hi','image_lo','image_hi','p','p_holm']
-    near = np.isclose(old.loc[both, numbers].astype(float), new.loc[both, numbers].astype(float), atol=atol, rtol=0, equal_nan=True).all(axis=1)
+    near = np.isclose(old.loc[both, NUMBERS].astype(float), new.loc[both, NUMBERS].astype(float), atol=atol, rtol=0, equal_nan=True).all(axis=1)
     return ids + [*both[~near | (old.loc[both, 'verdict'].fillna('') != new.loc[both, 'verdict'].fillna('')).to_numpy()]]
 
 def main():
@@ -325,7 +326,7 @@ def main():
     if args.check:
         ids = changed(claims)
         print(f'{len(claims)} claims, {len(ids)} changed', *ids[:20], sep='\n'); sys.exit(bool(ids))
-    claims.to_csv(HERE/'claims.csv', index=False); lost.to_csv(HERE/'losses.csv', index=False)
+    claims.to_csv(HERE/'claims.csv', index=False, float_format='%.5g'); lost.to_csv(HERE/'losses.csv', index=False)
     print(f'{len(claims)} claims, {len(lost)} rows of losses and gains')
 
 

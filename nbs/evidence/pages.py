@@ -1,8 +1,9 @@
 """Sentences, tables and figures for the pages of the evidence, from claims.csv, which claims.py writes.
 
 `say("… {mi-baseline/breast/100/pgd4} …")` is a paragraph whose numbers are claims, named by their ids. `{id}` is a difference with its
-interval, +5.4 ± 3.0; `{id:size}` only how large it is, 5.4; `{id:value}` with its sign; `{id:lo}` and `{id:hi}` the ends of the
-interval; `{id:whole}` a whole number; `{id:share}` a percentage as a number between 0 and 1 with three digits."""
+interval, +5.4 ± 3.0; `{id:size}` only how large it is, 5.4; `{id:span}` the same with
+its interval, 5.4 ± 3.0; `{id:value}` with its sign; `{id:lo}` and `{id:hi}` the ends of the
+interval; `{id:whole}` a whole number; `{id:times}` a ratio with two digits; `{id:share}` a percentage as a number between 0 and 1 with three digits."""
 import re
 from pathlib import Path
 
@@ -31,16 +32,20 @@ def claim(id):
 
 def digits(q): return 2 if q.unit in ('nats','share','skill','of MI') else 1
 
-def signed(v, n=1): return f'{v:+.{n}f}'.replace('-', '−')
+def signed(v, n=1):
+    "With a sign, a real minus, and no sign on what rounds to nothing"
+    return f'{v:+.{n}f}'.replace('-', '−') if round(abs(v), n) else f'{0:.{n}f}'
 
 def number(id, how=''):
     "A claim as text"
     q = claim(id)
     if how == 'share': return f'{q.value/100:.3f}'
     if how == 'whole': return f'{q.value:.0f}'
+    if how == 'times': return f'{q.value:.2f}'
     if how == 'size': return f'{abs(q.value):.{digits(q)}f}'
     if how in ('value','lo','hi','image_lo','image_hi'): return signed(q[how], digits(q))
-    if how == 'p': return f'{q.p_holm:.3f}'.lstrip('0')
+    if how == 'p': return f'{q.p_holm:.4f}'.lstrip('0')
+    if how == 'span': return f'{abs(q.value):.{digits(q)}f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{(q.hi-q.lo)/2:.{digits(q)}f}'
     if how: raise KeyError(f'{id} cannot be told as {how}')
     if np.isnan(q.lo): return f'{q.value:.{digits(q)}f}'
     return f'{signed(q.value, digits(q))}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{(q.hi-q.lo)/2:.{digits(q)}f}'
@@ -62,7 +67,10 @@ def against(pairs, dataset, looks=TABLE, n=100, study=''):
 
 def by_size(columns, sizes=(50, 100, 200)):
     "A row per data set and size, a column per (pair, measure)"
-    return pd.DataFrame({(pair.replace('-', ' − '), ', '.join(LOOKS[k]).replace('clean, ', '')): {(SETS[d], n): number(f'{pair}/{d}/{n}/{k}') for d in SETS for n in sizes} for pair,k in columns})
+    def names(pair, k):
+        q = claim(f'{pair}/breast/{sizes[0]}/{k}')
+        return f'{q.arm} − {q.reference}', ', '.join(LOOKS[k]).replace('clean, ', '').replace('PGD,', 'PGD')
+    return pd.DataFrame({names(pair, k): {(SETS[d], n): number(f'{pair}/{d}/{n}/{k}') for d in SETS for n in sizes} for pair,k in columns})
 
 
 # Figures
