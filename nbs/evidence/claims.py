@@ -382,7 +382,7 @@ def losses(f):
     sign,times = np.where(d.measure.isin(['ece','nll']), -1, 1), np.where(d.measure == 'nll', 1, 100)
     d = d.assign(clearly=np.select([sign*np.where(sign > 0, d.hi, d.lo) < 0,
         sign*np.where(sign > 0, d.lo, d.hi) > 0], ['worse','better'], ''), unit=np
-        .where(times == 1, 'nats', 'points'), **{k: (d[k]*times).round(3) for k in ('difference','lo','hi')})
+        .where(times == 1, 'nats', 'points'), **{k: (d[k]*times).round(5) for k in ('difference','lo','hi')})
     rows = [row(f'losses/{n}/{k}', (g.clearly == k).sum() if k else len(g), 'losses.csv',
         'of what was measured', n=n) for n,g in d.groupby('n') for k in ('worse','better','')]
     kept = d[d.clearly != ''].sort_values(['clearly','arm','dataset','condition','measure','n'],
