@@ -94,7 +94,7 @@ def compare(c:RunConfig,        # resolved
     for arm,m in _evaluate(c, data, learners, progress).items(): arms[arm]['metrics'] = m
     timing['evaluation'] = time.perf_counter()-start
     timing['total'] = sum(timing.values())
-    facts = dict(name=data.name, task=data.task, classes=list(data.classes), shape=list(data.shape), attacked=min(c.attack_n, len(data.test)),
+    facts = dict(name=data.name, task=data.task.name, classes=list(data.classes), shape=list(data.shape), attacked=min(c.attack_n, len(data.test)),
                  md5=data.md5, licence=data.licence, source=data.source, **{s: len(getattr(data, s)) for s in ('train','val','test')})
     res = dict(config=asdict(c), versions=versions(), data=facts, autoencoder=ae_facts, conditions=list(arms['baseline']['metrics']), arms=arms, timing=timing)
     return Result(data, ae, learners, cb.last_epoch if cb.kept else None, res)

@@ -36,8 +36,7 @@ def save_result(r:Result,
         k = s.pick(s.gate > 0)
         split = Split((k.x.clamp(0,1)*255).round().byte(), k.y, k.index)
         if len(k): save_npz(folder/'synthetic.npz', replace(data, train=split), train_source=to_numpy(k.source), train_reconstruction=to_numpy(k.reconstruction))
-        names = [', '.join(data.classes[i] for i in y.nonzero()[:,0]) if data.multilabel else data.classes[y] for y in s.y]
-        labels = [''.join(str(int(v)) for v in y) for y in s.y] if data.multilabel else s.y.tolist()
+        names,labels = [data.task.names(y, data.classes) for y in s.y],[data.task.plain(y) for y in s.y]
         table = s.table().assign(label=labels, label_name=names, radius=r.metrics['config']['radius'])
     table.to_csv(folder/'provenance.csv', index=False)
 

@@ -12,7 +12,7 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     uncertainties=['Uncertainty', 'log_probabilities', 'mean_log_probability', 'entropy',
                  'expected_entropy', 'mutual_information', 'uncertainty'],
     ascent=['norms', 'project', 'ascend'],
-    objectives=['OBJECTIVES', 'check_targets', 'cross_entropy'],
+    objectives=['OBJECTIVES', 'cross_entropy'],
     synthesis=['PROVENANCE_COLUMNS', 'Synthesizer', 'random_direction', 'check_pixels', 'Synthetic',
                'cat', 'synthesize'],
     bank=['LatentBank'],
