@@ -153,6 +153,16 @@ def log_probabilities(self:MultiLabel, logits:Tensor)->Tensor: # (…,C,2)
     "C decisions with two outcomes, yes and no"
     return torch.stack([F.logsigmoid(logits), F.logsigmoid(-logits)], -1)
 
+@patch
+def mean_logits(self:SingleLabel, logits_T_B_C:Tensor)->Tensor: # (B,C)
+    "Logits whose softmax is the mean over the draws"
+    return self.scores(logits_T_B_C).log_softmax(-1).logsumexp(0) - math.log(len(logits_T_B_C))
+
+@patch
+def mean_logits(self:MultiLabel, logits_T_B_C:Tensor)->Tensor: # (B,C)
+    "Logits whose sigmoid is the mean over the draws"
+    return F.logsigmoid(logits_T_B_C).logsumexp(0) - F.logsigmoid(-logits_T_B_C).logsumexp(0)
+
 # %% ../../nbs/core/02_tasks.ipynb #a6a08e7c
 @patch
 def of_labels(self:SingleLabel, logp_B_L_K:Tensor, y:Tensor)->Tensor: # (B,1)
@@ -174,18 +184,7 @@ def label_probabilities(self:MultiLabel, logits_B_C:Tensor, y:Tensor)->Tensor: #
     "Probability of each of an image's labels: of being there, or of being absent"
     return torch.where(y > 0, logits_B_C, -logits_B_C).sigmoid()
 
-# %% ../../nbs/core/02_tasks.ipynb #1dc6aff0
-@patch
-def mean_logits(self:SingleLabel, logits_T_B_C:Tensor)->Tensor: # (B,C)
-    "Logits whose softmax is the mean over the draws"
-    return self.scores(logits_T_B_C).log_softmax(-1).logsumexp(0) - math.log(len(logits_T_B_C))
-
-@patch
-def mean_logits(self:MultiLabel, logits_T_B_C:Tensor)->Tensor: # (B,C)
-    "Logits whose sigmoid is the mean over the draws"
-    return F.logsigmoid(logits_T_B_C).logsumexp(0) - F.logsigmoid(-logits_T_B_C).logsumexp(0)
-
-# %% ../../nbs/core/02_tasks.ipynb #bb2f0788
+# %% ../../nbs/core/02_tasks.ipynb #06c0e26f
 def _own(s, y): return s.gather(1, y.long()[:,None])[:,0]
 def _others(s, y): return s.scatter(1, y.long()[:,None], -math.inf)
 
@@ -209,7 +208,7 @@ def relative_margin(self:SingleLabel, logits_B_C:Tensor, y:Tensor)->Tensor: # (B
     top = s.topk(3, 1).values
     return m/(top[:,0] - top[:,2]).clamp(min=1e-12)
 
-# %% ../../nbs/core/02_tasks.ipynb #9a0efff0
+# %% ../../nbs/core/02_tasks.ipynb #c73e4631
 @patch
 def attack_loss(self:MultiLabel, logits_B_C:Tensor, y:Tensor)->Tensor: # (B,)
     "The binary cross-entropy, summed over labels"
@@ -223,7 +222,7 @@ def margin(self:MultiLabel, logits_B_C:Tensor, y:Tensor)->Tensor: # (B,)
 
 MultiLabel.relative_margin = MultiLabel.margin      # which is relative as it is
 
-# %% ../../nbs/core/02_tasks.ipynb #65e9b2c6
+# %% ../../nbs/core/02_tasks.ipynb #8adcb2a8
 @patch
 def class_score(self:SingleLabel, logits_B_C:Tensor, c:Tensor)->Tensor: # (B,)
     "Log-odds of class `c` against the rest"
@@ -249,7 +248,7 @@ def lost(self:Task, logits_B_C:Tensor, y:Tensor)->Tensor: # (B,) bool
     "Is the one decision about each image wrong?"
     return (self.wrong_share(logits_B_C, y) > 0) & (not self.several)
 
-# %% ../../nbs/core/02_tasks.ipynb #95a60014
+# %% ../../nbs/core/02_tasks.ipynb #a526a22b
 @patch
 def columns(self:SingleLabel, y, C)->list: return [y==c for c in range(C)]       # who belongs to each class
 
@@ -300,7 +299,7 @@ def calibration(self:SingleLabel, y, p)->dict:
     gaps = [abs(top[b==i].mean()-right[b==i].mean())*(b==i).mean() for i in np.unique(b)]
     return dict(ece=float(sum(gaps)), nll=float(-np.log(np.maximum(p[np.arange(len(y)), y], 1e-12)).mean()))
 
-# %% ../../nbs/core/02_tasks.ipynb #31e0cb99
+# %% ../../nbs/core/02_tasks.ipynb #8cd773b1
 @patch
 def strata(self:SingleLabel, y:Tensor)->Tensor: return y      # what to stratify by
 
@@ -315,16 +314,11 @@ def strata(self:MultiLabel, y:Tensor)->Tensor: # (N,) int64
 SingleLabel.needs,MultiLabel.needs = 'image of','positive and one negative image of'
 
 @patch
-def missing(self:SingleLabel, y, C)->list:
-    "Classes without an image"
-    return [c for c,there in enumerate(self.columns(y, C)) if not there.any()]
+def missing(self:Task, y, C)->list:
+    "Classes without an image; of several labels also those that all images have"
+    return [c for c,there in enumerate(self.columns(y, C)) if not there.any() or self.several and there.all()]
 
-@patch
-def missing(self:MultiLabel, y, C)->list:
-    "Labels that no image has, or all have"
-    return [c for c,there in enumerate(self.columns(y, C)) if not 0 < there.sum() < len(there)]
-
-# %% ../../nbs/core/02_tasks.ipynb #d75115c4
+# %% ../../nbs/core/02_tasks.ipynb #032765c2
 @patch
 def layout(self:SingleLabel, n, C)->tuple: return [(n,1), (n,)], C-1
 
@@ -342,7 +336,6 @@ def from_file(self:MultiLabel, a:np.ndarray)->Tensor: return torch.from_numpy(a.
 def to_file(self:Task, y:Tensor)->np.ndarray:
     return y.numpy().astype(np.uint8).reshape(len(y), *y.shape[1:] or (1,))
 
-# %% ../../nbs/core/02_tasks.ipynb #b84a603f
 @patch
 def names(self:SingleLabel, y:Tensor, classes:list)->str: return classes[y]
 
