@@ -126,9 +126,11 @@ def _batch(self:TSynD)->tuple: # images in [0,1], and targets
 # %% ../../nbs/targeting/08_callback.ipynb #2f302c5d
 _ONE_CLASS = nn.CrossEntropyLoss,LabelSmoothingCrossEntropy,FocalLoss
 
+TSynD.task = None # of a kind that targets do not tell
+
 @patch
-def _task(self:TSynD, y): # told by the targets
-    task,loss = task_of(y),getattr(self.base_loss, 'func', self.base_loss)
+def _task(self:TSynD, y):
+    task,loss = self.task or task_of(y),getattr(self.base_loss, 'func', self.base_loss)
     if task.several and (isinstance(loss, _ONE_CLASS) or loss is nn.functional.cross_entropy):
         raise InputError(f"targets are {y.dtype} of shape {tuple(y.shape)}, but the loss is a cross-entropy over classes, "
                          f"with which TSynD expects class numbers of shape ({len(y)},); give these, "
