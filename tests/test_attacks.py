@@ -347,16 +347,16 @@ def test_square_uses_no_gradient():
 @pytest.mark.parametrize('task,C', [('binary-class',2), ('multi-class',5), ('ordinal-regression',4), (MULTI,3)])
 @pytest.mark.parametrize('ch', [1, 3])
 def test_worst_case_is_the_worst_for_each_image(task, C, ch):
-    model, x, multi = small_resnet(ch, C), images(12, ch), task == MULTI
-    y = several(12, C) if multi else torch.arange(12)%C
+    model, x = small_resnet(ch, C), images(12, ch)
+    y = several(12, C) if task == MULTI else torch.arange(12)%C
     keep, calls = {}, []
     rows = attack_suite(model, x, y, task, .05, steps=dict.fromkeys(ATTACKS, 6), keep=keep, progress=lambda a,b: calls.append((a,b)))
     assert [r['attack'] for r in rows] == ['clean', *ATTACKS, 'worst case'] and list(keep) == list(ATTACKS)
     assert calls[-1][0] == calls[-1][1] and all(a[0] < b[0] for a,b in zip(calls, calls[1:]))
-    worst = worst_case(model, [x, *(keep[n] for n in LINF)], y, multi)
-    for n in LINF: assert (wrong(model, worst, y, multi) >= wrong(model, keep[n], y, multi)).all()
+    worst = worst_case(model, [x, *(keep[n] for n in LINF)], y, task)
+    for n in LINF: assert (wrong(model, worst, y, task) >= wrong(model, keep[n], y, task)).all()
     by = {r['attack']: r for r in rows}
-    assert by['worst case']['accuracy'] == pytest.approx(1-wrong(model, worst, y, multi).mean().item(), abs=1e-6)
+    assert by['worst case']['accuracy'] == pytest.approx(1-wrong(model, worst, y, task).mean().item(), abs=1e-6)
     assert by['worst case']['accuracy'] <= min(by[n]['accuracy'] for n in LINF) and by['clean']['accuracy'] >= max(r['accuracy'] for r in rows)
     for r in rows: assert r['n'] == 12 and r['predictor'] == r['attacked'] == 'dropout off' and r['seconds'] >= 0
 
