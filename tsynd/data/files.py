@@ -54,13 +54,15 @@ def check_labels(a:np.ndarray, # the array to check
     if a.shape not in shapes:
         found,want = ('×'.join(map(str, s)) for s in (a.shape, shapes[0]))
         raise InputError(f"{where} has shape {found}, expected {want}, one row per image")
-    if a.min() < 0 or a.max() > top: raise InputError(f"{where} holds labels from {a.min()} to {a.max()}, expected 0 to {top}")
+    if a.min() < 0 or a.max() > top:
+        raise InputError(f"{where} holds labels from {a.min()} to {a.max()}, expected 0 to {top}")
 
 # %% ../../nbs/data/02_files.ipynb #dfc62e1a
 def _split(arrays, part, path, info, size):
     ch,C,task = info['n_channels'], len(info['label']), as_task(info['task'])
     for k in (f'{part}_images', f'{part}_labels'):
-        if k not in arrays: raise InputError(f"{path} has no array {k}, expected the six arrays of a MedMNIST file; "
+        if k not in arrays:
+            raise InputError(f"{path} has no array {k}, expected the six arrays of a MedMNIST file; "
                                              "is it another data set?")
     x,y = arrays[f'{part}_images'], arrays[f'{part}_labels']
     check_images(x, f'{path}: {part}_images', ch, size)

@@ -52,25 +52,31 @@ class ImageData:
 
     def __post_init__(self):
         self.task = as_task(self.task)
-        for s in ('train','val','test'): _check_split(getattr(self, s), f'{self.name}, {s}', self.n_classes, self.task)
+        for s in ('train','val','test'):
+            _check_split(getattr(self, s), f'{self.name}, {s}', self.n_classes, self.task)
 
     @property
     def n_classes(self): return len(self.classes)
     @property
     def shape(self): return tuple(self.train.x.shape[1:])
     @property
-    def short(self): return [c.split(',')[-1].strip()[:14] for c in self.classes]  # names that fit over an image
+    def short(self):
+        return [c.split(',')[-1].strip()[:14] for c in self.classes]  # names that fit over an image
     def __repr__(self):
         n = ' · '.join(f'{s} {len(getattr(self, s))}' for s in ('train','val','test'))
-        return f"{self.name}: {n} images of {'×'.join(map(str, self.shape))}, {self.n_classes} classes, {self.task}"
+        size = '×'.join(map(str, self.shape))
+        return f"{self.name}: {n} images of {size}, {self.n_classes} classes, {self.task}"
 
 # %% ../../nbs/data/00_images.ipynb #fa86ede6
 def _check_split(s, where, C, task):
     x = s.x
     if not isinstance(x, Tensor) or x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] not in (1,3):
-        found = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"of type {type(x).__name__}"
+        known = isinstance(x, Tensor)
+        found = f"{x.dtype} of shape {tuple(x.shape)}" if known else f"of type {type(x).__name__}"
         raise InputError(f"{where}: images are {found}, expected a uint8 tensor of shape (N, 1 or 3, H, W)")
-    if len(s.index) != len(x): raise InputError(f"{where}: index has {len(s.index)} positions, expected {len(x)}, one for each image")
+    if len(s.index) != len(x):
+        raise InputError(f"{where}: index has {len(s.index)} positions, expected {len(x)}, one for each "
+                         f"image")
     task.check_labels(s.y, len(x), C, f'{where}: labels')
 
 # %% ../../nbs/data/00_images.ipynb #6744183e

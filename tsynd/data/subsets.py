@@ -18,7 +18,7 @@ from .images import ImageData
 # %% ../../nbs/data/04_subsets.ipynb #cf9197a8
 def strata(y:Tensor # (N,) class numbers or (N,C) float zeros and ones
           )->Tensor: # (N,) int64
-    "What to stratify by: the class, or for several labels at once the rarest label an image has (C if it has none)"
+    "What to stratify by: the class, or of several labels the rarest that an image has (C if it has none)"
     return task_of(y).strata(y)
 
 # %% ../../nbs/data/04_subsets.ipynb #533629bb
@@ -45,7 +45,8 @@ def subset(data:ImageData, # any data set
     if n < 2 or n < data.n_classes and not data.task.several:
         raise InputError(f"subset is {n}, but {data.name} has {data.n_classes} classes and needs "
                          f"at least {max(2, data.n_classes)} images, one of each")
-    if n > len(data.train): raise InputError(f"subset is {n}, but {data.name} has only {len(data.train)} training images")
+    if n > len(data.train):
+        raise InputError(f"subset is {n}, but {data.name} has only {len(data.train)} training images")
     pick = lambda s: s.select(stratified_order(s.y, seed)[:n])
     res = replace(data, train=pick(data.train), val=pick(data.val))
     check_classes(res)

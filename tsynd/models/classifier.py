@@ -112,9 +112,9 @@ def classifier_learner(data:ImageData,
                        cbs=(),          # further fastai callbacks
                        **kwargs         # for `image_dls`: batch size, seed of the order, device, ...
                       )->Learner:
-    "A fastai `Learner` on fresh `DataLoaders` of `data`, so that two learners with one seed see the same batches"
-    return Learner(image_dls(data, **kwargs), model, loss_func=data.task.loss(), metrics=auc_metric(data.task),
-                   cbs=[FiniteLoss(), *L(cbs)])
+    "A fastai `Learner` on fresh `DataLoaders`, so that two learners with one seed see the same batches"
+    return Learner(image_dls(data, **kwargs), model, loss_func=data.task.loss(),
+                   metrics=auc_metric(data.task), cbs=[FiniteLoss(), *L(cbs)])
 
 # %% ../../nbs/models/04_classifier.ipynb #cb668875
 def train_classifier(data:ImageData,
@@ -131,7 +131,8 @@ def train_classifier(data:ImageData,
     "Train a classifier from scratch; returns its `Learner`"
     check_range('epochs', epochs, lo=1, integer=True)
     with seeded(seed):
-        if isinstance(model, str): model = make_classifier(model, data.shape[0], data.task.n_outputs(data.n_classes), p)
+        if isinstance(model, str):
+            model = make_classifier(model, data.shape[0], data.task.n_outputs(data.n_classes), p)
         model.to(memory_format=torch.channels_last)
         learn = classifier_learner(data, model, seed=seed, cbs=cbs, **kwargs)
         fit(learn, epochs, lr, 'classifier' if progress is True else progress)

@@ -18,8 +18,9 @@ from torch import nn, Tensor
 from ..core.errors import check_range, InputError
 from ..core.seeds import image_seeds, streams
 from ..core.tasks import as_task, Task
-from .attacks import (
-    attack_loss, check_attack, in_batches, keep_worse, linf_box, loss_and_gradient, pgd_batch, pick_rows, random_points)
+from tsynd.robustness.attacks import (
+    attack_loss, check_attack, in_batches, keep_worse, linf_box, loss_and_gradient, pgd_batch, pick_rows,
+    random_points)
 from .perturbations import column
 from .predictors import Predictor
 
@@ -27,7 +28,8 @@ from .predictors import Predictor
 class Run:
     "One batch under attack: the worst image kept of each, and the state of those still attacked"
     def __init__(self, model, x, y, objective, task, stop, tick):
-        self.model,self.x,self.y,self.objective,self.task,self.stop,self.tick = model,x,y,objective,task,stop,tick
+        self.model,self.x,self.y,self.objective,self.task = model,x,y,objective,task
+        self.stop,self.tick = stop,tick
         self.s = SimpleNamespace(i=torch.arange(len(x), device=x.device), x=x, y=y)
         loss,logits,_ = loss_and_gradient(model, x, y, task, objective, grad=False)
         self.best = x.clone(), loss, task.wrong_share(logits, y)
@@ -35,7 +37,8 @@ class Run:
 
     def begin(self, **state):
         "Take up all images again, each with its part of `state`; False if all are done"
-        self.s = SimpleNamespace(i=torch.arange(len(self.x), device=self.x.device), x=self.x, y=self.y, **state)
+        i = torch.arange(len(self.x), device=self.x.device)
+        self.s = SimpleNamespace(i=i, x=self.x, y=self.y, **state)
         return self.go()
 
 # %% ../../nbs/robustness/05_attack_kinds.ipynb #007057fe
@@ -76,7 +79,7 @@ def __call__(self:Attack,
              model:nn.Module,      # a `Predictor`, or any classifier, which then has its dropout off
              x:Tensor,             # (N,ch,H,W) in [0,1]
              y:Tensor,             # (N,) class numbers, or (N,C) float zeros and ones if multi-label
-             eps:float,            # radius of the ball: largest change of a pixel (Linf), or length of the change (L2)
+             eps:float,            # radius: largest change of a pixel (Linf), or length of the change (L2)
              *, steps:int=None,    # gradient steps or queries; default: the usual number
              restarts:int=1,       # climbs, each from its own random start
              seed:int=0,           # of all that is random; image i depends on `seed` and i only
@@ -100,7 +103,8 @@ def check_ball(model, x, y, eps, norm, task, **counts):
     check_attack(x, y, 0, task, **counts)
     check_range('eps', eps, lo=0, hi=1 if norm == 'Linf' else x[0].numel()**.5)
     if isinstance(model, Predictor) and model.T and model.task != task:
-        raise InputError(f"the predictor was made with task={model.task.name!r}, but the attack with task={task.name!r}; "
+        raise InputError(f"the predictor was made with task={model.task.name!r}, but the attack with "
+                         f"task={task.name!r}; "
                          "give both the same")
 
 # %% ../../nbs/robustness/05_attack_kinds.ipynb #5d59a465
@@ -112,7 +116,8 @@ def _fgsm(run, streams, eps, steps, restarts):
 def _pgd_entry(run, streams, eps, steps, restarts):
     s = run.s
     seeds = [streams[i].initial_seed() for i in s.i.tolist()]
-    run.look(pgd_batch(run.model, s.x, s.y, seeds, eps, steps, 2.5*eps/steps, restarts, True, run.task, run.tick), grad=False)
+    adv = pgd_batch(run.model, s.x, s.y, seeds, eps, steps, 2.5*eps/steps, restarts, True, run.task, run.tick)
+    run.look(adv, grad=False)
 
 ATTACKS['FGSM'] = Attack(_fgsm, 1, 'Goodfellow et al. 2015')
 ATTACKS['PGD'] = Attack(_pgd_entry, 20, 'Madry et al. 2018')
@@ -174,7 +179,7 @@ def margin(logits_B_C:Tensor, # logits, of any floating dtype
            y:Tensor,          # (B,) class numbers, or (B,C) zeros and ones if multi-label
            task:str|Task='multi-class' # what the labels are
           )->Tensor:          # (B,)
-    "Best other logit minus the true one; of several labels, a smooth count of wrong decisions minus right ones"
+    "Best other logit minus the true one; of several labels, a smooth count of wrong minus right decisions"
     return as_task(task).margin(logits_B_C, y)
 
 # %% ../../nbs/robustness/05_attack_kinds.ipynb #37cebc9a

@@ -24,7 +24,7 @@ def attack_loss(logits_B_C:Tensor, # logits, of any floating dtype
                 y:Tensor,          # (B,) class numbers, or (B,C) zeros and ones if multi-label
                 task:str|Task='multi-class' # what the labels are
                )->Tensor:          # (B,)
-    "What an attack climbs: the log-odds against the true class, or the binary cross-entropy summed over labels"
+    "What an attack climbs: log-odds against the true class, or binary cross-entropy summed over labels"
     return as_task(task).attack_loss(logits_B_C, y)
 
 # %% ../../nbs/robustness/01_attacks.ipynb #8e007962
@@ -42,12 +42,13 @@ def loss_and_gradient(model:nn.Module, # images to logits (B,C)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     loss = objective(logits, y, task)
     if grad and not loss.requires_grad:
-        raise InputError("the model's output has no gradient with respect to the image, so only Square can attack it; "
-                         "does it detach?")
+        raise InputError("the model's output has no gradient with respect to the image, so only Square "
+                         "can attack it; does it detach?")
     g = torch.autograd.grad(loss.sum(), x)[0] if grad else torch.zeros_like(x)
     bad = int((~(torch.isfinite(loss) & torch.isfinite(g.flatten(1)).all(1))).sum())
     if bad:
-        raise InputError(f"the loss or its gradient is not finite for {bad} of {len(x)} images; check the model's weights")
+        raise InputError(f"the loss or its gradient is not finite for {bad} of {len(x)} images; check the "
+                         f"model's weights")
     return loss.detach(), logits.detach(), g
 
 # %% ../../nbs/robustness/01_attacks.ipynb #dd0d66b0
@@ -56,7 +57,8 @@ def check_attack(x, y, eps, task, **counts):
     check_batch(x)
     check_range('eps', eps, lo=0, hi=1)
     for k,v in counts.items():
-        if not isinstance(v, int) or v < 1: raise InputError(f"{k} is {v!r}, but must be a whole number, at least 1")
+        if not isinstance(v, int) or v < 1:
+            raise InputError(f"{k} is {v!r}, but must be a whole number, at least 1")
     as_task(task).check_labels(y, len(x))
 
 # %% ../../nbs/robustness/01_attacks.ipynb #4b8eae0f
@@ -89,7 +91,7 @@ def pick_rows(take:Tensor, # (B,) bool
     return torch.where(column(take, a), a, b)
 
 def keep_worse(old:tuple, new:tuple)->tuple:
-    "Per image the worse of two (image, loss, wrong): wrong is whether, or in which share, decisions are wrong"
+    "Per image the worse of two (image, loss, wrong): wrong is whether, or how many, decisions are wrong"
     take = (new[2] > old[2]) | ((new[2] == old[2]) & (new[1] > old[1]))
     return tuple(pick_rows(take, n, o) for n,o in zip(new, old))
 
@@ -116,7 +118,7 @@ def pgd(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
         bs:int=256,           # images at a time
         tick=None             # called with the number of images after every pass through the model
        )->Tensor:             # (N,ch,H,W) in [0,1]
-    "Projected gradient descent in the L∞ box: the worst image passed, over all steps and restarts; dropout off"
+    "Projected gradient descent in the L∞ box: the worst image passed, of all steps and restarts; dropout off"
     check_attack(x, y, eps, task, bs=bs, steps=steps, restarts=restarts)
     step_size = 2.5*eps/steps if step_size is None else step_size
     check_range('step_size', step_size, lo=0, open_lo=eps>0)

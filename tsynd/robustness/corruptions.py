@@ -177,7 +177,7 @@ def show_corruptions(x:Tensor,    # (N,1 or 3,H,W) in [0,1]; the first image is 
 def corruption_table(model:nn.Module, # images (B,ch,H,W) in [0,1] to logits (B,C)
                      x:Tensor,        # (N,1 or 3,H,W) in [0,1]
                      y:Tensor,        # (N,) int64, or (N,C) float if multi-label
-                     task:str|Task,   # what the labels are: `ImageData.task`, or a name as in `medmnist.INFO`
+                     task:str|Task,   # what the labels are: `ImageData.task`, or its name
                      dataset:str='phantom', # whose families and levels?
                      names=None,      # some of the families; default: all
                      severities=(1,2,3,4,5),

@@ -23,7 +23,7 @@ from .perturbations import perturb
 def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits (B,C)
                      x:Tensor,            # (N,ch,H,W) in [0,1]
                      y:Tensor,            # (N,) int64, or (N,C) float if multi-label
-                     task:str|Task,       # what the labels are: `ImageData.task`, or a name as in `medmnist.INFO`
+                     task:str|Task,       # what the labels are: `ImageData.task`, or its name
                      eps=(1/255,2/255,4/255), # of PGD
                      strengths=(1.,),     # of `perturb`
                      attack_n:int=None,   # attack only so many images, stratified; default: all
@@ -31,7 +31,7 @@ def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits
                      restarts:int=1,      # of PGD
                      seed:int=0,          # of perturbations, subset and random starts
                      bs:int=256,          # images at a time
-                     ladder:bool=False,   # climb the radii in turn, with the images that are left? one label per image only
+                     ladder:bool=False,   # climb the radii in turn, with the images that are left?
                      progress=None        # True: a bar with the time left; or a function of (done, total)
                     )->dict:              # condition: measures and the number of images
     "Accuracy, AUC and balanced accuracy on clean, perturbed and attacked images; dropout off"
@@ -39,9 +39,11 @@ def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits
     for e in (0,*eps): check_attack(x, y, e, task, steps=steps, restarts=restarts, bs=bs, attack_n=n)
     if ladder and (task.several or restarts > 1):
         why = 'there are several labels per image' if task.several else f'restarts is {restarts}'
-        raise InputError(f"ladder is set, but {why}, expected one label per image and one restart; leave ladder out")
+        raise InputError(f"ladder is set, but {why}, expected one label per image and one restart; leave "
+                         f"ladder out")
     for s in strengths: check_range('strength', s, lo=0, hi=10)
-    def score(x, y): return task.metrics(y.cpu(), task.probabilities(predict(model, x, bs=bs))) | dict(n=len(y))
+    def score(x, y):
+        return task.metrics(y.cpu(), task.probabilities(predict(model, x, bs=bs))) | dict(n=len(y))
     i = stratified_order(y.cpu(), seed)[:n] if n < len(x) else slice(None)
     xa,ya,res = x[i],y[i],{'clean': score(x, y)}
     passes = sum(e>0 for e in eps)*(restarts*(steps+1)+1)
@@ -78,6 +80,7 @@ def _ladder(model, x, y, task, eps, steps, seed, bs, tick):
                 standing = _standing(model, x[i].to(dev), y[i].to(dev), task, [seeds[j] for j in i], e, steps)
                 right[i[standing.cpu()]] = True
         recall = [right[y==c].double().mean().item() for c in y.unique()]
-        res[f'PGD {e*255:.3g}/255'] = dict(accuracy=right.double().mean().item(), balanced_accuracy=float(np.mean(recall)), n=len(y))
+        res[f'PGD {e*255:.3g}/255'] = dict(accuracy=right.double().mean().item(),
+                                           balanced_accuracy=float(np.mean(recall)), n=len(y))
         tick(len(x)*(steps+2)*(e>0))
     return res

@@ -33,15 +33,19 @@ def _classes(model, x, y, task):
     task.check_logits(logits, len(x))
     scores = task.scores(logits)
     bad = int((~torch.isfinite(logits)).any(1).sum())
-    if bad: raise InputError(f"the model's output is not finite for {bad} of {len(x)} images; check its weights")
+    if bad:
+        raise InputError(f"the model's output is not finite for {bad} of {len(x)} images; check its weights")
     if y is None: return scores.argmax(1)
-    if isinstance(y, Integral) and not isinstance(y, bool) or isinstance(y, Tensor) and y.ndim == 0: y = torch.full((len(x),), y)
+    if isinstance(y, Integral) and not isinstance(y, bool) or isinstance(y, Tensor) and y.ndim == 0:
+        y = torch.full((len(x),), y)
     if not isinstance(y, Tensor) or y.shape != (len(x),) or y.is_floating_point():
         found = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else repr(y)
-        raise InputError(f"y is {found}, expected one class number for all images or an int64 tensor ({len(x)},); "
+        raise InputError(f"y is {found}, expected one class number for all images or an int64 tensor "
+                         f"({len(x)},); "
                          "of several labels name the one to explain")
     if y.min() < 0 or y.max() >= scores.shape[1]:
-        raise InputError(f"y holds classes from {int(y.min())} to {int(y.max())}, but the model knows 0 to {scores.shape[1]-1}")
+        raise InputError(f"y holds classes from {int(y.min())} to {int(y.max())}, but the model knows 0 to "
+                         f"{scores.shape[1]-1}")
     return y.long().cpu().clone()
 
 # %% ../../nbs/robustness/08_explanation.ipynb #10fde19f
@@ -122,7 +126,7 @@ def cam(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
         layer:str|nn.Module=None,  # where; default: `target_layer`
         task:str|Task='multi-class', # what the labels are
         bs:int=64             # images at a time
-       )->Tensor:             # (B,H,W) in [0,1], relative within each image; 0: no more evidence than its average
+       )->Tensor:             # (B,H,W) in [0,1], relative within each image; 0: no more than its average
     "Class activation maps; dropout off, and the model is left as it was"
     check_batch(x)
     if method not in METHODS: raise InputError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
@@ -212,11 +216,13 @@ def faithfulness(model:nn.Module,  # images (B,ch,H,W) in [0,1] to logits (B,C)
                  task:str|Task='multi-class', # what the labels are
                  seed:int=0        # of noise and ties; image i depends on `seed` and i only
                 )->Tensor:         # (B,) in [-1,1]
-    "Mean probability of a class without the least important pixels, minus that without the most important; dropout off"
+    "Mean probability of a class without the least, minus that without the most important pixels; dropout off"
     check_batch(x)
     want = (len(x), *x.shape[2:])
-    if maps.shape != want: raise InputError(f"maps have shape {tuple(maps.shape)}, expected {want}, one for each image")
-    if not torch.isfinite(maps).all(): raise InputError("maps hold values that are NaN or infinite, expected numbers")
+    if maps.shape != want:
+        raise InputError(f"maps have shape {tuple(maps.shape)}, expected {want}, one for each image")
+    if not torch.isfinite(maps).all():
+        raise InputError("maps hold values that are NaN or infinite, expected numbers")
     for s in shares: check_range('share', s, lo=0, hi=.95, open_lo=True)
     task = as_task(task)
     y,least,most = _classes(model, x, y, task),[],[]
@@ -231,13 +237,13 @@ def faithfulness(model:nn.Module,  # images (B,ch,H,W) in [0,1] to logits (B,C)
 # %% ../../nbs/robustness/08_explanation.ipynb #d1bf1bd9
 def minimise_class(model:nn.Module, # images (B,ch,H,W) in [0,1] to logits (B,C)
                    x:Tensor,        # (B,ch,H,W) in [0,1]
-                   y:int|Tensor=None, # class (or label) to take away, one for all or (B,); default: the predicted one
-                   eps:float=.02,   # radius of the ball: root mean square change of a pixel; of a latent, in standard deviations
+                   y:int|Tensor=None, # class (or label) to take away, or (B,); default: the predicted one
+                   eps:float=.02,   # radius: RMS change of a pixel, or of a latent in standard deviations
                    steps:int=20,    # gradient steps, at least 2
-                   ae:Autoencoder=None, # search its latent space, on the classifier's device; default: the pixels
+                   ae:Autoencoder=None, # search its latent space; default: the pixels
                    task:str|Task='multi-class' # what the labels are
                   )->tuple:         # start and end, (B,ch,H,W) in [0,1]
-    "The image near `x` that makes a class least probable, and where the search started: at `x`, or at its reconstruction; dropout off"
+    "Where the search starts, `x` or its reconstruction, and the image near it that makes a class least probable"
     check_batch(x)
     check_range('eps', eps, lo=0, open_lo=True); check_range('steps', steps, lo=2, integer=True)
     task,dev = as_task(task),device_of(model, x)

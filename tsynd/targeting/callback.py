@@ -118,7 +118,8 @@ def before_batch(self:TSynD):
 @patch
 def _batch(self:TSynD)->tuple: # images in [0,1], and targets
     if len(self.learn.xb) != 1 or len(self.learn.yb) != 1:
-        raise InputError(f"batches have {len(self.learn.xb)} inputs and {len(self.learn.yb)} targets, but TSynD needs (image, target) batches")
+        raise InputError(f"batches have {len(self.learn.xb)} inputs and {len(self.learn.yb)} targets, but "
+                         f"TSynD needs (image, target) batches")
     x,y = (o[0].as_subclass(Tensor) for o in (self.learn.xb, self.learn.yb))
     self.engine.task = self._task(y)
     return x*self.norm[1]+self.norm[0] if self.norm else x, y
@@ -132,7 +133,8 @@ TSynD.task = None # of a kind that targets do not tell
 def _task(self:TSynD, y):
     task,loss = self.task or task_of(y),getattr(self.base_loss, 'func', self.base_loss)
     if task.several and (isinstance(loss, _ONE_CLASS) or loss is nn.functional.cross_entropy):
-        raise InputError(f"targets are {y.dtype} of shape {tuple(y.shape)}, but the loss is a cross-entropy over classes, "
+        raise InputError(f"targets are {y.dtype} of shape {tuple(y.shape)}, but the loss is a cross-entropy "
+                         f"over classes, "
                          f"with which TSynD expects class numbers of shape ({len(y)},); give these, "
                          "or for several labels per image a binary loss such as BCEWithLogitsLossFlat")
     return task

@@ -56,15 +56,18 @@ class Synthesizer:
 @patch
 def _move(self:Synthesizer, mc, z0, start, y, seed):
     objective,r = OBJECTIVES[self.objective],self.length(z0)
-    if objective is None: return z0 + random_direction(z0, seed)*r*(self.objective == 'random'), z0.new_zeros(0, len(z0))
-    start = torch.where(norms(start-z0) <= r*(1+1e-4), start, z0)       # a bank may remember a wider ball, or another image of this source
+    if objective is None:
+        return z0 + random_direction(z0, seed)*r*(self.objective == 'random'), z0.new_zeros(0, len(z0))
+    near = norms(start-z0) <= r*(1+1e-4)  # a bank may remember a wider ball, or another image of this source
+    start = torch.where(near, start, z0)
     if self.jitter: start = project(start + random_direction(z0, seed)*r*self.jitter, z0, r)
     def U(z):
         logits_T_B_C = mc(self.look(self.ae.decode(z)))
         self.task.check(logits_T_B_C[0], y)
         return objective(logits_T_B_C, y, self.task)
     z,trace = ascend(U, z0, r, self.steps, self.step, start)
-    if not torch.isfinite(trace).all(): raise InputError(f"{self.objective} of the classifier is not finite; did its training diverge?")
+    if not torch.isfinite(trace).all():
+        raise InputError(f"{self.objective} of the classifier is not finite; did its training diverge?")
     return z,trace
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #6756cf77
@@ -203,7 +206,8 @@ def at_distance(self:Synthesizer,
 @torch.no_grad()
 def _move_back(self:Synthesizer, judge, z0, z, x, y, tries=2):
     with frozen(judge):
-        spare = ~self._found(judge, self.ae.decode(z0), y) if self.task.several else torch.zeros_like(y[:,None], dtype=torch.bool)
+        spare = torch.zeros_like(y[:,None], dtype=torch.bool)
+        if self.task.several: spare = ~self._found(judge, self.ae.decode(z0), y)
         bad = (~(self._found(judge, x, y) | spare).all(1)).nonzero()[:,0]
         gate,back = z.new_ones(len(z)),z.new_zeros(len(bad))
         for k in range(tries if len(bad) else 0):
@@ -218,5 +222,6 @@ def _move_back(self:Synthesizer, judge, z0, z, x, y, tries=2):
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #f3f74ad0
 @patch
-def _found(self:Synthesizer, judge, x, y): # (B,1), or (B,C): does the judge give each label at least the probability `gate`?
+def _found(self:Synthesizer, judge, x, y): # (B,1), or (B,C) if multi-label
+    "Does the judge give each label at least the probability `gate`?"
     return self.task.label_probabilities(judge(self.look(x)).float(), y) >= self.gate
