@@ -12,10 +12,12 @@ from tsynd.experiments import (
     adversarial, AdversarialTraining, ARMS, callbacks, extra_images, PixelSpace, TrivialAugment)
 from tsynd.models import train_autoencoder
 from tsynd.models import classifier_learner, make_classifier, mc_logits, train_classifier
-from tsynd.core import InputError, seeded
+from tsynd.core import InputError, MultiLabel, seeded, SingleLabel
 from tsynd.data import phantom
 from tsynd.targeting import Synthesizer
 from tsynd.targeting import mutual_information
+
+ONE, SEVERAL = SingleLabel(), MultiLabel()
 
 
 @pytest.fixture(scope='module')
@@ -123,10 +125,10 @@ def test_the_attack_depends_on_its_seed_and_leaves_the_model_alone(data, model):
     assert model.training and all(p.requires_grad for p in model.parameters()) and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     model.eval()
 
-def test_multilabel_attack_raises_the_loss():
+def test_attack_on_several_labels_raises_the_loss():
     with seeded(0): net, x, y = make_classifier('small_resnet', 1, 3).eval(), torch.rand(8, 1, 28, 28), torch.randint(2, (8, 3)).float()
     loss = lambda x: torch.nn.functional.binary_cross_entropy_with_logits(net(x), y)
-    assert loss(adversarial(net, x, y, 8/255, 3, multilabel=True)) > loss(x)
+    assert loss(adversarial(net, x, y, 8/255, 3, task='multi-label, binary-class')) > loss(x)
 
 def test_the_weighted_loss_is_added_to_that_of_the_batch(data):
     "With neither dropout nor batch norm in the way, the sum can be computed again"
@@ -141,32 +143,32 @@ def test_the_weighted_loss_is_added_to_that_of_the_batch(data):
     train_classifier(data, net, epochs=2, bs=8, cbs=[AdversarialTraining(weight=2.), Sum()])
     assert len(seen) == 6 and all(abs(a-b) < 1e-5 for a,b in seen)
 
-@pytest.mark.parametrize('part, several', [(1/3, False), (.5, True), (1., False), (.01, False)])
-def test_several_steps_go_where_mi_is_highest(model, part, several):
-    with seeded(3): x, y = torch.rand(12, 1, 28, 28), torch.randint(2, (12, 2)).float() if several else torch.randint(2, (12,))
+@pytest.mark.parametrize('part, task', [(1/3, ONE), (.5, SEVERAL), (1., ONE), (.01, ONE)])
+def test_several_steps_go_where_mi_is_highest(model, part, task):
+    with seeded(3): x, y = torch.rand(12, 1, 28, 28), torch.randint(2, (12, 2)).float() if task.several else torch.randint(2, (12,))
     cb, = callbacks('mi_pgd', weight=0., part=part, steps=4)
     cb.learn = SimpleNamespace(model=model)
     before = state(model)
     a = cb.attack(x, y, 5)
     assert same(state(model), before)
     n = math.ceil(part*12)
-    far = mutual_information(mc_logits(model, x, cb.T, 5), several).argsort(descending=True)[:n].sort().values
+    far = mutual_information(mc_logits(model, x, cb.T, 5), task).argsort(descending=True)[:n].sort().values
     near = torch.tensor([i for i in range(12) if i not in far.tolist()], dtype=torch.long)
     for i,steps in ((far, 4), (near, 1)):
-        if len(i): assert torch.equal(a[i], adversarial(model, x[i], y[i], cb.eps, steps, 5, several))
-    assert len(near) == 12-n and (n == 12 or not torch.equal(a[near], adversarial(model, x[near], y[near], cb.eps, 4, 5, several)))
+        if len(i): assert torch.equal(a[i], adversarial(model, x[i], y[i], cb.eps, steps, 5, task))
+    assert len(near) == 12-n and (n == 12 or not torch.equal(a[near], adversarial(model, x[near], y[near], cb.eps, 4, 5, task)))
 
-@pytest.mark.parametrize('part, several', [(1/3, False), (.5, True)])
-def test_its_control_spends_as_many_steps_by_lot(model, part, several):
+@pytest.mark.parametrize('part, task', [(1/3, ONE), (.5, SEVERAL)])
+def test_its_control_spends_as_many_steps_by_lot(model, part, task):
     "Which images are drawn depends on the seed alone, and all are drawn in time"
-    with seeded(3): x, y = torch.rand(12, 1, 28, 28), torch.randint(2, (12, 2)).float() if several else torch.randint(2, (12,))
+    with seeded(3): x, y = torch.rand(12, 1, 28, 28), torch.randint(2, (12, 2)).float() if task.several else torch.randint(2, (12,))
     cb, = callbacks('random_pgd', part=part, steps=4)
     cb.learn = SimpleNamespace(model=model)
     draws = [cb.signal(x, y, s).topk(math.ceil(part*12)).indices.sort().values for s in range(40)]
     assert {i for d in draws for i in d.tolist()} == set(range(12)) and torch.equal(cb.signal(x, y, 5), cb.signal(1-x, 1-y, 5))
     far,a = draws[5],cb.attack(x, y, 5)
     near = torch.tensor([i for i in range(12) if i not in far.tolist()])
-    for i,steps in ((far, 4), (near, 1)): assert torch.equal(a[i], adversarial(model, x[i], y[i], cb.eps, steps, 5, several))
+    for i,steps in ((far, 4), (near, 1)): assert torch.equal(a[i], adversarial(model, x[i], y[i], cb.eps, steps, 5, task))
 
 def test_without_synthesis_the_targeted_attack_needs_no_autoencoder(data):
     losses = train_classifier(data, epochs=1, bs=8, cbs=callbacks('mi_pgd', None, weight=0.)).recorder.losses

@@ -7,18 +7,19 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from tsynd.robustness import keep_worse, look_at
+from tsynd.robustness import keep_worse, loss_and_gradient
 from tsynd.robustness.attack_kinds import _look_back, _with_square
 from tsynd.robustness.masking import _findings
 from tsynd.robustness import (
-    attack_suite, ATTACKS, checkpoints, margin, masking_check, mean_logits, Predictor, predictor_name,
-    project_l2, relative_margin, square_side, worst_case, wrong_share)
+    attack_suite, ATTACKS, checkpoints, margin, masking_check, Predictor, predictor_name, project_l2,
+    relative_margin, square_side, worst_case)
 from tsynd.models import MCDropout, predict, small_resnet, train_classifier
-from tsynd.core import InputError, seeded
+from tsynd.core import as_task, InputError, seeded
 from tsynd.data import load_data, phantom, subset
 from tsynd.robustness import attack_loss
 
 MULTI = 'multi-label, binary-class'
+tasks = pytest.mark.parametrize('task', ['multi-class', MULTI])
 LINF = [n for n,a in ATTACKS.items() if a.norm == 'Linf']
 
 
@@ -47,14 +48,14 @@ def split(C=3, n=40, dtype=torch.float32):
     with torch.no_grad(): model[6].bias -= predict(model, x).mean(0)
     return model, x, right(model, x)
 
-def right(model, x, multilabel=False):
+def right(model, x, task='multi-class'):
     "Labels that the model gets all right"
     logits = predict(model, x)
-    return (logits > 0).float() if multilabel else logits.argmax(1)
+    return (logits > 0).float() if task == MULTI else logits.argmax(1)
 
 def odds(model, x, y): return attack_loss(predict(model, x), y)
 
-def wrong(model, x, y, multilabel=False): return wrong_share(predict(model, x), y, multilabel)
+def wrong(model, x, y, task='multi-class'): return as_task(task).wrong_share(predict(model, x), y)
 
 class Wrapped(nn.Module):
     "A network with something before or behind it"
@@ -68,28 +69,28 @@ def rounded(net): return Wrapped(net, before=lambda x: (x*15).round()/15)
 
 # The predictor
 
-@pytest.mark.parametrize('multilabel', [False, True])
-def test_mean_logits_are_those_of_the_mean(multilabel):
+@tasks
+def test_mean_logits_are_those_of_the_mean(task):
     draws = 5*torch.randn(7, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    p = (lambda l: l.sigmoid()) if multilabel else (lambda l: l.softmax(-1))
-    assert torch.allclose(p(mean_logits(draws, multilabel)), p(draws).mean(0))
-    assert torch.isfinite(mean_logits(draws.float()*100, multilabel)).all()
+    p = (lambda l: l.sigmoid()) if task == MULTI else (lambda l: l.softmax(-1))
+    assert torch.allclose(p(as_task(task).mean_logits(draws)), p(draws).mean(0))
+    assert torch.isfinite(as_task(task).mean_logits(draws.float()*100)).all()
 
-@pytest.mark.parametrize('multilabel', [False, True])
-def test_gradient_of_the_mean_is_the_mean_of_the_gradients(multilabel):
+@tasks
+def test_gradient_of_the_mean_is_the_mean_of_the_gradients(task):
     "The masks are taken from the classifier's own draws, the rest is computed by hand, one draw at a time"
     model, x, T = curved(3).double().eval(), images(4, dtype=torch.float64).requires_grad_(), 5
-    y = several(4).double() if multilabel else labels(4, 3)
-    p = torch.sigmoid if multilabel else lambda l: l.softmax(-1)
+    y = several(4).double() if task == MULTI else labels(4, 3)
+    p = torch.sigmoid if task == MULTI else lambda l: l.softmax(-1)
     with MCDropout(model, T, seed=3) as mc:
         mc(x.detach())
         (mask,) = mc.masks.values()
     def draw(t): return p(model[6](model[:5](x)*mask[t]))
     mean = torch.stack([draw(t) for t in range(T)]).mean(0).detach().requires_grad_()
-    logit = mean.logit() if multilabel else mean.log()
-    v = torch.autograd.grad(attack_loss(logit, y, multilabel).sum(), mean)[0]
+    logit = mean.logit() if task == MULTI else mean.log()
+    v = torch.autograd.grad(attack_loss(logit, y, task).sum(), mean)[0]
     by_hand = torch.stack([torch.autograd.grad((draw(t)*v).sum(), x)[0] for t in range(T)]).mean(0)
-    _, _, g = look_at(Predictor(model, T, 3, multilabel), x, y, attack_loss, multilabel)
+    g = loss_and_gradient(Predictor(model, T, 3, task), x, y, task)[2]
     assert torch.allclose(g, by_hand, rtol=1e-6, atol=1e-12) and g.abs().max() > 0
 
 def test_predictor_is_a_function_of_the_image_in_any_mode():
@@ -111,14 +112,14 @@ def test_an_attack_on_the_mean_fools_the_mean():
     assert not torch.equal(adv['mean'], adv['off'])
 
 @pytest.mark.parametrize('name', ATTACKS)
-@pytest.mark.parametrize('multilabel', [False, True])
-def test_every_attack_works_on_every_predictor(name, multilabel):
+@tasks
+def test_every_attack_works_on_every_predictor(name, task):
     model, x = curved(3), images()
-    y = several() if multilabel else labels(6, 3)
+    y = several() if task == MULTI else labels(6, 3)
     for T in (0, 3):
-        p = Predictor(model, T, multilabel=multilabel)
-        adv = ATTACKS[name](p, x, y, .1, steps=5, multilabel=multilabel)
-        assert adv.shape == x.shape and (wrong(p, adv, y, multilabel) >= wrong(p, x, y, multilabel)).all()
+        p = Predictor(model, T, task=task)
+        adv = ATTACKS[name](p, x, y, .1, steps=5, task=task)
+        assert adv.shape == x.shape and (wrong(p, adv, y, task) >= wrong(p, x, y, task)).all()
 
 
 # What is climbed
@@ -143,15 +144,15 @@ def test_difference_of_logits_ratio_by_hand():
 @pytest.mark.parametrize('C', [1,2,5])
 def test_margin_of_several_labels(C):
     logits, y = torch.randn(40, C, generator=torch.Generator().manual_seed(0)), several(40, C)
-    m = margin(logits, y, True)
-    assert torch.allclose(margin(100*logits, y, True), m, atol=1e-5) and (m.abs() <= C).all() and torch.isfinite(margin(logits*0, y, True)).all()
+    m = margin(logits, y, MULTI)
+    assert torch.allclose(margin(100*logits, y, MULTI), m, atol=1e-5) and (m.abs() <= C).all() and torch.isfinite(margin(logits*0, y, MULTI)).all()
     near = torch.tensor([[.1,3.,-3.]], requires_grad=True)                      # the label near the border pulls hardest
-    g = torch.autograd.grad(margin(near, torch.tensor([[1.,1.,1.]]), True).sum(), near)[0]
+    g = torch.autograd.grad(margin(near, torch.tensor([[1.,1.,1.]]), MULTI).sum(), near)[0]
     assert g.argmin() == 0 and (g < 0).all()
 
 def test_share_of_wrong_decisions():
-    assert wrong_share(torch.tensor([[1.,-1.,2.,3.]]), torch.tensor([[1.,1.,0.,1.]]), True).item() == .5
-    assert wrong_share(torch.tensor([[1.,2.],[2.,1.]]), torch.tensor([0,0])).tolist() == [1,0]
+    assert as_task(MULTI).wrong_share(torch.tensor([[1.,-1.,2.,3.]]), torch.tensor([[1.,1.,0.,1.]])).item() == .5
+    assert as_task('multi-class').wrong_share(torch.tensor([[1.,2.],[2.,1.]]), torch.tensor([0,0])).tolist() == [1,0]
 
 def test_more_wrong_decisions_are_worse_than_a_larger_loss():
     def image(v): return torch.full((1,1,1,1), v)
@@ -188,9 +189,9 @@ def test_closed_form_for_several_labels():
     x, y = images(10), several(10)
     best = (x + .1*((1-2*y)@w).sign().view_as(x)).clamp(0, 1)
     for name in ('FGSM','PGD','APGD-CE','APGD-margin'):
-        adv = ATTACKS[name](model, x, y, .1, multilabel=True, stop=False)
-        assert torch.equal(wrong(model, adv, y, True), wrong(model, best, y, True)), name
-        if name != 'APGD-margin': assert torch.allclose(attack_loss(predict(model, adv), y, True), attack_loss(predict(model, best), y, True), atol=1e-4)
+        adv = ATTACKS[name](model, x, y, .1, task=MULTI, stop=False)
+        assert torch.equal(wrong(model, adv, y, MULTI), wrong(model, best, y, MULTI)), name
+        if name != 'APGD-margin': assert torch.allclose(attack_loss(predict(model, adv), y, MULTI), attack_loss(predict(model, best), y, MULTI), atol=1e-4)
 
 @pytest.mark.parametrize('eps', [.1, 1., 5.])
 @pytest.mark.parametrize('ch', [1, 3])
@@ -221,10 +222,10 @@ def test_projection_is_the_nearest_point():
 # The balls
 
 @settings(max_examples=15)
-@given(eps=st.floats(0, 1), seed=st.integers(0, 5), C=st.sampled_from([2,4]), multilabel=st.booleans(), name=st.sampled_from(list(ATTACKS)))
-def test_attacks_stay_in_ball_and_range(eps, seed, C, multilabel, name):
-    model, x, y = curved(C, seed=seed), images(seed=seed).round(decimals=1), several(6, C) if multilabel else labels(6, C)
-    adv = ATTACKS[name](model, x, y, eps, steps=4, restarts=2, seed=seed, multilabel=multilabel, stop=False)
+@given(eps=st.floats(0, 1), seed=st.integers(0, 5), C=st.sampled_from([2,4]), task=st.sampled_from(['multi-class',MULTI]), name=st.sampled_from(list(ATTACKS)))
+def test_attacks_stay_in_ball_and_range(eps, seed, C, task, name):
+    model, x, y = curved(C, seed=seed), images(seed=seed).round(decimals=1), several(6, C) if task == MULTI else labels(6, C)
+    adv = ATTACKS[name](model, x, y, eps, steps=4, restarts=2, seed=seed, task=task, stop=False)
     d = (adv-x).flatten(1)
     assert adv.min() >= 0 and adv.max() <= 1 and (d.abs().max() if name in LINF else d.norm(dim=1).max()) <= eps+1e-5
 
@@ -251,13 +252,13 @@ def test_finished_images_cost_nothing(name):
     ATTACKS[name](model, x, y, 1e-6, steps=10, tick=seen.append)
     assert seen[0] == 20 and set(seen[1:]) == {1}
 
-@pytest.mark.parametrize('multilabel', [False, True])
+@tasks
 @pytest.mark.parametrize('name', ATTACKS)
-def test_an_image_is_attacked_as_if_it_were_alone(name, multilabel):
+def test_an_image_is_attacked_as_if_it_were_alone(name, task):
     model, x = curved(3).double(), images(7, dtype=torch.float64)
-    y = several(7).double() if multilabel else right(model, x)
-    if not multilabel: y[1] = (y[1]+1) % 3                                     # out from the start; the others keep their streams
-    kw = dict(steps=8, multilabel=multilabel, restarts=2)
+    y = several(7).double() if task == MULTI else right(model, x)
+    if task != MULTI: y[1] = (y[1]+1) % 3                                     # out from the start; the others keep their streams
+    kw = dict(steps=8, task=task, restarts=2)
     full = ATTACKS[name](model, x, y, .02, **kw)
     for other in (ATTACKS[name](model, x, y, .02, bs=3, **kw), torch.cat([ATTACKS[name](model, x[:2], y[:2], .02, **kw), full[2:]])):
         assert (other-full).abs().max() < 1e-9
@@ -346,16 +347,16 @@ def test_square_uses_no_gradient():
 @pytest.mark.parametrize('task,C', [('binary-class',2), ('multi-class',5), ('ordinal-regression',4), (MULTI,3)])
 @pytest.mark.parametrize('ch', [1, 3])
 def test_worst_case_is_the_worst_for_each_image(task, C, ch):
-    model, x, multi = small_resnet(ch, C), images(12, ch), task == MULTI
-    y = several(12, C) if multi else torch.arange(12)%C
+    model, x = small_resnet(ch, C), images(12, ch)
+    y = several(12, C) if task == MULTI else torch.arange(12)%C
     keep, calls = {}, []
     rows = attack_suite(model, x, y, task, .05, steps=dict.fromkeys(ATTACKS, 6), keep=keep, progress=lambda a,b: calls.append((a,b)))
     assert [r['attack'] for r in rows] == ['clean', *ATTACKS, 'worst case'] and list(keep) == list(ATTACKS)
     assert calls[-1][0] == calls[-1][1] and all(a[0] < b[0] for a,b in zip(calls, calls[1:]))
-    worst = worst_case(model, [x, *(keep[n] for n in LINF)], y, multi)
-    for n in LINF: assert (wrong(model, worst, y, multi) >= wrong(model, keep[n], y, multi)).all()
+    worst = worst_case(model, [x, *(keep[n] for n in LINF)], y, task)
+    for n in LINF: assert (wrong(model, worst, y, task) >= wrong(model, keep[n], y, task)).all()
     by = {r['attack']: r for r in rows}
-    assert by['worst case']['accuracy'] == pytest.approx(1-wrong(model, worst, y, multi).mean().item(), abs=1e-6)
+    assert by['worst case']['accuracy'] == pytest.approx(1-wrong(model, worst, y, task).mean().item(), abs=1e-6)
     assert by['worst case']['accuracy'] <= min(by[n]['accuracy'] for n in LINF) and by['clean']['accuracy'] >= max(r['accuracy'] for r in rows)
     for r in rows: assert r['n'] == 12 and r['predictor'] == r['attacked'] == 'dropout off' and r['seconds'] >= 0
 
@@ -445,10 +446,10 @@ def test_rippled_input_is_red(trained):
 
 def test_rounded_input_with_several_labels_is_red():
     x, net = images(30), linear(3)
-    y = right(rounded(net), x, True)
+    y = right(rounded(net), x, MULTI)
     steps = {'Square': 100, 'APGD-CE': 10, 'APGD-margin': 10}
     assert red(masking_check(rounded(net), x, y, MULTI, .03, steps=steps)) >= {'black box stronger','zero gradient'}
-    assert not masking_check(net, x, right(net, x, True), MULTI, .03, steps=steps)['masked']
+    assert not masking_check(net, x, right(net, x, MULTI), MULTI, .03, steps=steps)['masked']
 
 @pytest.mark.parametrize('left,name', [(dict(all=.5), 'black box stronger'), (dict(FGSM=.5), 'one step stronger'),
                                        ({'PGD 10': .5}, 'more steps weaker'), (dict(large=.6), 'large ε harmless'), (dict(zero=.2), 'zero gradient')])
@@ -556,17 +557,17 @@ def test_other_library_needs_three_classes_for_its_margin(trained, art_classifie
 @pytest.mark.parametrize('kwargs,message', [
     (dict(eps=-.1), 'eps is -0.1'), (dict(eps=math.nan), 'eps is nan'), (dict(eps=100), 'eps is 100'), (dict(steps=0), 'steps is 0'),
     (dict(steps=2.5), 'steps is 2.5'), (dict(restarts=0), 'restarts is 0'), (dict(bs=0), 'bs is 0'), (dict(x=images()*3), 'undo a normalisation'),
-    (dict(y=labels(5)), r'expected \(6,\) int64'), (dict(y=several()), 'set multilabel'), (dict(multilabel=True), 'as multilabel is set'),
-    (dict(multilabel=True, y=several()), r'logits have shape \(6, 2\), expected \(6, 3\)'), (dict(y=labels()+5), 'the model knows 0 to 1'),
+    (dict(y=labels(5)), 'expected 6 class numbers'), (dict(y=several()), "give task='multi-label, binary-class'"), (dict(task=MULTI), 'expected float zeros and ones'),
+    (dict(task=MULTI, y=several()), r'shape \(6, 3\), .* of shape \(6, 2\)'), (dict(y=labels()+5), 'expected 6 class numbers from 0 to 1'),
     (dict(model=Wrapped(linear(), behind=lambda l: l*math.nan)), 'not finite for 6 of 6 images'),
-    (dict(model=Predictor(curved(), 2, multilabel=True)), 'give both the same')])
+    (dict(model=Predictor(curved(), 2, task=MULTI)), 'give both the same')])
 def test_bad_input_to_an_attack(name, kwargs, message):
     kwargs = dict(model=linear(), x=images(), y=labels(), eps=.1) | kwargs
     with pytest.raises(InputError, match=message): ATTACKS[name](**kwargs)
 
 @pytest.mark.parametrize('kwargs,message', [
     (dict(names=('PGD','DeepFool')), "attack 'DeepFool' is unknown"), (dict(steps=dict(pgd=3)), "steps of attack 'pgd' is unknown"),
-    (dict(steps=dict(PGD=0)), 'steps of PGD is 0'), (dict(eps=4), 'eps is 4'), (dict(eps_l2=-1), 'eps is -1'), (dict(y=several()), 'set multilabel')])
+    (dict(steps=dict(PGD=0)), 'steps of PGD is 0'), (dict(eps=4), 'eps is 4'), (dict(eps_l2=-1), 'eps is -1'), (dict(y=several()), "give task='multi-label, binary-class'")])
 def test_bad_input_to_the_suite_is_found_before_any_work(kwargs, message):
     class Never(nn.Module):
         def forward(self, x): raise RuntimeError('the model was called')

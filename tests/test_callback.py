@@ -64,7 +64,7 @@ def quiet(learn, f, *args, **kwargs):
     with learn.no_bar(), learn.no_logging(): return f(*args, **kwargs)
 
 def fit(data, cbs, epochs=2, bs=8, model=None, lr=1e-2, opt=Adam, **kwargs):
-    loss = BCEWithLogitsLossFlat() if data.multilabel else CrossEntropyLossFlat()
+    loss = BCEWithLogitsLossFlat() if data.task.several else CrossEntropyLossFlat()
     learn = Learner(image_dls(data, bs=bs, **kwargs), tiny(data.n_classes) if model is None else model, loss_func=loss, opt_func=opt, cbs=cbs)
     quiet(learn, learn.fit, epochs, lr)
     return learn
@@ -158,7 +158,7 @@ def test_a_step_follows_the_sum_of_both_gradients(data, ae, several, several_ae,
     with seeded(8): learn = fit(d, [tsynd(a, weight=weight), Last(), *([GradientAccumulation(n_acc)] if n_acc else [])], epochs=1, lr=.1, opt=SGD)
     assert len(learn.batches) == (n_acc or 8)//8
     by_hand = tiny(d.n_classes).train()
-    loss = F.binary_cross_entropy_with_logits if d.multilabel else F.cross_entropy
+    loss = F.binary_cross_entropy_with_logits if d.task.several else F.cross_entropy
     with seeded(8):
         image_dls(d, bs=8).train.__iter__().__next__()                          # takes from the random stream what the other did
         for x,y,syn in learn.batches:
@@ -313,7 +313,7 @@ def test_colour(ae, tmp_path):
 
 def test_several_labels_are_told_by_their_targets(several, several_ae):
     t = fit(several, tsynd(several_ae)).tsynd
-    assert t.engine.multilabel and t.images.y.shape == (40,14) and (t.provenance.mi_after >= 0).all()
+    assert t.engine.task.several and t.images.y.shape == (40,14) and (t.provenance.mi_after >= 0).all()
 
 def fit_floats(data, ae, make, loss, C=2):
     "The targets made from the class numbers"
@@ -335,7 +335,7 @@ def test_rows_of_one_class_are_not_taken_for_several_labels(data, ae, loss, make
 @pytest.mark.parametrize('loss', [nn.BCEWithLogitsLoss(), BCEWithLogitsLossFlat(), F.binary_cross_entropy_with_logits], ids=lambda l: getattr(l, '__name__', type(l).__name__))
 def test_several_labels_with_their_losses(data, ae, loss):
     t = fit_floats(data, ae, one_hot, loss).tsynd
-    assert t.engine.multilabel and t.count == 5
+    assert t.engine.task.several and t.count == 5
 
 def test_numbers_to_be_predicted_are_no_labels(data, ae):
     with pytest.raises(InputError, match='expected float zeros and ones, nothing between'): fit_floats(data, ae, lambda y: y[:,None]*.5+.2, nn.MSELoss(), C=1)
@@ -576,7 +576,7 @@ def test_a_step_follows_the_kept_images_and_their_labels(data, ae, several, seve
         def after_loss(self): self.learn.batch = self.x.clone(), self.y.clone(), self.learn.tsynd.syn
         def after_step(self): raise CancelFitException()
     with seeded(8): learn = fit(d, [tsynd(a, weight=.7), Last()], epochs=1, lr=.1, opt=SGD)
-    by_hand, loss = tiny(d.n_classes).train(), F.binary_cross_entropy_with_logits if d.multilabel else F.cross_entropy
+    by_hand, loss = tiny(d.n_classes).train(), F.binary_cross_entropy_with_logits if d.task.several else F.cross_entropy
     with seeded(8):
         image_dls(d, bs=8).train.__iter__().__next__()
         x,y,syn = learn.batch

@@ -380,7 +380,7 @@ def made_scores(y, C, task, seed=0, skill=1.):
     rng = np.random.default_rng(seed)
     hot = y if task == MULTI else np.eye(C)[y.reshape(-1)]
     logits = torch.from_numpy(rng.normal(0, 1, hot.shape) + skill*hot - (skill/2 if task == MULTI else 0))
-    return probabilities(logits, task == MULTI).numpy()
+    return probabilities(logits, task).numpy()
 
 def scikit(y, p, task):
     if task == MULTI:

@@ -8,11 +8,11 @@ from hypothesis import assume, given, settings, strategies as st
 from layouts import NAMES, SIZES, make_arrays, write_npz
 
 from tsynd.models import classifier_learner
-from tsynd.core import check_range, InputError, seeded
+from tsynd.core import check_range, InputError, seeded, TASKS
 from tsynd.data import (
     check_classes, HOLES, image_dls, ImageData, ImageDL, in_hole, load_data, load_medmnist, load_npz,
     medmnist_info, medmnist_path, phantom, phantom_labels, read_npz, render_phantom, save_npz, Split,
-    strata, stratified_order, subset, TASKS, to_numpy)
+    strata, stratified_order, subset, to_numpy)
 
 MULTI = 'multi-label, binary-class'
 
@@ -104,7 +104,7 @@ def test_every_layout_is_read(tmp_path, name, size):
     with pytest.warns(UserWarning, match='MD5 .* as published'): data = load_medmnist(name, tmp_path, size, download=False)
     info, arrays = medmnist.INFO[name], make_arrays(name, size)
     C, ch, multi = len(info['label']), info['n_channels'], info['task'] == MULTI
-    assert (data.name, data.task, data.n_classes, data.shape, data.multilabel) == (name, info['task'], C, (ch,size,size), multi)
+    assert (data.name, data.task.name, data.n_classes, data.shape, data.task.several) == (name, info['task'], C, (ch,size,size), multi)
     assert data.classes == [info['label'][str(i)] for i in range(C)]
     for part,n in zip(('train','val','test'), (40,24,24)):
         s, x, y = getattr(data, part), arrays[f'{part}_images'], arrays[f'{part}_labels']

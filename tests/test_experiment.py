@@ -327,7 +327,7 @@ def test_attack_on_chestmnist_is_the_share_of_wrong_decisions(chest):
     x, y = to_tensor(chest.arrays['test_images']), torch.from_numpy(chest.arrays['test_labels']).float()
     for arm in ARMS:
         model = load_classifier(chest.folder/'models'/arm)
-        adv = pgd(model, x, y, 4/255, steps=10, seed=0, multilabel=True)
+        adv = pgd(model, x, y, 4/255, steps=10, seed=0, task='multi-label, binary-class')
         with torch.no_grad(): before, after = model(x), model(adv)
         assert chest.m['arms'][arm]['metrics']['PGD 4/255']['accuracy'] == pytest.approx(((after > 0) == (y > 0)).float().mean().item(), abs=1e-6)
         assert (attack_loss(after, y, True) >= attack_loss(before, y, True)-1e-5).all()
@@ -337,7 +337,7 @@ def test_attack_on_chestmnist_is_the_share_of_wrong_decisions(chest):
 def test_uncertainty_on_chestmnist_is_a_sum_over_labels(chest):
     ae, model = load_autoencoder(chest.folder/'models'/'autoencoder'), load_classifier(chest.folder/'models'/'tsynd')
     x, y = to_tensor(chest.arrays['train_source']), torch.from_numpy(chest.arrays['train_labels']).float()
-    syn = synthesize(ae, model, x, y, seed=5, T=4, steps=1, multilabel=True)
+    syn = synthesize(ae, model, x, y, seed=5, T=4, steps=1, task='multi-label, binary-class')
     H = lambda p: -(p*np.log(p) + (1-p)*np.log(1-p))
     for images, mi, prob in ((syn.reconstruction, syn.mi_before, syn.p_before), (syn.x, syn.mi_after, syn.p_after)):
         p = mc_logits(model, images, 32, seed=2**31+6).double().sigmoid().detach().numpy()      # T, image, label

@@ -8,14 +8,16 @@ import torch.nn.functional as F
 from states import same, state
 from torch import nn
 
-from tsynd.robustness import class_score, SignedEigenGradCAM, without
+from tsynd.robustness import SignedEigenGradCAM, without
 from tsynd.models import Autoencoder
 from tsynd.models import make_classifier, predict, train_classifier
-from tsynd.core import InputError, seeded
+from tsynd.core import as_task, InputError, seeded
 from tsynd.data import FACTORS, load_data, phantom, phantom_labels, render_phantom, Split, subset
 from tsynd.robustness import (
     cam, faithfulness, heat_inside, METHODS, minimise_class, phantom_region, show_cams, spatial_layers,
     target_layer)
+
+ONE, MULTI = 'multi-class', 'multi-label, binary-class'
 
 
 def images(n=4, ch=1, size=28, seed=0): return torch.rand(n, ch, size, size, generator=torch.Generator().manual_seed(seed))
@@ -37,23 +39,23 @@ def spot(seed=0, ch=1, size=28, side=5):
     x[...,i:i+side,j:j+side] = .2 + .8*torch.rand(1, ch, 1, 1, generator=g)
     return x, x[:,0] > 0
 
-def rise(model, x, multilabel=False):
+def rise(model, x, task='multi-class'):
     "How much each class gains over a black image, in log-odds"
     C = predict(model, x).shape[1]
-    score = lambda x: torch.stack([class_score(predict(model, x), torch.tensor([c]), multilabel)[0] for c in range(C)])
+    score = lambda x: torch.stack([as_task(task).class_score(predict(model, x), torch.tensor([c]))[0] for c in range(C)])
     return score(x)-score(0*x)
 
 
 # The sign
 
-@pytest.mark.parametrize('ch,size,C,multilabel', [(1,28,2,False), (3,28,5,False), (1,64,3,True), (3,64,2,True), (1,28,1,True)])
-def test_map_is_hot_exactly_where_the_evidence_is(ch, size, C, multilabel):
+@pytest.mark.parametrize('ch,size,C,task', [(1,28,2,ONE), (3,28,5,ONE), (1,64,3,MULTI), (3,64,2,MULTI), (1,28,1,MULTI)])
+def test_map_is_hot_exactly_where_the_evidence_is(ch, size, C, task):
     for seed in range(25):
         model,(x,where) = dots(seed, ch, C), spot(seed, ch, size)
-        gain = rise(model, x, multilabel)
+        gain = rise(model, x, task)
         for c in range(C):
             if abs(gain[c]) < 1e-4: continue
-            hot = cam(model, x, c, multilabel=multilabel) > .5
+            hot = cam(model, x, c, task=task) > .5
             assert torch.equal(hot, where if gain[c] > 0 else ~where), (seed, c)
 
 def test_raw_map_is_inverted_for_some_weights():
@@ -182,22 +184,22 @@ def test_no_layer():
 # Every task, size and colour
 
 @pytest.mark.parametrize('method', METHODS)
-@pytest.mark.parametrize('ch,size,C,multilabel', [(1,28,2,False), (3,28,7,False), (1,64,14,True), (3,64,2,False)])
-def test_range_shape_and_determinism(method, ch, size, C, multilabel):
+@pytest.mark.parametrize('ch,size,C,task', [(1,28,2,ONE), (3,28,7,ONE), (1,64,14,MULTI), (3,64,2,ONE)])
+def test_range_shape_and_determinism(method, ch, size, C, task):
     model,x = net(ch, C), images(5, ch, size)
     y = torch.arange(5)%C
-    m = cam(model, x, y, method, multilabel=multilabel)
+    m = cam(model, x, y, method, task=task)
     assert m.shape == (5,size,size) and m.dtype == torch.float32 and m.min() >= 0 and m.max() <= 1
-    assert torch.equal(m, cam(model, x, y, method, multilabel=multilabel))
-    assert torch.allclose(m, cam(model, x, y, method, multilabel=multilabel, bs=2), atol=1e-3)
-    assert torch.allclose(m[2:3], cam(model, x[2:3], int(y[2]), method, multilabel=multilabel), atol=1e-3)
+    assert torch.equal(m, cam(model, x, y, method, task=task))
+    assert torch.allclose(m, cam(model, x, y, method, task=task, bs=2), atol=1e-3)
+    assert torch.allclose(m[2:3], cam(model, x[2:3], int(y[2]), method, task=task), atol=1e-3)
 
 def test_default_class_is_the_predicted_one():
     model,x = dots(5, kernel=3), images()
     assert torch.equal(cam(model, x), cam(model, x, predict(model, x).argmax(1)))
     assert not torch.equal(cam(model, x, 0), cam(model, x, 1))
 
-def test_labels_of_a_multilabel_model_are_explained_one_by_one():
+def test_labels_of_a_model_with_several_are_explained_one_by_one():
     "A label that another layer decides has a map of its own"
     with seeded(0): model = dots(0, C=2, ch=2)
     with torch.no_grad():
@@ -206,7 +208,7 @@ def test_labels_of_a_multilabel_model_are_explained_one_by_one():
     model = nn.Sequential(nn.Conv2d(3, 2, 1, bias=False), *model)
     with torch.no_grad(): model[0].weight.copy_(torch.tensor([[1.,0,0],[0,1,0]])[...,None,None])
     x = torch.zeros(1, 3, 28, 28); x[:,0,3:7,3:7] = 1; x[:,1,20:25,20:25] = 1
-    for c in (0,1): assert torch.equal(cam(model, x, c, multilabel=True) > .5, x[:,c] > .5)
+    for c in (0,1): assert torch.equal(cam(model, x, c, task=MULTI) > .5, x[:,c] > .5)
 
 def test_dropout_is_off():
     model,x = net(), images()
@@ -347,10 +349,10 @@ def box(ch=1, n=4):
     m = torch.zeros(n, 28, 28); m[:,4:10,16:22] = 1
     return x, m
 
-@pytest.mark.parametrize('ch,C,multilabel', [(1,2,False), (3,4,False), (1,3,True)])
-def test_the_true_ranking_is_best_and_the_inverted_one_worst(ch, C, multilabel):
+@pytest.mark.parametrize('ch,C,task', [(1,2,ONE), (3,4,ONE), (1,3,MULTI)])
+def test_the_true_ranking_is_best_and_the_inverted_one_worst(ch, C, task):
     x,m = box(ch)
-    def score(m): return faithfulness(Box(C), x, C-1, m, multilabel=multilabel).mean()
+    def score(m): return faithfulness(Box(C), x, C-1, m, task=task).mean()
     graded = m + .1*images(4, seed=1)[:,0]
     assert abs(score(-graded)+score(graded)) < 1e-5
     assert score(graded) > .8 and score(m) > .8 and abs(score(images(4, seed=2)[:,0])) < .3 and score(m.roll(14, 1)) < .3
@@ -392,19 +394,19 @@ def test_exact_numbers_of_pixels_are_removed(monkeypatch):
 
 # The change that takes a class away
 
-@pytest.mark.parametrize('C,multilabel', [(2,False), (5,False), (3,True), (1,True)])
+@pytest.mark.parametrize('C,task', [(2,ONE), (5,ONE), (3,MULTI), (1,MULTI)])
 @pytest.mark.parametrize('ch', [1,3])
-def test_minimised_class_of_a_linear_network(C, multilabel, ch):
+def test_minimised_class_of_a_linear_network(C, task, ch):
     "One label, or two classes: the steepest way is straight; else at least it goes down, in the ball and in the range"
     with seeded(0): model = nn.Sequential(nn.Flatten(), nn.Linear(ch*784, C))
     x,c = .2+.6*images(4, ch), C-1
-    start,end = minimise_class(model, x, c, eps=.01, multilabel=multilabel)
+    start,end = minimise_class(model, x, c, eps=.01, task=task)
     moved = (end-start).flatten(1)
-    score = lambda x: class_score(predict(model, x), torch.full((4,), c), multilabel)
+    score = lambda x: as_task(task).class_score(predict(model, x), torch.full((4,), c))
     assert torch.equal(start, x) and (moved.pow(2).mean(1).sqrt() <= .01+1e-6).all() and (score(end) < score(start)).all()
-    if multilabel or C == 2:
+    if task == MULTI or C == 2:
         w = model[1].weight.detach()
-        straight = -w[c] if multilabel else w[0]-w[1]
+        straight = -w[c] if task == MULTI else w[0]-w[1]
         assert torch.allclose(moved, (.01*(ch*784)**.5*straight/straight.norm()).expand_as(moved), atol=1e-5)
 
 def test_minimised_class_stays_an_image_and_falls_with_eps():
@@ -422,7 +424,7 @@ def test_only_the_asked_label_is_fought():
     with torch.no_grad():
         model[1].weight.zero_()
         for k in range(3): model[1].weight[k, k*200:k*200+100] = 1
-    start,end = minimise_class(model, .3+.4*images(), 1, multilabel=True)
+    start,end = minimise_class(model, .3+.4*images(), 1, task=MULTI)
     before,after = predict(model, start), predict(model, end)
     assert (after[:,1] < before[:,1]-.1).all() and torch.allclose(after[:,[0,2]], before[:,[0,2]], atol=1e-4)
 
@@ -447,7 +449,7 @@ def test_latent_search_stays_in_its_ball():
     (dict(x=images()[0]), 'shape 1×28×28'), (dict(y=3), 'classes from 3 to 3, but the model knows 0 to 2'), (dict(y=-1), 'classes from -1'),
     (dict(y=torch.zeros(3).long()), 'one class number for all'), (dict(y=torch.ones(4, 3)), 'of several labels name the one to explain'),
     (dict(y='malignant'), "y is 'malignant'"), (dict(y=1.), r'y is 1\.0'), (dict(y=True), 'y is True'),
-    (dict(model=nn.Sequential(net(), nn.Linear(3, 1))), 'at least 2 unless multilabel'),
+    (dict(model=nn.Sequential(net(), nn.Linear(3, 1))), 'expected at least 2'),
     (dict(model=nn.Sequential(net(), nn.Unflatten(1, (3,1)))), r'shape \(4, 3, 1\)'),
     (dict(model=nn.Sequential(net(), nn.Threshold(1e9, math.nan))), 'not finite for 4 of 4 images')])
 def test_bad_input_to_cam(kwargs, message):

@@ -49,7 +49,7 @@ def test_the_same_images(made, task, objective):
     syns = {}
     for dev in ('cpu', 'cuda'):
         a,m,x_,y_ = on(dev, ae, nets[task], x, ys[task])
-        engine = Synthesizer(a, objective, T=4, steps=2, jitter=.1, gate=.6, multilabel=task == MULTI)
+        engine = Synthesizer(a, objective, T=4, steps=2, jitter=.1, gate=.6, task=task)
         bank = LatentBank()
         for seed in (1, 2): s = engine(m, x_, y_, seed, index=torch.arange(len(x)), judge=m, bank=bank)
         syns[dev] = engine.measure(m, s, seed=3)
@@ -71,11 +71,11 @@ def test_draws_and_predictions(made):
 @tasks
 def test_perturbed_and_attacked(made, task):
     _,_,nets,x,ys = made
-    net,several = nets[task],task == MULTI
+    net = nets[task]
     res = {}
     for dev in ('cpu', 'cuda'):
         m,x_,y_ = on(dev, net, x, ys[task])
-        res[dev] = perturb(x_, 1., 3), pgd(m, x_, y_, 4/255, 5, seed=1, multilabel=several), robustness_table(m, x_, y_, task, [2/255], steps=3, attack_n=16)
+        res[dev] = perturb(x_, 1., 3), pgd(m, x_, y_, 4/255, 5, seed=1, task=task), robustness_table(m, x_, y_, task, [2/255], steps=3, attack_n=16)
         net.cpu()
     (p,a,t),(q,b,u) = res['cpu'],res['cuda']
     assert torch.allclose(p, q.cpu(), atol=1e-4) and (b.cpu()-x).abs().max() <= 4/255+1e-6

@@ -16,7 +16,7 @@ from tsynd.models import make_classifier, train_classifier
 from tsynd.core import InputError
 from tsynd.data import phantom
 from tsynd.experiments import precision
-from tsynd.core import calibration
+from tsynd.core import SingleLabel
 from tsynd.robustness.corruptions import _measured
 from tsynd.experiments import (
     append, Cell, cell_data, cells, corrupted, cpu_time, estimate, fit_steps, make_arm, read_config,
@@ -327,11 +327,11 @@ def test_jobs_are_checked(tmp_path):
 def test_calibration_against_sklearn_and_by_hand():
     g = np.random.default_rng(0)
     p = g.dirichlet(np.ones(3), 500); y = g.integers(0, 3, 500)
-    assert abs(calibration(y, p)['nll'] - log_loss(y, p, labels=range(3))) < 1e-9
+    assert abs(SingleLabel().calibration(y, p)['nll'] - log_loss(y, p, labels=range(3))) < 1e-9
     p = np.array([[.9, .1]]*10); y = np.array([0]*7+[1]*3)
-    assert abs(calibration(y, p)['ece']-.2) < 1e-12
+    assert abs(SingleLabel().calibration(y, p)['ece']-.2) < 1e-12
     drawn = np.array([g.choice(2, p=[.7, .3]) for _ in range(20000)])
-    assert calibration(drawn, np.tile([.7, .3], (20000, 1)))['ece'] < .01
+    assert SingleLabel().calibration(drawn, np.tile([.7, .3], (20000, 1)))['ece'] < .01
 
 def test_corrupted_means_by_hand():
     rows = [dict(corruption='clean', severity=0, balanced_error=.5, accuracy=.5, auc=.5)]

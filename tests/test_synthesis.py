@@ -9,18 +9,19 @@ from states import same, state
 from torch import nn
 
 from tsynd.models import frozen
-from tsynd.targeting import ascend, check_targets, LatentBank, norms, PROVENANCE_COLUMNS
+from tsynd.targeting import ascend, LatentBank, norms, PROVENANCE_COLUMNS
 from tsynd.targeting.ascent import _value_and_grad
 from tsynd.targeting.bank import _fingerprint
 from tsynd.models import Autoencoder, train_autoencoder
 from tsynd.models import Classifier, mc_logits, MCDropout, train_classifier
-from tsynd.core import InputError, seeded
+from tsynd.core import InputError, MultiLabel, seeded, SingleLabel
 from tsynd.data import load_medmnist, subset
 from tsynd.targeting import (
     cat, check_pixels, cross_entropy, OBJECTIVES, project, synthesize, Synthesizer, Synthetic)
 from tsynd.targeting import entropy, mutual_information
 
-TASKS = {'grey': (1,2,False), 'colour': (3,4,False), 'labels': (1,3,True), 'colour labels': (3,5,True)}
+ONE, SEVERAL = SingleLabel(), MultiLabel()
+TASKS = {'grey': (1,2,ONE), 'colour': (3,4,ONE), 'labels': (1,3,SEVERAL), 'colour labels': (3,5,SEVERAL)}
 tasks = pytest.mark.parametrize('task', TASKS)
 objectives = pytest.mark.parametrize('objective', OBJECTIVES)
 
@@ -39,14 +40,14 @@ class Smooth(nn.Module):
 
 def made(task='grey', n=4, size=12, seed=0, dtype=torch.float32):
     "Autoencoder, classifier, images, labels; no training, but nothing is trivial"
-    ch,C,multi = TASKS[task]
+    ch,C,kind = TASKS[task]
     with seeded(seed):
         ae, model = Autoencoder(ch=ch, width=8).eval(), Smooth(ch, C, size).eval()
         ae.sigma.fill_(.8); ae.unit.running_mean.normal_(0, .05); ae.unit.running_var.uniform_(.005, .02)
         for p in ae.dec[-2].parameters(): p.data *= 6
         x = torch.rand(n, ch, size, size)
-        y = (torch.rand(n, C) < .4).float() if multi else torch.randint(C, (n,))
-    return ae.to(dtype), model.to(dtype), x.to(dtype), y.to(dtype) if multi else y
+        y = (torch.rand(n, C) < .4).float() if kind.several else torch.randint(C, (n,))
+    return ae.to(dtype), model.to(dtype), x.to(dtype), y.to(dtype) if kind.several else y
 
 def mixed(model):
     for i,m in enumerate(model.modules()): m.training = i%3 != 1
@@ -121,27 +122,27 @@ def test_longer_radius_more_mi_and_nothing_left_behind(real):
 
 # The gradient
 
-def objective_of(o, ae, mc, y, multi, prepare=lambda x: x): return lambda z: OBJECTIVES[o](mc(prepare(ae.decode(z))), y, multi)
+def objective_of(o, ae, mc, y, kind, prepare=lambda x: x): return lambda z: OBJECTIVES[o](mc(prepare(ae.decode(z))), y, kind)
 
 @tasks
 @pytest.mark.parametrize('o', ['mi','entropy','cross_entropy'])
 def test_gradients_of_the_whole_chain(task, o):
     ae, model, x, y = made(task, n=2, size=8, dtype=torch.float64)
-    multi = TASKS[task][2]
+    kind = TASKS[task][2]
     with MCDropout(model, 3, 1) as mc, torch.no_grad(): z = ae.encode(x)
     with frozen(ae), MCDropout(model, 3, 1) as mc:
-        U = objective_of(o, ae, mc, y, multi, lambda x: (x-.2)/.7)
+        U = objective_of(o, ae, mc, y, kind, lambda x: (x-.2)/.7)
         assert torch.autograd.gradcheck(U, z.requires_grad_())
 
 @tasks
 @pytest.mark.parametrize('o', ['mi','entropy','cross_entropy'])
 def test_the_first_step_goes_along_the_finite_difference_gradient(task, o):
     ae, model, x, y = made(task, n=3, dtype=torch.float64)
-    multi = TASKS[task][2]
-    syn = Synthesizer(ae, o, T=4, steps=1, radius=1e-3, step=.5, multilabel=multi)(model, x, y, seed=7)
+    kind = TASKS[task][2]
+    syn = Synthesizer(ae, o, T=4, steps=1, radius=1e-3, step=.5, task=kind)(model, x, y, seed=7)
     g = torch.zeros_like(syn.z0)
     with frozen(ae), MCDropout(model, 4, 7) as mc, torch.no_grad():
-        U = objective_of(o, ae, mc, y, multi)
+        U = objective_of(o, ae, mc, y, kind)
         for i in range(g[0].numel()):
             e = torch.zeros_like(g[0]).flatten(); e[i] = 1e-5
             g.flatten(1)[:,i] = (U(syn.z0+e.view_as(g[0]))-U(syn.z0-e.view_as(g[0])))/2e-5
@@ -203,9 +204,9 @@ def test_a_flat_function_moves_nothing():
 @objectives
 def test_radius_labels_and_range(objective, task):
     ae, model, x, y = made(task)
-    multi = TASKS[task][2]
+    kind = TASKS[task][2]
     for radius in (.01, .3, 2.):
-        syn = synthesize(ae, model, x, y, seed=3, objective=objective, T=4, steps=3, radius=radius, step=.8, multilabel=multi, index=torch.tensor([7,5,9,0]))
+        syn = synthesize(ae, model, x, y, seed=3, objective=objective, T=4, steps=3, radius=radius, step=.8, task=kind, index=torch.tensor([7,5,9,0]))
         assert (moved(syn, ae) <= radius*(1+1e-4)).all() and 0 <= syn.x.min() and syn.x.max() <= 1 and syn.x.shape == x.shape
         torch.testing.assert_close(syn.distance_latent, moved(syn, ae), rtol=1e-4, atol=1e-6)
         assert torch.equal(syn.y, y) and torch.equal(syn.source, x) and syn.table().source_index.tolist() == [7,5,9,0]
@@ -218,9 +219,9 @@ def test_radius_labels_and_range(objective, task):
 @pytest.mark.parametrize('o', ['mi','entropy','cross_entropy'])
 def test_the_result_is_the_best_point_seen_under_the_masks_of_the_ascent(task, o):
     ae, model, x, y = made(task)
-    multi = TASKS[task][2]
-    syn = Synthesizer(ae, o, T=4, multilabel=multi)(model, x, y, seed=3)
-    with torch.no_grad(), MCDropout(model, 4, 3) as mc: u = OBJECTIVES[o](mc(syn.x), y, multi)
+    kind = TASKS[task][2]
+    syn = Synthesizer(ae, o, T=4, task=kind)(model, x, y, seed=3)
+    with torch.no_grad(), MCDropout(model, 4, 3) as mc: u = OBJECTIVES[o](mc(syn.x), y, kind)
     torch.testing.assert_close(u, syn.trace.amax(0), rtol=1e-3, atol=1e-5)
     assert (syn.trace.amax(0) > syn.trace[0]).all()
 
@@ -238,10 +239,10 @@ def test_batch_mates_do_not_matter():
     together = engine(model, x, y)
     for i in range(4): torch.testing.assert_close(engine(model, x[i:i+1], y[i:i+1]).z, together.z[i:i+1], rtol=1e-6, atol=1e-8)
 
-def test_multilabel_mi_counts_every_label():
+def test_mi_of_several_labels_counts_every_label():
     "With one label that is a coin for the draws and others that are settled, and the other way round"
     ae, model, x, y = made('labels')
-    syn = synthesize(ae, model, x, y, T=8, multilabel=True, radius=1.)
+    syn = synthesize(ae, model, x, y, T=8, task=SEVERAL, radius=1.)
     logits = mc_logits(model, syn.x, 32, 2**31+1).detach()
     p = logits.sigmoid()
     h = lambda p: -(p*p.log()+(1-p)*(1-p).log())
@@ -254,7 +255,7 @@ def test_cross_entropy_is_that_of_the_mean_prediction(seed):
     g = torch.Generator().manual_seed(seed)
     x, y, Y = 3*torch.randn(5, 4, 3, generator=g, dtype=torch.float64), torch.randint(3, (4,), generator=g), torch.randint(2, (4,3), generator=g).double()
     torch.testing.assert_close(cross_entropy(x, y), -x.softmax(-1).mean(0)[torch.arange(4), y].log())
-    torch.testing.assert_close(cross_entropy(x, Y, True), F.binary_cross_entropy(x.sigmoid().mean(0), Y, reduction='none').sum(-1))
+    torch.testing.assert_close(cross_entropy(x, Y, SEVERAL), F.binary_cross_entropy(x.sigmoid().mean(0), Y, reduction='none').sum(-1))
     assert torch.isfinite(cross_entropy((x*1e4).half().clamp(-6e4, 6e4), y)).all()
 
 def test_prepare_is_what_the_classifier_sees_everywhere():
@@ -334,7 +335,7 @@ def test_nothing_is_left_behind(objective, task):
     ae, model, x, y = made(task)
     mixed(ae); mixed(model)
     before, xs = state(ae, model), x.clone()
-    engine = Synthesizer(ae, objective, T=4, multilabel=TASKS[task][2])
+    engine = Synthesizer(ae, objective, T=4, task=TASKS[task][2])
     syn = engine.measure(model, engine(model, x, y))
     engine.at_distance(syn)
     assert same(state(ae, model), before) and torch.equal(x, xs)
@@ -411,18 +412,18 @@ def test_a_classifier_without_dropout_is_refused(model, word):
     ae, _, x, y = made()
     with pytest.raises(InputError, match=word): synthesize(ae, model, x, y)
 
-@pytest.mark.parametrize('y,multi', [(torch.tensor([0,1,2,0]), False), (torch.tensor([0,1,-1,0]), False), (torch.zeros(4, 2), False), (torch.zeros(3).long(), False),
-                                     (torch.zeros(4), True), (torch.zeros(4, 3), True), (torch.tensor([0,1,1,0]), True)],
+@pytest.mark.parametrize('y,kind', [(torch.tensor([0,1,2,0]), ONE), (torch.tensor([0,1,-1,0]), ONE), (torch.zeros(4, 2), ONE), (torch.zeros(3).long(), ONE),
+                                     (torch.zeros(4), SEVERAL), (torch.zeros(4, 3), SEVERAL), (torch.tensor([0,1,1,0]), SEVERAL)],
                          ids=['class 2 of 2','class -1','rows for classes','too few','numbers for rows','3 labels of 2','classes for rows'])
 @pytest.mark.parametrize('o', ['mi','cross_entropy'])
-def test_labels_that_do_not_fit_are_refused(y, multi, o):
+def test_labels_that_do_not_fit_are_refused(y, kind, o):
     ae, model, x, _ = made()
-    with pytest.raises(InputError) as e: synthesize(ae, model, x, y, objective=o, T=4, multilabel=multi)
+    with pytest.raises(InputError) as e: synthesize(ae, model, x, y, objective=o, T=4, task=kind)
     assert 'label' in str(e.value) and '\n' not in str(e.value)
 
 def test_objectives_are_what_they_are_called():
     logits = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0)); y = torch.tensor([0,1,2,0])
-    for name,f in (('mi',mutual_information), ('entropy',entropy)): torch.testing.assert_close(OBJECTIVES[name](logits, y, False), f(logits))
+    for name,f in (('mi',mutual_information), ('entropy',entropy)): torch.testing.assert_close(OBJECTIVES[name](logits, y, ONE), f(logits))
 
 def test_twins_copy_each_distance():
     ae, model, x, y = made(dtype=torch.float64)
@@ -461,13 +462,13 @@ def test_one_step_is_the_projected_normalised_gradient_step(seed, r, step, far):
 @pytest.mark.parametrize('step', [.3, 1.5])
 def test_one_step_of_the_engine_is_that_step(task, o, step):
     ae, model, x, y = made(task, dtype=torch.float64)
-    multi, engine = TASKS[task][2], Synthesizer(ae, o, T=4, steps=1, step=step, multilabel=TASKS[task][2])
+    kind, engine = TASKS[task][2], Synthesizer(ae, o, T=4, steps=1, step=step, task=TASKS[task][2])
     with torch.no_grad(): z0 = ae.encode(x)
     r = .3*.8*math.sqrt(z0[0].numel())
     start = in_ball(z0, r, 5)
     syn = engine(model, x, y, seed=7, index=torch.arange(4), bank=with_start(start))
     z = start.clone().requires_grad_()
-    with frozen(ae), MCDropout(model, 4, 7) as mc: u = OBJECTIVES[o](mc(ae.decode(z)), y, multi)
+    with frozen(ae), MCDropout(model, 4, 7) as mc: u = OBJECTIVES[o](mc(ae.decode(z)), y, kind)
     g = torch.autograd.grad(u.sum(), z)[0].flatten(1)
     move = start.flatten(1) + step*r*g/g.pow(2).sum(1, keepdim=True).sqrt() - z0.flatten(1)
     want = z0.flatten(1) + move*(r/move.pow(2).sum(1, keepdim=True).sqrt()).clamp(max=1)
@@ -529,11 +530,11 @@ class Above(nn.Module):
 
 class Always(nn.Module):
     "Accepts everything, or nothing, whatever it sees"
-    def __init__(self, y, yes, multi): super().__init__(); self.y,self.yes,self.multi,self.calls = y,yes,multi,0
+    def __init__(self, y, yes, kind): super().__init__(); self.y,self.yes,self.kind,self.calls = y,yes,kind,0
     def forward(self, x):
         self.calls += 1
         y = self.y[:len(x)]
-        if not self.multi: return 50.*F.one_hot(y if self.yes else y+1, int(self.y.max())+2)
+        if not self.kind.several: return 50.*F.one_hot(y if self.yes else y+1, int(self.y.max())+2)
         return 50*(2*y-1)*(1 if self.yes or self.calls == 1 else -1)              # right at the reconstruction, wrong ever after
 
 def paths(n=12, seed=0, radius=.05):
@@ -571,20 +572,20 @@ def test_all_shares_of_the_path_occur():
 @objectives
 def test_a_judge_that_accepts_everything_changes_no_image(objective, task):
     ae, model, x, y = made(task)
-    multi, engine = TASKS[task][2], Synthesizer(ae, objective, T=4, multilabel=TASKS[task][2], gate=.5)
-    free, syn = engine(model, x, y), engine(model, x, y, judge=Always(y, True, multi))
+    kind, engine = TASKS[task][2], Synthesizer(ae, objective, T=4, task=TASKS[task][2], gate=.5)
+    free, syn = engine(model, x, y), engine(model, x, y, judge=Always(y, True, kind))
     assert torch.equal(syn.x, free.x) and torch.equal(syn.trace, free.trace) and torch.equal(syn.gate, torch.ones(4)) and torch.equal(free.gate, torch.ones(4))
     assert torch.equal(syn.z, free.z)
 
 @tasks
 def test_a_judge_that_accepts_nothing_drops_all_and_moves_none(task):
     ae, model, x, y = made(task)
-    multi, engine = TASKS[task][2], Synthesizer(ae, T=4, multilabel=TASKS[task][2], gate=.5)
-    if multi: y = y[:1].expand_as(y).clone()                                    # for a judge that does not know whom it sees
+    kind, engine = TASKS[task][2], Synthesizer(ae, T=4, task=TASKS[task][2], gate=.5)
+    if kind.several: y = y[:1].expand_as(y).clone()                                    # for a judge that does not know whom it sees
     else: y = torch.zeros_like(y)
-    free, judge = engine(model, x, y), Always(y, False, multi)
+    free, judge = engine(model, x, y), Always(y, False, kind)
     syn = engine(model, x, y, judge=judge)
-    assert torch.equal(syn.x, free.x) and torch.equal(syn.gate, torch.zeros(4)) and judge.calls == 3+multi
+    assert torch.equal(syn.x, free.x) and torch.equal(syn.gate, torch.zeros(4)) and judge.calls == 3+kind.several
     assert torch.equal(syn.z, free.z)
     assert syn.table().gate.tolist() == [0]*4
 
@@ -616,7 +617,7 @@ def test_what_the_gate_keeps_is_on_the_path_and_passes(task, dtype):
 @settings(max_examples=40)
 def test_of_several_labels_those_that_the_judge_gets_right_stay_right(seed, cuts, radius):
     engine, x, _ = paths(8, seed, radius)
-    engine.multilabel = True
+    engine.task = SEVERAL
     y = torch.rand(8, 3, generator=torch.Generator().manual_seed(seed)).round().double()
     free = engine(Smooth(C=3, size=8).eval(), x, y, seed=seed)
     m0,m1,c = x.mean((1,2,3))[:,None], free.x.mean((1,2,3))[:,None], torch.tensor(cuts, dtype=torch.float64)
@@ -630,7 +631,7 @@ def test_of_several_labels_those_that_the_judge_gets_right_stay_right(seed, cuts
 
 def test_labels_that_the_judge_never_got_right_do_not_count():
     engine, x, _ = paths()
-    engine.multilabel = True
+    engine.task = SEVERAL
     y = torch.tensor([[0.,1.]]).double().repeat(12, 1)
     assert (engine(Smooth(size=8).eval(), x, y, judge=Above(-1., 2.)).gate == 1).all()          # says yes and no to all
     assert (engine(Smooth(size=8).eval(), x, y, judge=Above(2., 2.)).gate == 1).all()
@@ -648,7 +649,7 @@ def test_the_judge_is_left_as_it_was(error, task):
     ae, model, x, y = made(task)
     judge = mixed(made(task, seed=9)[1])
     mixed(ae); mixed(model)
-    before, engine = state(ae, model, judge), Synthesizer(ae, T=4, multilabel=TASKS[task][2], gate=.5)
+    before, engine = state(ae, model, judge), Synthesizer(ae, T=4, task=TASKS[task][2], gate=.5)
     judge.fail = error
     if error is None: engine(model, x, y, judge=judge)
     else:
@@ -794,9 +795,9 @@ def dtypes(*modules):
 def test_bfloat16_is_inside_and_float32_outside(task, o):
     ae, model, x, y = made(task)
     judge = made(task, seed=9)[1]
-    full = synthesize(ae, model, x, y, objective=o, T=4, steps=1, multilabel=TASKS[task][2])
+    full = synthesize(ae, model, x, y, objective=o, T=4, steps=1, task=TASKS[task][2])
     seen = dtypes(ae.dec, ae.enc, model, judge)
-    engine = Synthesizer(ae, o, T=4, steps=1, multilabel=TASKS[task][2], bf16=True, gate=.5)
+    engine = Synthesizer(ae, o, T=4, steps=1, task=TASKS[task][2], bf16=True, gate=.5)
     half = engine.measure(model, engine(model, x, y), seed=1)
     engine(model, x, y, judge=judge)
     assert set.union(*seen.values()) == {torch.bfloat16} and all(seen.values())
@@ -825,7 +826,7 @@ def test_autocast_is_afterwards_as_before(error, outer):
 @tasks
 def test_all_of_it_in_float64(task):
     ae, model, x, y = made(task, dtype=torch.float64)
-    judge, bank, engine = made(task, seed=9, dtype=torch.float64)[1], LatentBank(), Synthesizer(ae, T=4, steps=1, jitter=.2, multilabel=TASKS[task][2], gate=.5)
+    judge, bank, engine = made(task, seed=9, dtype=torch.float64)[1], LatentBank(), Synthesizer(ae, T=4, steps=1, jitter=.2, task=TASKS[task][2], gate=.5)
     for _ in range(2): syn = engine.measure(model, engine(model, x, y, index=torch.arange(4), judge=judge, bank=bank))
     assert {getattr(syn, f.name).dtype for f in fields(Synthetic) if f.name not in ('y','index')} == {torch.float64}
 
@@ -889,5 +890,5 @@ def test_impossible_gates_are_refused(gate):
 
 @pytest.mark.parametrize('values', [[0.,.5,1.], [-1.,0.,1.], [0.,1.,2.]], ids=str)
 def test_several_labels_are_zeros_and_ones(values):
-    with pytest.raises(InputError, match=r'values from .* expected float zeros and ones, nothing between, of shape \(3, 1\)'): check_targets(torch.zeros(2, 3, 1), torch.tensor(values)[:,None], True)
-    check_targets(torch.zeros(2, 3, 1), torch.tensor([[0.],[1.],[1.]]), True)
+    with pytest.raises(InputError, match=r'values from .* expected float zeros and ones, nothing between, of shape \(3, 1\)'): SEVERAL.check(torch.zeros(3, 1), torch.tensor(values)[:,None])
+    SEVERAL.check(torch.zeros(3, 1), torch.tensor([[0.],[1.],[1.]]))

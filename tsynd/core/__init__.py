@@ -11,6 +11,7 @@ import lazy_loader
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     errors=['InputError', 'check_range', 'check_known'],
     seeds=['seeded', 'image_seeds', 'streams'],
-    measures=['probabilities', 'metrics', 'calibration'],
+    tasks=['Task', 'SingleLabel', 'MultiLabel', 'TASKS', 'as_task', 'task_of', 'probabilities',
+           'metrics'],
     figures=['TYPE_SIZE', 'show_images'],
     progress=['ticking']))

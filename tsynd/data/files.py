@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..core.errors import InputError
+from ..core.tasks import as_task, Task
 from .images import ImageData, Split, to_numpy
 
 # %% ../../nbs/data/02_files.ipynb #e88c20b9
@@ -45,29 +46,31 @@ def check_labels(a:np.ndarray, # the array to check
                  where:str,    # file and key, for the message
                  n:int,        # number of images
                  C:int,        # number of classes (labels if multi-label)
-                 multilabel:bool=False # zeros and ones, one column per label?
+                 task:str|Task='multi-class' # what the labels are
                 ):
     "Raise `InputError` unless `a` is an integer array of `n` labels in range"
-    want = (n, C) if multilabel else (n, 1)
+    shapes,top = as_task(task).layout(n, C)
     if a.dtype.kind not in 'iub': raise InputError(f"{where} has dtype {a.dtype}, expected integers")
-    if a.shape != want and not (not multilabel and a.shape == (n,)):
-        raise InputError(f"{where} has shape {'×'.join(map(str, a.shape))}, expected {'×'.join(map(str, want))}, one row per image")
-    top = 1 if multilabel else C-1
-    if a.min() < 0 or a.max() > top: raise InputError(f"{where} holds labels from {a.min()} to {a.max()}, expected 0 to {top}")
+    if a.shape not in shapes:
+        found,want = ('×'.join(map(str, s)) for s in (a.shape, shapes[0]))
+        raise InputError(f"{where} has shape {found}, expected {want}, one row per image")
+    if a.min() < 0 or a.max() > top:
+        raise InputError(f"{where} holds labels from {a.min()} to {a.max()}, expected 0 to {top}")
 
 # %% ../../nbs/data/02_files.ipynb #dfc62e1a
 def _split(arrays, part, path, info, size):
-    ch,C,multi = info['n_channels'], len(info['label']), info['task'].startswith('multi-label')
+    ch,C,task = info['n_channels'], len(info['label']), as_task(info['task'])
     for k in (f'{part}_images', f'{part}_labels'):
-        if k not in arrays: raise InputError(f"{path} has no array {k}, expected the six arrays of a MedMNIST file; is it another data set?")
+        if k not in arrays:
+            raise InputError(f"{path} has no array {k}, expected the six arrays of a MedMNIST file; "
+                                             "is it another data set?")
     x,y = arrays[f'{part}_images'], arrays[f'{part}_labels']
     check_images(x, f'{path}: {part}_images', ch, size)
-    check_labels(y, f'{path}: {part}_labels', len(x), C, multi)
+    check_labels(y, f'{path}: {part}_labels', len(x), C, task)
     x = torch.from_numpy(x)
     x = x[:,None] if ch==1 else x.permute(0,3,1,2).contiguous()
-    y = torch.from_numpy(y.astype(np.float32) if multi else y.reshape(len(y)).astype(np.int64))
     f = arrays.get(f'{part}_factors')
-    return Split(x, y, torch.arange(len(x)), None if f is None else torch.from_numpy(f))
+    return Split(x, task.from_file(y), torch.arange(len(x)), None if f is None else torch.from_numpy(f))
 
 # %% ../../nbs/data/02_files.ipynb #3a4cbdc8
 def load_npz(path:str|Path, # a file in MedMNIST's layout
@@ -94,7 +97,6 @@ def save_npz(path:str|Path,  # the file to write
     "Write `data` in MedMNIST's layout, the phantom's factors and any further arrays included"
     for part in ('train','val','test'):
         s = getattr(data, part)
-        y = s.y.numpy().astype(np.uint8)
-        arrays |= {f'{part}_images': to_numpy(s.x), f'{part}_labels': y if data.multilabel else y[:,None]}
+        arrays |= {f'{part}_images': to_numpy(s.x), f'{part}_labels': data.task.to_file(s.y)}
         if s.factors is not None: arrays[f'{part}_factors'] = s.factors.numpy()
     np.savez_compressed(path, **arrays)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..core.errors import check_range
 from ..core.figures import show_images
+from ..core.tasks import task_of
 from .images import ImageData, Split
 from .subsets import check_classes, strata
 
@@ -100,8 +101,8 @@ def show_batch(self:ImageDL,
               ):
     "Show the first images of a batch with their classes"
     x,y = self.one_batch()
-    names = [str(o.tolist()) if self.classes is None else ', '.join(self.classes[i] for i in o.nonzero()[:,0]) if o.ndim else self.classes[o]
-             for o in y[:max_n]]
+    task = task_of(y)
+    names = [str(o.tolist()) if self.classes is None else task.names(o, self.classes) for o in y[:max_n]]
     return show_images(x[:max_n], titles=names, **kwargs)
 
 # %% ../../nbs/data/05_loaders.ipynb #13809be2

@@ -12,17 +12,14 @@ import torch
 from torch import Tensor
 
 from ..core.errors import check_range, InputError
+from ..core.tasks import task_of
 from .images import ImageData
 
 # %% ../../nbs/data/04_subsets.ipynb #cf9197a8
-def strata(y:Tensor # (N,) class numbers or (N,C) zeros and ones
+def strata(y:Tensor # (N,) class numbers or (N,C) float zeros and ones
           )->Tensor: # (N,) int64
-    "What to stratify by: the class, or for several labels at once the rarest label an image has (C if it has none)"
-    if y.ndim == 1: return y
-    C = y.shape[1]
-    rarity = torch.argsort(y.sum(0), stable=True)
-    hit = torch.cat([y[:,rarity], torch.ones(len(y),1)], 1).argmax(1)
-    return torch.cat([rarity, torch.tensor([C])])[hit]
+    "What to stratify by: the class, or of several labels the rarest that an image has (C if it has none)"
+    return task_of(y).strata(y)
 
 # %% ../../nbs/data/04_subsets.ipynb #533629bb
 def stratified_order(y:Tensor, # (N,) class numbers or (N,C) zeros and ones
@@ -45,9 +42,11 @@ def subset(data:ImageData, # any data set
           )->ImageData:
     "`data` with only `n` labelled training images, stratified, nested over `n`; the test split is untouched"
     check_range('subset', n, integer=True); check_range('seed', seed, lo=0, integer=True)
-    if n < data.n_classes and not data.multilabel or n < 2:
-        raise InputError(f"subset is {n}, but {data.name} has {data.n_classes} classes and needs at least {max(2, data.n_classes)} images, one of each")
-    if n > len(data.train): raise InputError(f"subset is {n}, but {data.name} has only {len(data.train)} training images")
+    if n < 2 or n < data.n_classes and not data.task.several:
+        raise InputError(f"subset is {n}, but {data.name} has {data.n_classes} classes and needs "
+                         f"at least {max(2, data.n_classes)} images, one of each")
+    if n > len(data.train):
+        raise InputError(f"subset is {n}, but {data.name} has only {len(data.train)} training images")
     pick = lambda s: s.select(stratified_order(s.y, seed)[:n])
     res = replace(data, train=pick(data.train), val=pick(data.val))
     check_classes(res)
@@ -57,9 +56,6 @@ def subset(data:ImageData, # any data set
 def check_classes(data:ImageData): # any data set
     "Raise `InputError` if a class has no training image"
     y = data.train.y
-    if data.multilabel: empty = [c for c in range(data.n_classes) if y[:,c].sum() in (0, len(y))]
-    else: empty = [c for c in range(data.n_classes) if not (y==c).any()]
-    if empty:
-        names = ', '.join(repr(data.classes[c]) for c in empty)
-        what = 'positive and one negative image of' if data.multilabel else 'image of'
-        raise InputError(f"{data.name} with {len(y)} training images has no {what} {names}; take a larger subset or another seed")
+    names = ', '.join(repr(data.classes[c]) for c in data.task.missing(y, data.n_classes))
+    if names: raise InputError(f"{data.name} with {len(y)} training images has no {data.task.needs} {names}; "
+                               "take a larger subset or another seed")

@@ -18,6 +18,7 @@ from torch import nn, Tensor
 
 from ..core.errors import check_range, InputError
 from ..core.seeds import seeded
+from ..core.tasks import Task, task_of
 from ..data.images import ImageData
 from ..data.loaders import ImageDL
 from ..models.classifier import classifier_learner
@@ -121,14 +122,14 @@ def adversarial(model:nn.Module,        # images in [0,1] to logits (B,C)
                 eps:float=4/255,        # largest change of a pixel
                 steps:int=3,            # gradient steps; one step is 1.25*eps long, several 2.5*eps/steps
                 seed:int=0,             # of the random start
-                multilabel:bool=False   # several labels per image?
+                task:str|Task='multi-class' # what the labels are
                )->Tensor:               # (B,ch,H,W) in [0,1]
     "Attacked images for training (Madry et al. 2018; with one step Wong et al. 2020); dropout off"
     d = eps*(2*torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)-1)
     size = 1.25*eps if steps == 1 else 2.5*eps/steps
     with frozen(model), torch.inference_mode(False), torch.enable_grad():
         for k in range(steps):
-            g = loss_and_gradient(model, (x+d).clamp(0, 1), y, multilabel)[2]
+            g = loss_and_gradient(model, (x+d).clamp(0, 1), y, task)[2]
             d = (d + size*g.sign()).clamp(-eps, eps)
     return (x+d).clamp(0, 1)
 
@@ -157,7 +158,7 @@ class AdversarialTraining(Callback):
         self.attacked = self.attack(x, self.labels, seed % 2**31)
         self.n_images += len(x)
 
-    def attack(self, x, y, seed): return adversarial(self.learn.model, x, y, self.eps, self.steps, seed, y.ndim == 2)
+    def attack(self, x, y, seed): return adversarial(self.learn.model, x, y, self.eps, self.steps, seed, task_of(y))
 
     def after_loss(self):
         if self.weight: self.learn.loss_grad = self.learn.loss_grad + self.weight*self.base_loss(self.learn.model(self.attacked), self.labels)
@@ -182,7 +183,8 @@ class Joint(TSynD):
 
     def _instead(self, s):
         with torch.no_grad(): x = (s.source + s.x - self.engine.ae.decode(s.z0)).clamp(0, 1)
-        x = adversarial(self.learn.model, x, s.y, self.eps, self.pixel_steps, self._batch_seed()+7922, self.engine.multilabel) # its stream, too
+        seed = self._batch_seed()+7922                       # its stream, too
+        x = adversarial(self.learn.model, x, s.y, self.eps, self.pixel_steps, seed, self.engine.task)
         return replace(s, x=x, mi_after=None, p_after=None, distance_pixel=None)
 
 # %% ../../nbs/experiments/03_arms.ipynb #4f770754
@@ -247,14 +249,14 @@ class TargetedAttack(AdversarialTraining):
         self.part = part
 
     def signal(self, x, y, seed):
-        with torch.no_grad(): return mutual_information(mc_logits(self.learn.model, x, self.T, seed), y.ndim == 2)
+        with torch.no_grad(): return mutual_information(mc_logits(self.learn.model, x, self.T, seed), task_of(y))
 
     def attack(self, x, y, seed):
         far = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         far[self.signal(x, y, seed).topk(math.ceil(self.part*len(x)-1e-9)).indices] = True
         x = x.clone()
         for i,steps in ((far, self.steps), (~far, 1)):
-            if i.any(): x[i] = adversarial(self.learn.model, x[i], y[i], self.eps, steps, seed, y.ndim == 2)
+            if i.any(): x[i] = adversarial(self.learn.model, x[i], y[i], self.eps, steps, seed, task_of(y))
         return x
 
 # %% ../../nbs/experiments/03_arms.ipynb #4eb0198a

@@ -20,7 +20,6 @@ from fastai.callback.schedule import ParamScheduler
 from fastai.optimizer import Adam
 from filelock import FileLock, Timeout
 
-from ..core.measures import calibration, probabilities
 from ..data.named import load_data
 from ..data.subsets import stratified_order, subset
 from ..models.autoencoder import load_autoencoder, train_autoencoder
@@ -113,16 +112,19 @@ def train_cell(c:StudyConfig, cell:Cell, data, ae)->tuple: # (classifier, facts)
                              subset=hashlib.md5(data.train.index.numpy().tobytes()).hexdigest())
 
 # %% ../../nbs/experiments/05_cell.ipynb #e05f250b
-def measure_cell(c:StudyConfig, cell:Cell, model, data, held)->tuple: # (condition: measures, probabilities on clean images)
-    "Everything that is measured of one classifier"
+def measure_cell(c:StudyConfig, cell:Cell, model, data, held)->tuple:
+    "Everything that is measured of one classifier: measures by condition, and probabilities on clean images"
     x,y = (t.to(device(c.device)) for t in held.batch(slice(None)))
-    table = robustness_table(model, x, y, data.task, [e/255 for e in c.eps], attack_n=min(c.attack_n, len(x)), steps=c.pgd_steps, seed=cell.seed,
-                             ladder=not data.multilabel)
-    p = probabilities(predict(model, x), data.multilabel)
+    table = robustness_table(model, x, y, data.task, [e/255 for e in c.eps], attack_n=min(c.attack_n, len(x)),
+                             steps=c.pgd_steps, seed=cell.seed, ladder=not data.task.several)
+    p = data.task.probabilities(predict(model, x))
     p = p.cpu().numpy() if hasattr(p, 'cpu') else np.asarray(p)
-    if not data.multilabel: table['clean'] |= calibration(y.cpu(), p)
-    if c.corruptions != []: table |= corrupted(corruption_table(model, x, y, data.task, cell.dataset, c.corruptions, n=min(c.attack_n, len(x)), seed=cell.seed))
-    return {k: {m: v for m,v in d.items() if m != 'n' and v is not None and v == v} for k,d in table.items()}, p
+    table['clean'] |= data.task.calibration(y.cpu(), p)
+    if c.corruptions != []:
+        table |= corrupted(corruption_table(model, x, y, data.task, cell.dataset, c.corruptions,
+                                            n=min(c.attack_n, len(x)), seed=cell.seed))
+    def defined(d): return {m: v for m,v in d.items() if m != 'n' and v is not None and v == v}
+    return {k: defined(d) for k,d in table.items()}, p
 
 # %% ../../nbs/experiments/05_cell.ipynb #518eea4e
 def corrupted(rows:list # as `corruption_table` makes them

@@ -28,16 +28,19 @@ def save_result(r:Result,
     "Write metrics, synthetic images with provenance, and models"
     (folder/'models').mkdir()
     save_model(folder/'models'/'autoencoder', r.autoencoder, data=r.metrics['data']['name'])
-    for arm,l in r.learners.items(): save_model(folder/'models'/arm, l.model, data=r.metrics['data']['name'], arm=arm)
+    for arm,l in r.learners.items():
+        save_model(folder/'models'/arm, l.model, data=r.metrics['data']['name'], arm=arm)
     (folder/'metrics.json').write_text(json.dumps(r.metrics, indent=1, allow_nan=False)+'\n')
     s,data = r.synthetic,r.data
-    if s is None: table = pd.DataFrame(columns=['source_index','label','label_name','radius',*PROVENANCE_COLUMNS])
+    if s is None:
+        table = pd.DataFrame(columns=['source_index','label','label_name','radius',*PROVENANCE_COLUMNS])
     else:
         k = s.pick(s.gate > 0)
         split = Split((k.x.clamp(0,1)*255).round().byte(), k.y, k.index)
-        if len(k): save_npz(folder/'synthetic.npz', replace(data, train=split), train_source=to_numpy(k.source), train_reconstruction=to_numpy(k.reconstruction))
-        names = [', '.join(data.classes[i] for i in y.nonzero()[:,0]) if data.multilabel else data.classes[y] for y in s.y]
-        labels = [''.join(str(int(v)) for v in y) for y in s.y] if data.multilabel else s.y.tolist()
+        if len(k):
+            save_npz(folder/'synthetic.npz', replace(data, train=split),
+                     train_source=to_numpy(k.source), train_reconstruction=to_numpy(k.reconstruction))
+        names,labels = [data.task.names(y, data.classes) for y in s.y],[data.task.plain(y) for y in s.y]
         table = s.table().assign(label=labels, label_name=names, radius=r.metrics['config']['radius'])
     table.to_csv(folder/'provenance.csv', index=False)
 

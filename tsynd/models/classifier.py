@@ -12,14 +12,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from fastai.callback.schedule import Learner
-from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.metrics import AccumMetric
 from fastcore.foundation import L
 from torch import nn
 
 from ..core.errors import check_range, InputError
-from ..core.measures import metrics, probabilities
 from ..core.seeds import seeded
+from ..core.tasks import as_task, Task
 from ..data.images import ImageData
 from ..data.loaders import image_dls
 from .bundles import read_model, rebuild
@@ -100,10 +99,11 @@ def load_classifier(path:str|Path, # as given to `save_model`
     return rebuild(path, make_classifier, *read_model(path, 'Classifier'), device)
 
 # %% ../../nbs/models/04_classifier.ipynb #60d68da0
-def auc_metric(task:str # as in `medmnist.INFO`
+def auc_metric(task:str|Task # what the labels are
               )->AccumMetric:
     "MedMNIST's AUC as a fastai metric; None where a class is absent"
-    def auc(logits, y): return metrics(y, probabilities(logits, task.startswith('multi-label')), task)['auc']
+    task = as_task(task)
+    def auc(logits, y): return task.metrics(y, task.probabilities(logits))['auc']
     return AccumMetric(auc, flatten=False)
 
 # %% ../../nbs/models/04_classifier.ipynb #0aac40d0
@@ -112,9 +112,9 @@ def classifier_learner(data:ImageData,
                        cbs=(),          # further fastai callbacks
                        **kwargs         # for `image_dls`: batch size, seed of the order, device, ...
                       )->Learner:
-    "A fastai `Learner` on fresh `DataLoaders` of `data`, so that two learners with one seed see the same batches"
-    loss = BCEWithLogitsLossFlat() if data.multilabel else CrossEntropyLossFlat()
-    return Learner(image_dls(data, **kwargs), model, loss_func=loss, metrics=auc_metric(data.task), cbs=[FiniteLoss(), *L(cbs)])
+    "A fastai `Learner` on fresh `DataLoaders`, so that two learners with one seed see the same batches"
+    return Learner(image_dls(data, **kwargs), model, loss_func=data.task.loss(),
+                   metrics=auc_metric(data.task), cbs=[FiniteLoss(), *L(cbs)])
 
 # %% ../../nbs/models/04_classifier.ipynb #cb668875
 def train_classifier(data:ImageData,
@@ -131,7 +131,8 @@ def train_classifier(data:ImageData,
     "Train a classifier from scratch; returns its `Learner`"
     check_range('epochs', epochs, lo=1, integer=True)
     with seeded(seed):
-        if isinstance(model, str): model = make_classifier(model, data.shape[0], data.n_classes, p)
+        if isinstance(model, str):
+            model = make_classifier(model, data.shape[0], data.task.n_outputs(data.n_classes), p)
         model.to(memory_format=torch.channels_last)
         learn = classifier_learner(data, model, seed=seed, cbs=cbs, **kwargs)
         fit(learn, epochs, lr, 'classifier' if progress is True else progress)

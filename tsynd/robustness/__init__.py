@@ -9,20 +9,19 @@ __all__ = []
 import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
-    perturbations=['RANGES', 'KINDS', 'warp', 'blur', 'intensity', 'noise', 'DRAWN', 'draws',
+    perturbations=['RANGES', 'KINDS', 'column', 'warp', 'blur', 'intensity', 'noise', 'DRAWN', 'draws',
                    'check_batch', 'perturb'],
-    attacks=['attack_loss', 'loss_and_gradient', 'check_logits', 'check_attack', 'in_batches', 'fgsm',
-             'pgd', 'linf_box', 'random_points', 'pgd_batch', 'show_attack'],
+    attacks=['attack_loss', 'loss_and_gradient', 'check_attack', 'in_batches', 'fgsm', 'pick_rows',
+             'keep_worse', 'pgd', 'linf_box', 'random_points', 'pgd_batch', 'show_attack'],
     evaluation=['robustness_table'],
     corruptions=['speckle_noise', 'shot_noise', 'impulse_noise', 'brightness', 'pixelate', 'jpeg',
                  'motion_blur', 'LEVELS', 'CORRUPTIONS', 'families', 'corrupt', 'show_corruptions',
                  'corruption_table', 'corruption_summary'],
-    predictors=['mean_logits', 'Predictor', 'predictor_name'],
-    attack_kinds=['wrong_share', 'column', 'pick_rows', 'keep_worse', 'look_at', 'Run', 'Attack',
-                  'ATTACKS', 'check_ball', 'checkpoints', 'margin', 'relative_margin', 'square_side',
-                  'project_l2'],
+    predictors=['Predictor', 'predictor_name'],
+    attack_kinds=['Run', 'Attack', 'ATTACKS', 'check_ball', 'checkpoints', 'margin', 'relative_margin',
+                  'square_side', 'project_l2'],
     suite=['worst_case', 'timed_attack', 'SUITE', 'attack_plan', 'attack_suite'],
     masking=['masking_check'],
-    explanation=['class_score', 'spatial_layers', 'target_layer', 'SignedEigenGradCAM', 'METHODS', 'cam',
+    explanation=['spatial_layers', 'target_layer', 'SignedEigenGradCAM', 'METHODS', 'cam',
                  'phantom_region', 'heat_inside', 'show_cams', 'without', 'faithfulness',
                  'minimise_class']))

@@ -15,14 +15,14 @@ from torch import nn, Tensor
 
 from ..core.errors import check_known, check_range, InputError
 from ..core.figures import show_images, TYPE_SIZE
-from ..core.measures import metrics, probabilities
 from ..core.progress import ticking
 from ..core.seeds import image_seeds, streams
+from ..core.tasks import as_task, Task
 from ..data.images import to_numpy
 from ..data.named import medmnist_info
 from ..data.subsets import stratified_order
 from ..models.prediction import predict
-from .attacks import check_attack, check_logits
+from .attacks import check_attack
 from .perturbations import blur, check_batch, intensity, noise, warp
 
 # %% ../../nbs/robustness/03_corruptions.ipynb #edcbd4e7
@@ -177,7 +177,7 @@ def show_corruptions(x:Tensor,    # (N,1 or 3,H,W) in [0,1]; the first image is 
 def corruption_table(model:nn.Module, # images (B,ch,H,W) in [0,1] to logits (B,C)
                      x:Tensor,        # (N,1 or 3,H,W) in [0,1]
                      y:Tensor,        # (N,) int64, or (N,C) float if multi-label
-                     task:str,        # as in `medmnist.INFO`, `ImageData.task`
+                     task:str|Task,   # what the labels are: `ImageData.task`, or its name
                      dataset:str='phantom', # whose families and levels?
                      names=None,      # some of the families; default: all
                      severities=(1,2,3,4,5),
@@ -187,23 +187,24 @@ def corruption_table(model:nn.Module, # images (B,ch,H,W) in [0,1] to logits (B,
                      progress=None    # True: a bar with the time left; or a function of (done, total)
                     )->list:          # of rows: corruption, severity, balanced_error, accuracy, auc, n
     "Errors on clean images and under each family and severity; dropout off"
-    multi,n = task.startswith('multi-label'),len(x) if n is None else n
-    check_attack(x, y, 0, multi, n=n, bs=bs)
+    task,n = as_task(task),len(x) if n is None else n
+    check_attack(x, y, 0, task, n=n, bs=bs)
     names = _check_corruptions(x, dataset, names, severities, lo=1)
     if n < len(x): i = stratified_order(y.cpu(), seed)[:n]; x,y = x[i.to(x.device)],y[i.to(y.device)]
     todo,rows = [('clean',0), *((k,s) for k in names for s in severities)],[]
     with ticking(progress, len(x)*len(todo)) as tick:
         for name,s in todo:
-            rows.append(_measured(name, s, model, x if s == 0 else corrupt(x, name, s, dataset, seed), y, task, multi, bs))
+            z = x if s == 0 else corrupt(x, name, s, dataset, seed)
+            rows.append(dict(corruption=name, severity=s, **_measured(model, z, y, task, bs)))
             tick(len(x))
     return rows
 
 # %% ../../nbs/robustness/03_corruptions.ipynb #c024dfb8
-def _measured(name, severity, model, x, y, task, multi, bs):
+def _measured(model, x, y, task, bs):
     logits = predict(model, x, bs=bs)
-    check_logits(logits, y, multi)
-    m = metrics(y.cpu(), probabilities(logits, multi), task)
-    return dict(corruption=name, severity=severity, balanced_error=1-m['balanced_accuracy'], accuracy=m['accuracy'], auc=m['auc'], n=len(x))
+    task.check(logits, y.cpu())
+    m = task.metrics(y.cpu(), task.probabilities(logits))
+    return dict(balanced_error=1-m['balanced_accuracy'], accuracy=m['accuracy'], auc=m['auc'], n=len(x))
 
 # %% ../../nbs/robustness/03_corruptions.ipynb #49df193c
 def _family_means(rows, what):

@@ -11,9 +11,9 @@ import torch
 from torch import nn, Tensor
 
 from ..core.errors import check_range, InputError
-from ..core.measures import metrics, probabilities
 from ..core.progress import ticking
 from ..core.seeds import image_seeds, streams
+from ..core.tasks import as_task, Task
 from ..data.subsets import stratified_order
 from ..models.prediction import device_of, frozen, predict
 from .attacks import check_attack, linf_box, loss_and_gradient, pgd, random_points
@@ -23,7 +23,7 @@ from .perturbations import perturb
 def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits (B,C)
                      x:Tensor,            # (N,ch,H,W) in [0,1]
                      y:Tensor,            # (N,) int64, or (N,C) float if multi-label
-                     task:str,            # as in `medmnist.INFO`, `ImageData.task`
+                     task:str|Task,       # what the labels are: `ImageData.task`, or its name
                      eps=(1/255,2/255,4/255), # of PGD
                      strengths=(1.,),     # of `perturb`
                      attack_n:int=None,   # attack only so many images, stratified; default: all
@@ -31,45 +31,56 @@ def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits
                      restarts:int=1,      # of PGD
                      seed:int=0,          # of perturbations, subset and random starts
                      bs:int=256,          # images at a time
-                     ladder:bool=False,   # climb the radii one after the other, with the images that are left? one label per image only
+                     ladder:bool=False,   # climb the radii in turn, with the images that are left?
                      progress=None        # True: a bar with the time left; or a function of (done, total)
                     )->dict:              # condition: measures and the number of images
     "Accuracy, AUC and balanced accuracy on clean, perturbed and attacked images; dropout off"
-    multi,n = task.startswith('multi-label'), len(x) if attack_n is None else attack_n
-    for e in (0,*eps): check_attack(x, y, e, multi, steps=steps, restarts=restarts, bs=bs, attack_n=n)
-    if ladder and (multi or restarts > 1): raise InputError(f"ladder is set, but {'there are several labels per image' if multi else f'restarts is {restarts}'}, expected one label per image and one restart; leave ladder out")
+    task,n = as_task(task), len(x) if attack_n is None else attack_n
+    for e in (0,*eps): check_attack(x, y, e, task, steps=steps, restarts=restarts, bs=bs, attack_n=n)
+    if ladder and (task.several or restarts > 1):
+        why = 'there are several labels per image' if task.several else f'restarts is {restarts}'
+        raise InputError(f"ladder is set, but {why}, expected one label per image and one restart; leave "
+                         f"ladder out")
     for s in strengths: check_range('strength', s, lo=0, hi=10)
-    def score(x, y): return metrics(y.cpu(), probabilities(predict(model, x, bs=bs), multi), task) | dict(n=len(y))
+    def score(x, y):
+        return task.metrics(y.cpu(), task.probabilities(predict(model, x, bs=bs))) | dict(n=len(y))
     i = stratified_order(y.cpu(), seed)[:n] if n < len(x) else slice(None)
     xa,ya,res = x[i],y[i],{'clean': score(x, y)}
-    with ticking(progress, len(x)*len(strengths) + len(xa)*sum(e>0 for e in eps)*(restarts*(steps+1)+1)) as tick:
+    passes = sum(e>0 for e in eps)*(restarts*(steps+1)+1)
+    with ticking(progress, len(x)*len(strengths) + len(xa)*passes) as tick:
         for s in strengths: res['perturbed' + f' ×{s:g}'*(s!=1)] = score(perturb(x, s, seed), y); tick(len(x))
         if len(xa) < len(x): res['PGD 0/255'] = score(xa, ya)
-        if ladder: return res | _ladder(model, xa, ya, eps, steps, seed, bs, tick)
-        for e in eps: res[f'PGD {e*255:.3g}/255'] = score(pgd(model, xa, ya, e, steps, restarts=restarts, seed=seed, multilabel=multi, bs=bs, tick=tick), ya)
+        if ladder: return res | _ladder(model, xa, ya, task, eps, steps, seed, bs, tick)
+        for e in eps:
+            adv = pgd(model, xa, ya, e, steps, restarts=restarts, seed=seed, task=task, bs=bs, tick=tick)
+            res[f'PGD {e*255:.3g}/255'] = score(adv, ya)
     return res
 
 # %% ../../nbs/robustness/02_evaluation.ipynb #18131af7
-def _standing(model, x, y, seeds, eps, steps):
+def _standing(model, x, y, task, seeds, eps, steps):
     "Which images are called right all the way up one climb; positions"
     lo,hi = linf_box(x, eps)
     z,left = random_points(lo, hi, streams(seeds)), torch.arange(len(x), device=x.device)
     for k in range(steps+1):
-        _,wrong,g = loss_and_gradient(model, z, y, False, grad=k<steps)
+        _,logits,g = loss_and_gradient(model, z, y, task, grad=k<steps)
+        wrong = task.lost(logits, y)
         z = (z + 2.5*eps/steps*g.sign()).clamp(lo, hi)
         z,y,lo,hi,left = (t[~wrong] for t in (z,y,lo,hi,left))
         if not len(left): break
     return left
 
 # %% ../../nbs/robustness/02_evaluation.ipynb #b037e1e3
-def _ladder(model, x, y, eps, steps, seed, bs, tick):
+def _ladder(model, x, y, task, eps, steps, seed, bs, tick):
     y,dev = y.cpu(),device_of(model, x)
-    right,seeds,res = predict(model, x, bs=bs).argmax(1) == y, image_seeds(len(x), seed), {}
+    right,seeds,res = ~task.lost(predict(model, x, bs=bs), y), image_seeds(len(x), seed), {}
     for e in sorted(eps):
         with frozen(model), torch.inference_mode(False), torch.enable_grad():
             for i in right.nonzero()[:,0].split(bs) if e and right.any() else ():
                 right[i] = False
-                right[i[_standing(model, x[i].to(dev), y[i].to(dev), [seeds[j] for j in i], e, steps).cpu()]] = True
-        res[f'PGD {e*255:.3g}/255'] = dict(accuracy=right.double().mean().item(), balanced_accuracy=float(np.mean([right[y==c].double().mean().item() for c in y.unique()])), n=len(y))
+                standing = _standing(model, x[i].to(dev), y[i].to(dev), task, [seeds[j] for j in i], e, steps)
+                right[i[standing.cpu()]] = True
+        recall = [right[y==c].double().mean().item() for c in y.unique()]
+        res[f'PGD {e*255:.3g}/255'] = dict(accuracy=right.double().mean().item(),
+                                           balanced_accuracy=float(np.mean(recall)), n=len(y))
         tick(len(x)*(steps+2)*(e>0))
     return res

@@ -10,9 +10,10 @@ from torch import nn, Tensor
 
 from ..core.errors import check_known, check_range, InputError
 from ..core.progress import ticking
+from ..core.tasks import as_task, Task
 from ..models.prediction import predict
-from .attack_kinds import ATTACKS, look_at, wrong_share
-from .attacks import attack_loss, in_batches
+from .attack_kinds import ATTACKS
+from .attacks import in_batches, loss_and_gradient
 from .predictors import predictor_name
 from .suite import attack_plan, timed_attack, worst_case
 
@@ -39,25 +40,31 @@ def _reused(images, x, eps):
     return images
 
 # %% ../../nbs/robustness/07_masking.ipynb #172e2c4d
-def _left(model, x, y, eps, large, images, steps, seed, multi, bs, tick):
+_NEEDED = 'FGSM','APGD-CE','APGD-margin','Square'
+
+def _left(model, x, y, eps, large, images, steps, seed, task, bs, tick):
     "Accuracy that each attack leaves, and several together"
-    def run(name, eps, k): return timed_attack(ATTACKS[name], model, x, y, eps, tick, k+5, steps=k, seed=seed, multilabel=multi, bs=bs)[0]
-    adv = {n: images[n] if n in images else run(n, eps, steps[n]) for n in ('FGSM','APGD-CE','APGD-margin','Square')}
-    adv |= {'PGD 10': run('PGD', eps, 10), 'PGD 40': run('PGD', eps, 40), 'large': run('APGD-CE', large, steps['APGD-CE'])}
-    adv['gradient'] = worst_case(model, [adv[n] for n in ('FGSM','PGD 10','PGD 40','APGD-CE','APGD-margin')], y, multi, bs)
-    adv['all'] = worst_case(model, [adv['gradient'], adv['Square']], y, multi, bs)
-    return {n: 1-wrong_share(predict(model, v, bs=bs), y.cpu(), multi).mean().item() for n,v in adv.items()}
+    def run(name, eps, k):
+        kwargs = dict(steps=k, seed=seed, task=task, bs=bs)
+        return timed_attack(ATTACKS[name], model, x, y, eps, tick, k+5, **kwargs)[0]
+    adv = {n: images[n] if n in images else run(n, eps, steps[n]) for n in _NEEDED}
+    adv |= {'PGD 10': run('PGD', eps, 10), 'PGD 40': run('PGD', eps, 40),
+            'large': run('APGD-CE', large, steps['APGD-CE'])}
+    gradient = [adv[n] for n in ('FGSM','PGD 10','PGD 40','APGD-CE','APGD-margin')]
+    adv['gradient'] = worst_case(model, gradient, y, task, bs)
+    adv['all'] = worst_case(model, [adv['gradient'], adv['Square']], y, task, bs)
+    return {n: 1-task.wrong_share(predict(model, v, bs=bs), y.cpu()).mean().item() for n,v in adv.items()}
 
 # %% ../../nbs/robustness/07_masking.ipynb #595bb9d8
-def _zero_gradient(model, x, y, multi, bs):
-    def flat(x, y, _): return (look_at(model, x, y, attack_loss, multi)[2].flatten(1) == 0).all(1).float()
+def _zero_gradient(model, x, y, task, bs):
+    def flat(x, y, _): return (loss_and_gradient(model, x, y, task)[2].flatten(1) == 0).all(1).float()
     return in_batches(flat, model, x, y, [None]*len(x), bs).mean().item()
 
 # %% ../../nbs/robustness/07_masking.ipynb #1200057b
 def masking_check(model:nn.Module,  # a `Predictor`, or any classifier, which then has its dropout off
                   x:Tensor,         # (N,ch,H,W) in [0,1]
                   y:Tensor,         # (N,) int64, or (N,C) float if multi-label
-                  task:str,         # as in `medmnist.INFO`, `ImageData.task`
+                  task:str|Task,    # what the labels are: `ImageData.task`, or its name
                   eps:float=4/255,  # Linf radius at which attacks are compared
                   large:float=.5,   # the very large one
                   tol:float=.02,    # share of images from which on a sign counts
@@ -66,16 +73,21 @@ def masking_check(model:nn.Module,  # a `Predictor`, or any classifier, which th
                   seed:int=0,       # of all attacks
                   bs:int=256,       # images at a time
                   progress=None     # True: a bar with the time left; or a function of (done, total)
-                 )->dict:           # masked (bool), verdict (a sentence), predictor, eps, n, findings (a list)
+                 )->dict:           # masked (bool), verdict (a sentence), predictor, eps, n, findings
     "Signs that gradient attacks fail on this model although it is not robust"
-    multi,steps = task.startswith('multi-label'), {n: a.steps for n,a in ATTACKS.items()} | (steps or {})
+    task,steps = as_task(task), {n: a.steps for n,a in ATTACKS.items()} | (steps or {})
     check_range('tol', tol, lo=0, hi=1); check_range('eps', eps, lo=0, hi=1, open_lo=True)
     check_known('images of attack', images or {}, ATTACKS)
     attack_plan(model, x, y, task, eps, None, (), steps, bs); check_range('large', large, lo=eps, hi=1)
-    images,need = _reused(images or {}, x, eps), [n for n in ('FGSM','APGD-CE','APGD-margin','Square') if n not in (images or {})]
+    images = _reused(images or {}, x, eps)
+    need = [n for n in _NEEDED if n not in images]
     with ticking(progress, len(x)*(sum(steps[n]+5 for n in need) + 15 + 45 + steps['APGD-CE']+5)) as tick:
-        left = _left(model, x, y, eps, large, images, steps, seed, multi, bs, tick)
-    findings = _findings(left, _zero_gradient(model, x, y, multi, bs), max(tol, 1/len(x)), .5 if multi else max(.05, 1/len(x)))
+        left = _left(model, x, y, eps, large, images, steps, seed, task, bs, tick)
+    nearly_zero = .5 if task.several else max(.05, 1/len(x))
+    findings = _findings(left, _zero_gradient(model, x, y, task, bs), max(tol, 1/len(x)), nearly_zero)
     red = [f['finding'] for f in findings if f['red']]
-    verdict = f"signs of gradient masking ({', '.join(red)}): the accuracy under attack is not to be trusted" if red else 'no sign of gradient masking'
-    return dict(masked=bool(red), verdict=verdict, predictor=predictor_name(model), eps=eps, n=len(x), findings=findings)
+    verdict = 'no sign of gradient masking'
+    if red:
+        verdict = f"signs of gradient masking ({', '.join(red)}): the accuracy under attack is not to be trusted"
+    return dict(masked=bool(red), verdict=verdict, predictor=predictor_name(model), eps=eps, n=len(x),
+                findings=findings)

@@ -12,32 +12,34 @@ from time import perf_counter
 from torch import nn, Tensor
 
 from ..core.errors import check_known, InputError
-from ..core.measures import metrics, probabilities
 from ..core.progress import ticking
+from ..core.tasks import as_task, Task
 from ..models.prediction import predict
-from .attack_kinds import ATTACKS, check_ball, keep_worse, wrong_share
-from .attacks import attack_loss
+from .attack_kinds import ATTACKS, check_ball
+from .attacks import keep_worse
 from .predictors import predictor_name
 
 # %% ../../nbs/robustness/06_suite.ipynb #f4cd49c6
 def worst_case(model:nn.Module,       # a `Predictor`, or any classifier, which then has its dropout off
                images:list,           # of adversarial images (N,ch,H,W), one per attack
                y:Tensor,              # (N,) int64, or (N,C) float if multi-label
-               multilabel:bool=False, # several labels per image?
+               task:str|Task='multi-class', # what the labels are
                bs:int=256             # images at a time
               )->Tensor:              # (N,ch,H,W)
     "For each image the worst of its attacked versions: more wrong decisions first, then the larger loss"
-    if not images: raise InputError("there are no attacked images to choose from, expected at least one attack")
+    if not images:
+        raise InputError("there are no attacked images to choose from, expected at least one attack")
+    task,y = as_task(task),y.cpu()
     def judged(x):
         logits = predict(model, x, bs=bs)
-        return x, attack_loss(logits, y.cpu(), multilabel).to(x.device), wrong_share(logits, y.cpu(), multilabel).to(x.device)
+        return x, task.attack_loss(logits, y).to(x.device), task.wrong_share(logits, y).to(x.device)
     best = judged(images[0])
     for x in images[1:]: best = keep_worse(best, judged(x))
     return best[0]
 
 # %% ../../nbs/robustness/06_suite.ipynb #13838ff2
 def _score(model, x, y, task, bs):
-    return metrics(y.cpu(), probabilities(predict(model, x, bs=bs), task.startswith('multi-label')), task) | dict(n=len(y))
+    return task.metrics(y.cpu(), task.probabilities(predict(model, x, bs=bs))) | dict(n=len(y))
 
 def timed_attack(attack, model, x, y, eps, tick, passes, **kwargs):
     "Run one attack; the ticks of passes that it could spare are made up for at the end"
@@ -57,9 +59,10 @@ def attack_plan(model, x, y, task, eps, eps_l2, names, steps, bs):
     "Name, norm, radius and steps of each attack, all of it checked before any work"
     check_known('attack', names, ATTACKS); check_known('steps of attack', steps, ATTACKS)
     if eps_l2 is None: eps_l2 = eps*x[0].numel()**.5/2
-    radius,multi = dict(Linf=eps, L2=eps_l2), task.startswith('multi-label')
-    for norm,e in radius.items(): check_ball(model, x, y, e, norm, multi, bs=bs, **{f'steps of {k}': v for k,v in steps.items()})
-    return [(n, a.norm, radius[a.norm], 1 if a.steps == 1 else steps.get(n, a.steps)) for n in names for a in [ATTACKS[n]]]
+    radius,counts = dict(Linf=eps, L2=eps_l2),{f'steps of {k}': v for k,v in steps.items()}
+    for norm,e in radius.items(): check_ball(model, x, y, e, norm, task, bs=bs, **counts)
+    def line(n, a): return n, a.norm, radius[a.norm], 1 if a.steps == 1 else steps.get(n, a.steps)
+    return [line(n, ATTACKS[n]) for n in names]
 
 def _row(judge, x, y, task, bs, **about): return about | _score(judge, x, y, task, bs)
 
@@ -67,28 +70,32 @@ def _row(judge, x, y, task, bs, **about): return about | _score(judge, x, y, tas
 def attack_suite(model:nn.Module,  # a `Predictor`, or any classifier, which then has its dropout off
                  x:Tensor,         # (N,ch,H,W) in [0,1]
                  y:Tensor,         # (N,) int64, or (N,C) float if multi-label
-                 task:str,         # as in `medmnist.INFO`, `ImageData.task`
+                 task:str|Task,    # what the labels are: `ImageData.task`, or its name
                  eps:float=4/255,  # Linf radius
                  eps_l2:float=None, # L2 radius; default: half the length of a change by `eps` in every pixel
                  names=SUITE,      # of `ATTACKS`
                  steps:dict=None,  # name: number of steps, where it is not the usual one; FGSM always has 1
                  seed:int=0,       # of all attacks
-                 stop:bool=True,   # let go of an image once it is wrong? False: the AUC is that of the largest loss found
+                 stop:bool=True,   # let go of an image once it is wrong? if not, the AUC is meaningful
                  judge:nn.Module=None, # another predictor that judges the images; default: the one attacked
                  keep:dict=None,   # is given the images of each attack, for pictures and `masking_check`
                  bs:int=256,       # images at a time
                  progress=None     # True: a bar with the time left; or a function of (done, total)
-                )->list:           # of rows: attack, norm, eps, predictor, attacked, steps, seconds, n and measures
+                )->list:           # of rows: attack, norm, eps, predictor, attacked, steps, seconds, measures
     "Measures on clean and attacked images, and on the worst Linf image of each"
-    names,judge,keep = (names,) if isinstance(names, str) else names, model if judge is None else judge, {} if keep is None else keep
-    plan,multi = attack_plan(model, x, y, task, eps, eps_l2, names, steps or {}, bs), task.startswith('multi-label')
-    row = partial(_row, judge, y=y, task=task, bs=bs, predictor=predictor_name(judge), attacked=predictor_name(model))
+    names,judge = (names,) if isinstance(names, str) else names, model if judge is None else judge
+    task,keep = as_task(task),{} if keep is None else keep
+    plan = attack_plan(model, x, y, task, eps, eps_l2, names, steps or {}, bs)
+    about = dict(predictor=predictor_name(judge), attacked=predictor_name(model))
+    row = partial(_row, judge, y=y, task=task, bs=bs, **about)
     rows = [row(x=x, attack='clean', norm='', eps=0., steps=0, seconds=0.)]
     with ticking(progress, len(x)*sum(k+5 for *_,k in plan)) as tick:
         for name,norm,e,k in plan:
-            keep[name],seconds = timed_attack(ATTACKS[name], model, x, y, e, tick, k+5, steps=k, seed=seed, multilabel=multi, stop=stop, bs=bs)
+            keep[name],seconds = timed_attack(ATTACKS[name], model, x, y, e, tick, k+5,
+                                              steps=k, seed=seed, task=task, stop=stop, bs=bs)
             rows.append(row(x=keep[name], attack=name, norm=norm, eps=e, steps=k, seconds=seconds))
     linf = [r for r in rows if r['norm'] == 'Linf']
     if not linf: return rows
-    worst = worst_case(judge, [x, *(keep[r['attack']] for r in linf)], y, multi, bs)
-    return rows + [row(x=worst, attack='worst case', norm='Linf', eps=eps, **{k: sum(r[k] for r in linf) for k in ('steps','seconds')})]
+    worst = worst_case(judge, [x, *(keep[r['attack']] for r in linf)], y, task, bs)
+    total = {k: sum(r[k] for r in linf) for k in ('steps','seconds')}
+    return rows + [row(x=worst, attack='worst case', norm='Linf', eps=eps, **total)]

@@ -20,13 +20,13 @@ from torch import nn, Tensor
 
 from ..core.errors import check_range, InputError
 from ..core.figures import show_images, TYPE_SIZE
+from ..core.tasks import task_of
 from ..models.autoencoder import Autoencoder
 from ..models.dropout import check_dropout
 from .bank import LatentBank
 from .bf16 import BF16
 from .budget import Clock
 from .moving_average import MovingAverage
-from .objectives import check_targets
 from .synthesis import cat, check_pixels, Synthesizer, Synthetic
 
 # %% ../../nbs/targeting/08_callback.ipynb #e7cb3c6c
@@ -118,26 +118,32 @@ def before_batch(self:TSynD):
 @patch
 def _batch(self:TSynD)->tuple: # images in [0,1], and targets
     if len(self.learn.xb) != 1 or len(self.learn.yb) != 1:
-        raise InputError(f"batches have {len(self.learn.xb)} inputs and {len(self.learn.yb)} targets, but TSynD needs (image, target) batches")
+        raise InputError(f"batches have {len(self.learn.xb)} inputs and {len(self.learn.yb)} targets, but "
+                         f"TSynD needs (image, target) batches")
     x,y = (o[0].as_subclass(Tensor) for o in (self.learn.xb, self.learn.yb))
-    self.engine.multilabel = self._several(y)
+    self.engine.task = self._task(y)
     return x*self.norm[1]+self.norm[0] if self.norm else x, y
 
 # %% ../../nbs/targeting/08_callback.ipynb #2f302c5d
 _ONE_CLASS = nn.CrossEntropyLoss,LabelSmoothingCrossEntropy,FocalLoss
 
+TSynD.task = None # of a kind that targets do not tell
+
 @patch
-def _several(self:TSynD, y)->bool: # labels per image?
-    several,loss = y.ndim == 2 and y.is_floating_point(), getattr(self.base_loss, 'func', self.base_loss)
-    if several and (isinstance(loss, _ONE_CLASS) or loss is nn.functional.cross_entropy):
-        raise InputError(f"targets are {y.dtype} of shape {tuple(y.shape)}, but the loss is a cross-entropy over classes, with which TSynD expects class numbers of shape ({len(y)},); give these, or for several labels per image a binary loss such as BCEWithLogitsLossFlat")
-    return several
+def _task(self:TSynD, y):
+    task,loss = self.task or task_of(y),getattr(self.base_loss, 'func', self.base_loss)
+    if task.several and (isinstance(loss, _ONE_CLASS) or loss is nn.functional.cross_entropy):
+        raise InputError(f"targets are {y.dtype} of shape {tuple(y.shape)}, but the loss is a cross-entropy "
+                         f"over classes, "
+                         f"with which TSynD expects class numbers of shape ({len(y)},); give these, "
+                         "or for several labels per image a binary loss such as BCEWithLogitsLossFlat")
+    return task
 
 # %% ../../nbs/targeting/08_callback.ipynb #7ec4a7e1
 @patch
 def after_pred(self:TSynD):
     if self.first is None: return
-    if self.learn.pred.ndim == 2: check_targets(self.learn.pred.detach()[None], self.first, self.engine.multilabel)
+    if self.learn.pred.ndim == 2: self.engine.task.check(self.learn.pred.detach(), self.first)
     self.first = None
 
 # %% ../../nbs/targeting/08_callback.ipynb #c284599d

@@ -6,6 +6,7 @@
 __all__ = ['PROVENANCE_COLUMNS', 'Synthesizer', 'random_direction', 'check_pixels', 'Synthetic', 'cat', 'synthesize']
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #6088a98f
+import math
 from dataclasses import dataclass, fields, replace
 
 import pandas as pd
@@ -14,11 +15,12 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 
 from ..core.errors import check_range, InputError
+from ..core.tasks import as_task, Task
 from ..models.autoencoder import Autoencoder
 from ..models.dropout import MCDropout
 from ..models.prediction import frozen
 from .ascent import ascend, norms, project
-from .objectives import check_targets, cross_entropy, OBJECTIVES
+from .objectives import cross_entropy, OBJECTIVES
 from .uncertainties import mutual_information
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #91744651
@@ -34,7 +36,7 @@ class Synthesizer:
     jitter:float=0.        # length of a random step before the ascent, in units of the radius, in [0,1]
     gate:float=.8          # probability that a judge, if there is one, must give the source's label, in [0,1]
     bf16:bool=False        # run both networks in bfloat16? the uncertainty is computed in float32 all the same
-    multilabel:bool=False  # several labels per image?
+    task:str|Task='multi-class' # what the labels are
     prepare:callable=None  # from images in [0,1] to the classifier's input; default: as they are
 
     def __post_init__(self):
@@ -45,6 +47,7 @@ class Synthesizer:
         check_range('step', self.step, lo=0, open_lo=True)
         check_range('jitter', self.jitter, lo=0, hi=1)
         check_range('gate', self.gate, lo=0, hi=1)
+        self.task = as_task(self.task)
 
     def look(self, x): return x if self.prepare is None else self.prepare(x)
     def cast(self, x): return torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16)
@@ -53,15 +56,18 @@ class Synthesizer:
 @patch
 def _move(self:Synthesizer, mc, z0, start, y, seed):
     objective,r = OBJECTIVES[self.objective],self.length(z0)
-    if objective is None: return z0 + random_direction(z0, seed)*r*(self.objective == 'random'), z0.new_zeros(0, len(z0))
-    start = torch.where(norms(start-z0) <= r*(1+1e-4), start, z0)       # a bank may remember a wider ball, or another image of this source
+    if objective is None:
+        return z0 + random_direction(z0, seed)*r*(self.objective == 'random'), z0.new_zeros(0, len(z0))
+    near = norms(start-z0) <= r*(1+1e-4)  # a bank may remember a wider ball, or another image of this source
+    start = torch.where(near, start, z0)
     if self.jitter: start = project(start + random_direction(z0, seed)*r*self.jitter, z0, r)
     def U(z):
         logits_T_B_C = mc(self.look(self.ae.decode(z)))
-        check_targets(logits_T_B_C, y, self.multilabel)
-        return objective(logits_T_B_C, y, self.multilabel)
+        self.task.check(logits_T_B_C[0], y)
+        return objective(logits_T_B_C, y, self.task)
     z,trace = ascend(U, z0, r, self.steps, self.step, start)
-    if not torch.isfinite(trace).all(): raise InputError(f"{self.objective} of the classifier is not finite; did its training diverge?")
+    if not torch.isfinite(trace).all():
+        raise InputError(f"{self.objective} of the classifier is not finite; did its training diverge?")
     return z,trace
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #6756cf77
@@ -142,9 +148,8 @@ def measure(self:Synthesizer,
     with frozen(self.ae), self.cast(syn.x), MCDropout(model, T, 2**31+seed) as mc:
         rec = self.ae.decode(syn.z0)
         logits = [mc(self.look(x)) for x in (syn.source, rec, syn.x)]
-    mi = [mutual_information(l, self.multilabel) for l in logits]
-    n_labels = syn.y.shape[1] if self.multilabel else 1
-    p = [(-cross_entropy(l, syn.y, self.multilabel)/n_labels).exp() for l in logits[1:]]
+    mi,n_labels = [mutual_information(l, self.task) for l in logits],math.prod(syn.y.shape[1:])
+    p = [(-cross_entropy(l, syn.y, self.task)/n_labels).exp() for l in logits[1:]]
     return replace(syn, reconstruction=rec, distance_pixel=(syn.x-rec).pow(2).mean((1,2,3)).sqrt(),
                    mi_source=mi[0], mi_before=mi[1], mi_after=mi[2], p_before=p[0], p_after=p[1])
 
@@ -201,7 +206,8 @@ def at_distance(self:Synthesizer,
 @torch.no_grad()
 def _move_back(self:Synthesizer, judge, z0, z, x, y, tries=2):
     with frozen(judge):
-        spare = ~self._found(judge, self.ae.decode(z0), y) if self.multilabel else torch.zeros_like(y[:,None], dtype=torch.bool)
+        spare = torch.zeros_like(y[:,None], dtype=torch.bool)
+        if self.task.several: spare = ~self._found(judge, self.ae.decode(z0), y)
         bad = (~(self._found(judge, x, y) | spare).all(1)).nonzero()[:,0]
         gate,back = z.new_ones(len(z)),z.new_zeros(len(bad))
         for k in range(tries if len(bad) else 0):
@@ -216,7 +222,6 @@ def _move_back(self:Synthesizer, judge, z0, z, x, y, tries=2):
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #f3f74ad0
 @patch
-def _found(self:Synthesizer, judge, x, y): # (B,1), or (B,C) if multi-label: does the judge give each label at least the probability `gate`?
-    logits = judge(self.look(x)).float()
-    if self.multilabel: return torch.where(y > 0, logits, -logits).sigmoid() >= self.gate
-    return logits.softmax(1).gather(1, y[:,None]) >= self.gate
+def _found(self:Synthesizer, judge, x, y): # (B,1), or (B,C) if multi-label
+    "Does the judge give each label at least the probability `gate`?"
+    return self.task.label_probabilities(judge(self.look(x)).float(), y) >= self.gate

@@ -10,51 +10,61 @@ __all__ = ['Uncertainty', 'log_probabilities', 'mean_log_probability', 'entropy'
 from collections import namedtuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..core.tasks import as_task, Task
 
 # %% ../../nbs/targeting/00_uncertainty.ipynb #bbc851e4
-def log_probabilities(logits_T_B_C, multilabel):
-    if logits_T_B_C.ndim != 3: raise InputError(f"logits have shape {tuple(logits_T_B_C.shape)}, expected (T, B, C): draws, images, classes")
-    if not logits_T_B_C.is_floating_point(): raise InputError(f"logits have dtype {logits_T_B_C.dtype}, expected floating point")
-    x = logits_T_B_C.to(torch.promote_types(logits_T_B_C.dtype, torch.float32))
-    if multilabel: return torch.stack([F.logsigmoid(x), F.logsigmoid(-x)], -1)   # T,B,L,2
-    return x.log_softmax(-1)[:,:,None]                                           # T,B,1,C
+def log_probabilities(logits_T_B_C:Tensor, # logits of T draws
+                      task:str|Task        # what the labels are
+                     )->Tensor:            # (T,B,L,K): L decisions with K outcomes; at least float32
+    "Log-probabilities of the draws"
+    if logits_T_B_C.ndim != 3:
+        raise InputError(f"logits have shape {tuple(logits_T_B_C.shape)}, expected (T, B, C): draws, images, "
+                         f"classes")
+    if not logits_T_B_C.is_floating_point():
+        raise InputError(f"logits have dtype {logits_T_B_C.dtype}, expected floating point")
+    dtype = torch.promote_types(logits_T_B_C.dtype, torch.float32)
+    return as_task(task).log_probabilities(logits_T_B_C.to(dtype))
 
-def mean_log_probability(logp): return logp.logsumexp(0) - torch.log(torch.tensor(float(len(logp)), device=logp.device, dtype=logp.dtype))
+def mean_log_probability(logp:Tensor # (T,…)
+                        )->Tensor:   # (…)
+    "Logarithm of the mean over the draws"
+    return logp.logsumexp(0) - torch.log(torch.tensor(float(len(logp)), device=logp.device, dtype=logp.dtype))
 
 # %% ../../nbs/targeting/00_uncertainty.ipynb #048d0290
 def entropy(logits_T_B_C:Tensor,   # logits of T draws, any floating dtype
-            multilabel:bool=False  # one coin per label instead of one die?
+            task:str|Task='multi-class' # what the labels are: one die, or a coin for each label
            )->Tensor:              # (B,) in nats, between 0 and ln C (C·ln 2 if multi-label)
     "Total uncertainty: the entropy of the mean prediction, H[p̄]"
-    m = mean_log_probability(log_probabilities(logits_T_B_C, multilabel))
+    m = mean_log_probability(log_probabilities(logits_T_B_C, task))
     return -(m.exp()*m).sum((-1,-2))
 
 # %% ../../nbs/targeting/00_uncertainty.ipynb #4365def2
 def expected_entropy(logits_T_B_C:Tensor,  # logits of T draws
-                     multilabel:bool=False # one coin per label?
+                     task:str|Task='multi-class' # what the labels are
                     )->Tensor:             # (B,) in nats, between 0 and the total
     "Aleatoric uncertainty: the mean entropy of the draws"
-    logp = log_probabilities(logits_T_B_C, multilabel)
+    logp = log_probabilities(logits_T_B_C, task)
     return -(logp.exp()*logp).sum((-1,-2)).mean(0)
 
 # %% ../../nbs/targeting/00_uncertainty.ipynb #8d720409
 def mutual_information(logits_T_B_C:Tensor, # logits of T ≥ 2 draws
-                       multilabel:bool=False    # one coin per label?
-                      )->Tensor: # (B,) in nats, between 0 and min(ln C, ln T); with several labels, between 0 and C·ln 2
+                       task:str|Task='multi-class' # what the labels are
+                      )->Tensor: # (B,) in nats, from 0 to min(ln C, ln T); to C·ln 2 if multi-label
     "Epistemic uncertainty (BALD): the mean KL divergence of the draws from their mean"
-    if len(logits_T_B_C) < 2: raise InputError(f"T is {len(logits_T_B_C)}, but mutual information needs at least 2 draws to disagree")
-    logp = log_probabilities(logits_T_B_C, multilabel)
+    if len(logits_T_B_C) < 2:
+        raise InputError(f"T is {len(logits_T_B_C)}, but mutual information needs at least 2 draws to "
+                         f"disagree")
+    logp = log_probabilities(logits_T_B_C, task)
     return (logp.exp()*(logp - mean_log_probability(logp))).sum((-1,-2)).mean(0)
 
 # %% ../../nbs/targeting/00_uncertainty.ipynb #edf2464f
 Uncertainty = namedtuple('Uncertainty', 'total aleatoric epistemic')
 
 def uncertainty(logits_T_B_C:Tensor,  # logits of T ≥ 2 draws
-                multilabel:bool=False # one coin per label?
+                task:str|Task='multi-class' # what the labels are
                )->Uncertainty:        # total, aleatoric and epistemic, each (B,) in nats
     "All three parts"
-    return Uncertainty(*[f(logits_T_B_C, multilabel) for f in (entropy, expected_entropy, mutual_information)])
+    return Uncertainty(*[f(logits_T_B_C, task) for f in (entropy, expected_entropy, mutual_information)])
