@@ -146,10 +146,10 @@ def test_outputs_are_saved(nb):
 
 
 def test_pictures_have_one_font_size():
-    "That of nbs/matplotlibrc, in the figures of reports too"
+    "That of the package's style, in the figures of reports too"
     from matplotlib import rc_params_from_file, rcParams
     from tsynd.reports import figure_style
-    book = rc_params_from_file(ROOT/'nbs'/'matplotlibrc', use_default_template=False)
+    book = rc_params_from_file(ROOT/'tsynd'/'core'/'tsynd.mplstyle', use_default_template=False)
     with figure_style():
         for k in ('font.size', 'axes.titlesize', 'legend.fontsize'): assert rcParams[k] == book[k] == book['font.size']
     own = re.compile(r'fontsize=(?!TYPE_SIZE\b)|labelsize=|set_fontsize|(?:font|title|label)[._]?size\W+[\d.]')

@@ -13,5 +13,5 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     seeds=['seeded', 'image_seeds', 'streams'],
     tasks=['Task', 'SingleLabel', 'MultiLabel', 'TASKS', 'as_task', 'task_of', 'probabilities',
            'metrics'],
-    figures=['TYPE_SIZE', 'show_images'],
+    figures=['use_style', 'TYPE_SIZE', 'show_images'],
     progress=['ticking']))
