@@ -113,10 +113,15 @@ def derived(kind,       # a class of settings
     return make_dataclass(kind.__name__, lines, bases=(Settings,), kw_only=True)
 
 # %% ../../nbs/core/05_settings.ipynb #a226f9f4
+def _plainly(kind): # the type without its range, and the words, for a signature
+    base = _parts(kind)[0]
+    if get_origin(base) in (Union, UnionType): base = Union[tuple(_parts(k)[0] for k in get_args(base))]
+    return Annotated[base, _words(kind)]
+
 def takes(kind): # a class of settings
     "A decorator: the settings of `kind` take the place of the parameter `settings`"
     named = Parameter.POSITIONAL_OR_KEYWORD
-    mine = [Parameter(f.name, named, default=f.default, annotation=f.type) for f in fields(kind)]
+    mine = [Parameter(f.name, named, default=f.default, annotation=_plainly(f.type)) for f in fields(kind)]
     def decorate(f):
         own = list(signature(f).parameters.values())
         k = next(i for i,p in enumerate(own) if p.name == 'settings')
