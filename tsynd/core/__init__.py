@@ -9,12 +9,12 @@ __all__ = []
 import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
-    errors=['InputError', 'shown', 'limits', 'check_range', 'check_known'],
+    errors=['InputError', 'shown', 'limits', 'printable', 'check_range', 'check_known'],
     seeds=['seeded', 'image_seeds', 'streams'],
     measures=['probabilities', 'metrics', 'calibration'],
     figures=['TYPE_SIZE', 'show_images'],
     progress=['ticking'],
-    settings=['Settings', 'Text', 'whole', 'number', 'Seed', 'expected', 'checked', 'Row', 'rows',
-              'stated', 'bounds', 'derived', 'takes'],
+    settings=['Settings', 'Text', 'FileName', 'whole', 'number', 'Seed', 'Images', 'expected', 'checked', 'Row', 'rows',
+              'type_of', 'stated', 'bounds', 'derived', 'takes'],
     defaults=['AutoencoderSettings', 'ClassifierSettings', 'SynthesisSettings', 'TargetingSettings'],
     devices=['device', 'has_bf16']))

@@ -37,7 +37,7 @@ class SynthesisSettings(Settings):
     "How a targeted image is made"
     objective: Annotated[Text, 'what to climb: mi, entropy, cross_entropy; or random, reconstruction'] = 'mi'
     T: Annotated[whole(1, 4096), 'dropout draws in the ascent, at least 2 for mi'] = 16
-    steps: Annotated[whole(1, 1000), 'of the ascent; a single one is not looked at again'] = 4
+    steps: Annotated[whole(1, 1000), 'steps of the ascent; a single one is not looked at again'] = 4
     radius: Annotated[number(0, 100, open_lo=True),
                       'largest RMS displacement per latent, in its standard deviations'] = .3
     step: Annotated[number(0, 10, open_lo=True), 'length of the first step, in units of the radius'] = .33

@@ -9,17 +9,17 @@ __all__ = []
 import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
-    configuration=['EPS', 'QUICK', 'RunConfig', 'device', 'synthesis', 'resolve', 'prepare_data',
-                   'has_bf16', 'precision', 'precision_callbacks'],
-    experiment=['BatchOrder', 'train_arm', 'versions', 'Result', 'compare'],
+    configuration=['TrainingSettings', 'RunConfig', 'StudyConfig', 'ArmSettings', 'EPS', 'QUICK'],
+    experiment=['prepare_data', 'synthesis', 'epochs_of', 'resolve', 'precision', 'precision_callbacks',
+                'BatchOrder', 'train_arm', 'versions', 'Result', 'compare'],
     results=['save_result', 'new_folder', 'run'],
     arms=['ARMS', 'Arm', 'arm', 'callbacks', 'RandomTwin', 'PixelSpace', 'adversarial',
           'AdversarialTraining', 'Joint', 'TrivialAugment', 'TargetedAttack', 'RandomAttack',
           'extra_images'],
-    study_configuration=['COUNTS', 'MEASURES', 'TYPES', 'StudyConfig', 'read_config', 'check_config',
-                         'check_machine', 'make_arm', 'to_toml'],
+    study_configuration=['MEASURES', 'MOST', 'read_config', 'check_config', 'check_machine', 'make_arm',
+                         'to_toml'],
     cell=['Cell', 'cells', 'cell_data', 'Busy', 'group_autoencoder', 'cpu_time', 'fit_steps', 'Witness',
-           'epochs_of', 'train_cell', 'measure_cell', 'corrupted'],
+           'train_cell', 'measure_cell', 'corrupted'],
     record=['KEYS', 'FACTS', 'write_whole', 'append', 'records', 'pack_probabilities',
              'unpack_probabilities', 'code', 'Study', 'read_study'],
     study=['GROW', 'run_cell', 'work', 'run_study'],
