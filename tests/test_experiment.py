@@ -23,8 +23,8 @@ from tsynd.models import load_classifier, mc_logits
 from tsynd.cli import main
 from tsynd.core import InputError
 from tsynd.data import image_dls, load_data, load_npz, phantom, subset
-from tsynd.experiments import (
-    BatchOrder, has_bf16, precision, prepare_data, resolve, run, RunConfig, train_arm)
+from tsynd.core import has_bf16
+from tsynd.experiments import BatchOrder, precision, prepare_data, resolve, run, RunConfig, train_arm
 from tsynd.reports import read_run, write_report
 from tsynd.reports import python_lines
 from tsynd.robustness import attack_loss, pgd
@@ -102,7 +102,7 @@ def test_the_processor_says_whether_it_multiplies_bfloat16(tmp_path, monkeypatch
 @pytest.mark.parametrize('has', [True, False])
 @pytest.mark.parametrize('asked', [True, False])
 def test_training_is_in_bfloat16_where_it_is_asked_for_and_there(monkeypatch, asked, has):
-    monkeypatch.setattr('tsynd.experiments.configuration.has_bf16', lambda d: has)
+    monkeypatch.setattr('tsynd.experiments.experiment.has_bf16', lambda d: has)
     seen, c = set(), RunConfig(**(PHANTOM | dict(bf16=asked, quick=False, epochs=1)))
     class Look(Callback):
         def before_fit(self): self.model.trunk[0].register_forward_hook(lambda m, inp, out: seen.add(out.dtype))
@@ -267,7 +267,7 @@ def test_printed_table_has_the_numbers_of_metrics_json(layout):
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as m:
-        m.setattr('tsynd.experiments.configuration.TSynD', partial(TSynD, warm=False))            # each ascent from its source
+        m.setattr('tsynd.experiments.experiment.TSynD', partial(TSynD, warm=False))            # each ascent from its source
         return small(tmp_path_factory.mktemp('trained')/'x', size=28, subset=32, ae_steps=150, epochs=8, T=8, steps=4, quick=False, radius=.5)
 
 traineds = pytest.mark.xdist_group('trained')

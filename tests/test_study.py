@@ -11,6 +11,7 @@ from sklearn.metrics import log_loss
 from tsynd.experiments import Busy, train_cell, Witness
 from tsynd.experiments.forecast import _steps
 from tsynd.experiments.study import _take
+from tsynd.robustness.corruptions import _measured
 from tsynd.experiments import ARMS
 from tsynd.models import make_classifier, train_classifier
 from tsynd.core import InputError
@@ -63,18 +64,18 @@ def test_what_can_be_asked_is_what_is_measured(study):
     assert found == {k: set(v) for k,v in _measured(TINY, 'phantom').items()}
 
 @pytest.mark.parametrize('old, new, said', [('seeds = 2', 'seeds = two', 'is not TOML'), ('seeds = 2', '', "has no key 'seeds'"), ('seeds', 'sedes', "has a key 'sedes'"),
-    ('seeds = 2', 'seeds = 0', 'seeds is 0'), ('[20]', '[1]', 'n is 1'), ('[20]', '["all"]', "n is 'all'"), ('[20]', '20', 'n is 20, expected a list'), ('radius', 'raduis', "no setting 'raduis'"),
+    ('seeds = 2', 'seeds = 0', 'seeds is 0'), ('[20]', '[1]', 'n holds 1'), ('[20]', '["all"]', "n holds 'all'"), ('[20]', '20', 'n is 20, expected a list'), ('radius', 'raduis', "no setting 'raduis'"),
     ('arms.mi', 'arms.mu', "arm is 'mu'"), ('0.5', '-1.0', 'radius is -1.0'), ('seeds = 2', 'seeds = 2\nsplit = "train"', "split is 'train'"), ('seeds = 2', 'seeds = 2\nlr = 0.0', 'lr of arm'),
-    ('["phantom"]', '["phantom", "phantom"]', 'expected each of them once'), ('seeds = 2', 'seeds = 2\nheadline = [["mi", "mu", "clean", "auc"]]', "arm 'mu' is unknown, expected some of"), ('seeds = 2', 'seeds = 2\nprotocol = "mine"', "protocol is 'mine'"), ('radius = 0.5', 'longer = 0', 'longer of arm mi is 0'), ('seeds = 2', 'seeds = 2\neps = [300]', 'eps is 300'), ('[arms.baseline]\n[arms.mi]\nradius = 0.5', 'arms = 3', 'arms is 3'),
+    ('["phantom"]', '["phantom", "phantom"]', 'expected each of them once'), ('seeds = 2', 'seeds = 2\nheadline = [["mi", "mu", "clean", "auc"]]', "arm 'mu' is unknown, expected some of"), ('seeds = 2', 'seeds = 2\nprotocol = "mine"', "protocol is 'mine'"), ('radius = 0.5', 'longer = 0', 'longer of arm mi is 0'), ('seeds = 2', 'seeds = 2\neps = [300]', 'eps holds 300'), ('[arms.baseline]\n[arms.mi]\nradius = 0.5', 'arms = 3', 'arms is 3'),
     ('[arms.baseline]\n[arms.mi]\nradius = 0.5', '[arms]\nmi = 1', 'arm mi is 1'), ('seeds = 2', 'seeds = 2\ncorruptions = ["rain"]', "corruption 'rain' is unknown"),
-    ('["phantom"]', '[]', 'datasets is [], expected at least one'), ('[20]', '[]', 'n is [], expected at least one'), ('[arms.baseline]\n[arms.mi]\nradius = 0.5', '[arms]', 'arms is {}, expected at least one'),
+    ('["phantom"]', '[]', 'datasets is [], expected a list of 1 to'), ('[20]', '[]', 'n is [], expected a list of 1 to'), ('[arms.baseline]\n[arms.mi]\nradius = 0.5', '[arms]', 'arms is {}, expected a table of 1 to'),
     *(('seeds = 2', f'seeds = 2\n{line}', said) for line, said in (
         ('name = 5', 'name is 5, expected a text'), ('size = "28"', "size is '28', expected a whole number"), ('size = 0', 'size is 0'), ('model = 3', 'model is 3, expected a text'), ('device = 3', 'device is 3'),
-        ('bf16 = "no"', "bf16 is 'no', expected true or false"), ('balanced = 1', 'balanced is 1, expected true or false'), ('bs = true', 'bs is True, expected a whole number'), ('dropout = "a"', "dropout is 'a', expected a number"),
-        ('corruptions = 3', 'corruptions is 3, expected a list of names'), ('corruptions = [["a"]]', 'expected a list of names'), ('headline = [1]', 'headline is [1], expected a list of lists'),
+        ('bf16 = "no"', "bf16 is 'no', expected true or false"), ('balanced = 1', 'balanced is 1, expected true or false'), ('bs = true', 'bs is True, expected a whole number'), ('dropout = "a"', "dropout is 'a', expected a number"), ('dropout = 2.0', 'dropout is 2.0'),
+        ('corruptions = 3', 'corruptions is 3, expected a list'), ('corruptions = [["a"]]', "corruptions holds ['a'], expected a list of at most 100, each a text"), ('headline = [1]', 'headline holds 1, expected a list of at most 1000, each a list'),
         ('headline = [[["mi"], "baseline"]]', "headline [['mi'], 'baseline'] is no question"), *((f'headline = [["mi", "baseline", {q}]]', what) for q,what in (
             ('"clean", "balanced_acc"', "on clean images measure 'balanced_acc' is unknown"), ('"PGD 3/255", "accuracy"', "phantom: condition 'PGD 3/255' is unknown"), ('"cleen", "auc"', "condition 'cleen' is unknown"),
-            ('"PGD 2/255", "auc"', "on PGD 2/255 images measure 'auc' is unknown"), ('"corrupted", "nll"', "on corrupted images measure 'nll' is unknown"), ('"corrupted rain", "auc"', "condition 'corrupted rain' is unknown"), ('"clean", "auc", 777', "size '777' is unknown"), ('"clean", "auc", [20], "nosuch"', "data set 'nosuch' is unknown"))), ('eps = ["a"]', "eps is ['a'], expected a list of numbers"), ('split = ["val"]', "split is ['val'], expected a text")))], ids=lambda v: v[:20])
+            ('"PGD 2/255", "auc"', "on PGD 2/255 images measure 'auc' is unknown"), ('"corrupted", "nll"', "on corrupted images measure 'nll' is unknown"), ('"corrupted rain", "auc"', "condition 'corrupted rain' is unknown"), ('"clean", "auc", 777', "size '777' is unknown"), ('"clean", "auc", [20], "nosuch"', "data set 'nosuch' is unknown"))), ('eps = ["a"]', "eps holds 'a', expected a list of at most 100, each a number"), ('split = ["val"]', "split is ['val'], expected a text")))], ids=lambda v: v[:20])
 def test_slips_in_a_configuration_are_named(tmp_path, old, new, said):
     with pytest.raises(InputError) as e: read_config(toml(tmp_path, GOOD.replace(old, new)))
     assert said in str(e.value) and '\n' not in str(e.value)
@@ -82,14 +83,14 @@ def test_slips_in_a_configuration_are_named(tmp_path, old, new, said):
 def test_a_missing_configuration(tmp_path):
     with pytest.raises(InputError, match='nowhere.toml cannot be read'): read_config(tmp_path/'nowhere.toml')
 
-@given(text=st.text(st.characters(exclude_categories=['Cs'])))
-@example(text='\U0001f9e0 \x7f \x00 \u2028 "\\')
+@given(text=st.text(st.characters(exclude_categories=['Cs','Cc','Zl','Zp']), max_size=99))
+@example(text='\U0001f9e0 \xad \u3000 "\\/\'#=[]')
 def test_any_label_survives_its_file(tmp_path_factory, text):
-    c = replace(TINY, name=text, arms={text: dict(arm='baseline'), text+'2': dict(arm='baseline')}, headline=[[text, text+'2', 'clean', 'auc']])
+    c = replace(TINY, arms={text: dict(arm='baseline'), text+'2': dict(arm='baseline')}, headline=[[text, text+'2', 'clean', 'auc']])
     assert asdict(read_config(toml(tmp_path_factory.mktemp('toml'), to_toml(c)))) == asdict(c)
 
 @pytest.mark.parametrize('change, said', [(dict(device='cuda:99'), "device is 'cuda:99', but this machine has no such device.*device = \"cpu\" in the configuration"), (dict(device='tpu'), "device is 'tpu'"),
-                                          (dict(dropout=2.), 'dropout is 2.0'), (dict(model='foo'), "model is 'foo'")], ids=str)
+                                          (dict(model='foo'), "model is 'foo'")], ids=str)
 def test_what_this_machine_lacks_matters_only_where_cells_are_run(tmp_path, change, said):
     c = replace(TINY, **change)
     for start in (lambda: run_study(c, tmp_path/'new', progress=False), lambda: estimate(c)):

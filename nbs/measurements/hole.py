@@ -32,7 +32,7 @@ from tsynd.models import mc_logits, predict, small_resnet, train_classifier
 from tsynd.core import seeded
 from tsynd.data import (
     FACTORS, HOLES as DEFAULT, in_hole, phantom, phantom_labels, render_phantom, Split, to_float)
-from tsynd.experiments import has_bf16
+from tsynd.core import has_bf16
 from tsynd.targeting import cat, Synthesizer
 from tsynd.targeting import uncertainty
 

@@ -15,8 +15,10 @@ from fastai.data.load import DataLoader
 from fastcore.basics import patch
 from torch import Tensor
 
+from ..core.defaults import ClassifierSettings
 from ..core.errors import check_range
 from ..core.figures import show_images
+from ..core.settings import bounds, Seed
 from ..core.tasks import task_of
 from .images import ImageData, Split
 from .subsets import check_classes, strata
@@ -25,7 +27,7 @@ from .subsets import check_classes, strata
 class ImageDL(DataLoader):
     "A fastai `DataLoader` over a `Split`: whole batches at once, in an order given by the seed and the epoch"
     def __init__(self, dataset:Split,
-                 bs:int=32,           # images in a batch at most, at least 1
+                 bs:int=ClassifierSettings.bs, # images in a batch at most, at least 1
                  shuffle:bool=False,  # draw, or serve in the order of the split?
                  even:bool=True,      # deal an epoch evenly, or fill every batch but the last?
                  seed:int=0,          # of the order, at least 0
@@ -35,8 +37,10 @@ class ImageDL(DataLoader):
                  classes:list=None,   # names to show over images
                  **kwargs             # for fastai's `DataLoader`
                 ):
-        check_range('bs', bs, lo=1, integer=True); check_range('seed', seed, lo=0, integer=True)
-        super().__init__(dataset, bs=bs, shuffle=shuffle, n=n or len(dataset), device=device, **(kwargs | dict(num_workers=0)))
+        check_range('bs', bs, **bounds(ClassifierSettings, 'bs'))
+        check_range('seed', seed, **bounds(Seed))
+        kwargs |= dict(num_workers=0)
+        super().__init__(dataset, bs=bs, shuffle=shuffle, n=n or len(dataset), device=device, **kwargs)
         self.even,self.seed,self.balanced,self.classes,self.epoch = even,seed,balanced,classes,0
 
     def get_idxs(self):
@@ -107,14 +111,14 @@ def show_batch(self:ImageDL,
 
 # %% ../../nbs/data/05_loaders.ipynb #13809be2
 def image_dls(data:ImageData,      # every class needs a training image
-              bs:int=32,           # images in a batch at most
+              bs:int=ClassifierSettings.bs, # images in a batch at most
               seed:int=0,          # of the order
-              balanced:bool=True,  # draw every class equally often in training?
+              balanced:bool=ClassifierSettings.balanced, # draw every class equally often in training?
               even:bool=True,      # deal an epoch evenly, or fill every batch but the last?
               device=None          # default: the CPU
              )->DataLoaders:
     "Training and validation batches, images in [0,1]"
-    check_range('batch size', bs, lo=1, integer=True)
+    check_range('batch size', bs, **bounds(ClassifierSettings, 'bs'))
     check_classes(data)
     mk = lambda s, **kw: ImageDL(s, bs=bs, even=even, seed=seed, classes=data.short, device=device, **kw)
     device = torch.device(device or 'cpu')

@@ -9,7 +9,7 @@ __all__ = ['medmnist_info', 'medmnist_path', 'available', 'load_medmnist', 'load
 import difflib, os, tempfile
 from pathlib import Path
 
-from ..core.errors import InputError
+from ..core.errors import InputError, shown
 from .files import load_npz
 from .images import ImageData
 from .phantoms import phantom
@@ -35,13 +35,13 @@ def available(name:str,           # such as 'breastmnist'
               size:int=28         # 28, 64, 128 or 224 pixels
              )->bool:
     "Is the file of a MedMNIST set at hand?"
-    return medmnist_path(name, root, size).is_file()
+    return os.path.isfile(medmnist_path(name, root, size))
 
 # %% ../../nbs/data/03_named.ipynb #d509e78b
 def _download(name, path, size):
     import medmnist
     cls = getattr(medmnist, medmnist.INFO[name]['python_class'])
-    made = [p for p in path.parents if not p.exists()]
+    made = [p for p in path.parents if not os.path.exists(p)]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as tmp:
@@ -66,10 +66,10 @@ def load_medmnist(name:str,           # such as 'breastmnist'
                  )->ImageData:
     "One of the twelve 2D MedMNIST sets; raises `InputError`"
     infos = medmnist_info()
-    if name not in infos: raise InputError(f"data set {name!r} is unknown; {_nearest(name, ['phantom', *infos])}")
+    if name not in infos: raise InputError(f"data set {shown(name)} is unknown; {_nearest(name, ['phantom', *infos])}")
     if size not in (28,64,128,224): raise InputError(f"size is {size}, but MedMNIST has 28, 64, 128 and 224 pixels")
     path = medmnist_path(name, root, size)
-    if not path.is_file():
+    if not os.path.isfile(path):
         if not download: raise InputError(f"{path} does not exist; download it or name another folder with --root or MEDMNIST_ROOT")
         _download(name, path, size)
     info = infos[name]

@@ -7,11 +7,13 @@ __all__ = ['FACTORS', 'HOLES', 'phantom_labels', 'speckle', 'render_phantom', 'i
 
 # %% ../../nbs/data/01_phantom.ipynb #1130d56f
 import hashlib, math
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from ..core.errors import check_range, InputError
+from ..core.errors import check_range, InputError, shown
+from ..core.settings import bounds, Seed
 from .images import ImageData, Split
 
 # %% ../../nbs/data/01_phantom.ipynb #7b264dcd
@@ -75,8 +77,10 @@ def phantom(n_train:int=200, # training images, none of them in a hole
             holes:bool|dict=True # leave `HOLES` out of train and val? or other regions, in the same form
            )->ImageData:
     "The embedded data set: needs no file and no network"
-    check_range('seed', seed, lo=0, integer=True)
-    if size%4 or size < 12: raise InputError(f"size is {size}, but the phantom needs a multiple of 4, at least 12")
+    check_range('seed', seed, **bounds(Seed))
+    for k,n in dict(n_train=n_train, n_val=n_val, n_test=n_test).items(): check_range(k, n, lo=0, hi=10**6, integer=True)
+    if isinstance(size, bool) or not isinstance(size, Integral) or size%4 or not 12 <= size <= 512:
+        raise InputError(f"size is {shown(size)}, but the phantom needs a multiple of 4, at least 12 and at most 512")
     g = torch.Generator().manual_seed(1000003*seed + 17)
     def split(k, n, holes):
         f = torch.rand(8*n+64, 8, generator=g)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import check_range, InputError
+from ..core.settings import bounds, Images, Seed
 from ..core.tasks import task_of
 from .images import ImageData
 
@@ -41,10 +42,10 @@ def subset(data:ImageData, # any data set
            seed:int=0  # which images, at least 0
           )->ImageData:
     "`data` with only `n` labelled training images, stratified, nested over `n`; the test split is untouched"
-    check_range('subset', n, integer=True); check_range('seed', seed, lo=0, integer=True)
-    if n < 2 or n < data.n_classes and not data.task.several:
-        raise InputError(f"subset is {n}, but {data.name} has {data.n_classes} classes and needs "
-                         f"at least {max(2, data.n_classes)} images, one of each")
+    check_range('subset', n, **bounds(Images)); check_range('seed', seed, **bounds(Seed))
+    if n < data.n_classes and not data.task.several:
+        raise InputError(f"subset is {n}, but {data.name} has {data.n_classes} classes "
+                         f"and needs at least {data.n_classes} images, one of each")
     if n > len(data.train):
         raise InputError(f"subset is {n}, but {data.name} has only {len(data.train)} training images")
     pick = lambda s: s.select(stratified_order(s.y, seed)[:n])

@@ -9,17 +9,17 @@ __all__ = []
 import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
-    configuration=['RunConfig', 'EPS', 'QUICK', 'device', 'synthesis', 'resolve', 'prepare_data',
-                   'has_bf16', 'precision', 'precision_callbacks'],
-    experiment=['BatchOrder', 'train_arm', 'versions', 'Result', 'compare'],
+    configuration=['TrainingSettings', 'RunConfig', 'EPS', 'QUICK', 'StudyConfig', 'ArmSettings'],
+    experiment=['prepare_data', 'synthesis', 'epochs_of', 'resolve', 'precision', 'precision_callbacks',
+                'BatchOrder', 'train_arm', 'versions', 'Result', 'compare'],
     results=['save_result', 'new_folder', 'run'],
     arms=['Arm', 'ARMS', 'arm', 'callbacks', 'RandomTwin', 'PixelSpace', 'adversarial',
           'AdversarialTraining', 'Joint', 'TrivialAugment', 'TargetedAttack', 'RandomAttack',
           'extra_images'],
-    study_configuration=['StudyConfig', 'read_config', 'COUNTS', 'check_config', 'MEASURES', 'TYPES',
-                         'check_machine', 'make_arm', 'to_toml'],
+    study_configuration=['read_config', 'MOST', 'check_config', 'MEASURES', 'check_machine', 'make_arm',
+                         'to_toml'],
     cell=['Cell', 'cells', 'cell_data', 'Busy', 'group_autoencoder', 'cpu_time', 'fit_steps', 'Witness',
-          'epochs_of', 'train_cell', 'measure_cell', 'corrupted'],
+          'train_cell', 'measure_cell', 'corrupted'],
     record=['write_whole', 'append', 'records', 'pack_probabilities', 'unpack_probabilities', 'code',
             'Study', 'KEYS', 'FACTS', 'read_study'],
     study=['run_cell', 'work', 'run_study', 'GROW'],

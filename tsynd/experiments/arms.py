@@ -8,7 +8,7 @@ __all__ = ['ARMS', 'Arm', 'arm', 'callbacks', 'RandomTwin', 'PixelSpace', 'adver
 
 # %% ../../nbs/experiments/03_arms.ipynb #df5fd302
 import inspect, math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from fastai.callback.core import Callback, CancelFitException
@@ -16,8 +16,9 @@ from fastai.callback.mixup import MixUp
 from fastai.data.core import DataLoaders
 from torch import nn, Tensor
 
-from ..core.errors import check_range, InputError
+from ..core.errors import InputError, shown
 from ..core.seeds import seeded
+from ..core.settings import checked
 from ..core.tasks import Task, task_of
 from ..data.images import ImageData
 from ..data.loaders import ImageDL
@@ -28,6 +29,7 @@ from ..targeting.callback import TSynD
 from ..targeting.synthesis import check_pixels
 from ..targeting.uncertainties import mutual_information
 from ..robustness.attacks import loss_and_gradient
+from .configuration import ArmSettings as A   # its defaults stand in every arm
 
 # %% ../../nbs/experiments/03_arms.ipynb #242818df
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Arm:
 
     @property
     def settings(self)->dict: # name: default
-        return {k: p.default for k,p in inspect.signature(self.make).parameters.items() if p.kind == p.KEYWORD_ONLY}
+        found = inspect.signature(self.make).parameters.values()
+        return {p.name: p.default for p in found if p.kind == p.KEYWORD_ONLY}
 
 # %% ../../nbs/experiments/03_arms.ipynb #1db45ae7
 ARMS = {}
@@ -57,10 +60,14 @@ def callbacks(name:str,       # a key of `ARMS`
               **settings      # of the arm
              )->list:         # of fastai callbacks
     "The callbacks of an arm; raises `InputError` on an unknown arm or setting"
-    if name not in list(ARMS): raise InputError(f"arm is {name!r}, expected one of {', '.join(ARMS)}")
+    if name not in list(ARMS): raise InputError(f"arm is {shown(name)}, expected one of {', '.join(ARMS)}")
     known = ARMS[name].settings
     for k in settings:
-        if k not in known: raise InputError(f"arm {name} has no setting {k!r}, expected {'some of ' + ', '.join(known) if known else 'none'}")
+        if k in known: continue
+        some = f"some of {', '.join(known)}" if known else 'none'
+        raise InputError(f"arm {name} has no setting {shown(k)}, expected {some}")
+    stated = {f.name for f in fields(A)}
+    checked(A(**{k: v for k,v in settings.items() if k in stated}))
     return ARMS[name].make(ae, seed, **settings)
 
 # %% ../../nbs/experiments/03_arms.ipynb #6c9582ef
@@ -72,25 +79,31 @@ def _tsynd(ae, seed, objective, cls=TSynD, **kw):
     return [cls(ae, objective, seed=seed, keep=0, **{**dict(share=1., every=1), **kw})]
 
 @arm('mi', 'Latents climb the mutual information between prediction and dropout mask: TSynD', 'Niemeijer et al. 2024')
-def _mi(ae, seed, *, weight=1., radius=.3, steps=1, gate=.8): return _tsynd(ae, seed, 'mi', weight=weight, radius=radius, steps=steps, gate=gate)
+def _mi(ae, seed, *, weight=A.weight, radius=A.radius, steps=A.steps, gate=A.gate):
+    return _tsynd(ae, seed, 'mi', weight=weight, radius=radius, steps=steps, gate=gate)
 
 @arm('mi_default', 'TSynD with the defaults of the package: half of every third batch', 'tsynd')
-def _mi_default(ae, seed, *, weight=1., radius=.3): return [TSynD(ae, seed=seed, keep=0, weight=weight, radius=radius)]
+def _mi_default(ae, seed, *, weight=A.weight, radius=A.radius):
+    return [TSynD(ae, seed=seed, keep=0, weight=weight, radius=radius)]
 
 @arm('entropy', 'Latents climb the entropy of the mean prediction', 'Niemeijer et al. 2024')
-def _entropy(ae, seed, *, weight=1., radius=.3, steps=1, gate=.8): return _tsynd(ae, seed, 'entropy', weight=weight, radius=radius, steps=steps, gate=gate)
+def _entropy(ae, seed, *, weight=A.weight, radius=A.radius, steps=A.steps, gate=A.gate):
+    return _tsynd(ae, seed, 'entropy', weight=weight, radius=radius, steps=steps, gate=gate)
 
 # %% ../../nbs/experiments/03_arms.ipynb #013ec2c7
 @arm('reconstruction', 'Decoded sources: what the autoencoder alone does', 'control')
-def _reconstruction(ae, seed, *, weight=1.): return _tsynd(ae, seed, 'reconstruction', weight=weight, gate=0.)
+def _reconstruction(ae, seed, *, weight=A.weight):
+    return _tsynd(ae, seed, 'reconstruction', weight=weight, gate=0.)
 
-@arm('cross_entropy', 'Latents climb the cross-entropy: adversarial training on the manifold', 'Stutz et al. 2019, arXiv 1812.00740')
-def _cross_entropy(ae, seed, *, weight=1., radius=.2, steps=1): return _tsynd(ae, seed, 'cross_entropy', weight=weight, radius=radius, steps=steps, gate=0.)
+@arm('cross_entropy', 'Latents climb the cross-entropy: adversarial training on the manifold',
+     'Stutz et al. 2019, arXiv 1812.00740')
+def _cross_entropy(ae, seed, *, weight=A.weight, radius=.2, steps=A.steps):
+    return _tsynd(ae, seed, 'cross_entropy', weight=weight, radius=radius, steps=steps, gate=0.)
 
 # %% ../../nbs/experiments/03_arms.ipynb #f3610ebd
 class RandomTwin(TSynD):
     "Random images, each as far from its source as the targeted image it replaces, or `times` as far"
-    times = 1.
+    times = A.times
     def _instead(self, s):
         k = self.times
         if k != 1: s = replace(s, z=s.z0+k*(s.z-s.z0), distance_latent=k*s.distance_latent)
@@ -98,8 +111,7 @@ class RandomTwin(TSynD):
 
 # %% ../../nbs/experiments/03_arms.ipynb #47576ad1
 @arm('random', 'Random directions, each as far as MI would have gone', 'Niemeijer et al. 2024, at the realised distance')
-def _random(ae, seed, *, weight=1., radius=.3, steps=1, gate=.8, times=1.):
-    check_range('times', times, lo=0, open_lo=True)
+def _random(ae, seed, *, weight=A.weight, radius=A.radius, steps=A.steps, gate=A.gate, times=A.times):
     cb, = _tsynd(ae, seed, 'mi', RandomTwin, weight=weight, radius=radius, steps=steps, gate=gate)
     cb.times = times
     return [cb]
@@ -112,14 +124,16 @@ class PixelSpace(nn.Module):
     def decode(self, z): return z.clamp(0, 1)
     def latent_shape(self, shape): return tuple(shape)
 
-@arm('pixel_mi', 'Pixels climb the mutual information, without a manifold', "relative of ME-ADA, Zhao et al. 2020, arXiv 2010.08001")
-def _pixel_mi(ae, seed, *, weight=1., radius=.03, steps=1, gate=.8): return _tsynd(PixelSpace(), seed, 'mi', weight=weight, radius=radius, steps=steps, gate=gate)
+@arm('pixel_mi', 'Pixels climb the mutual information, without a manifold',
+     'relative of ME-ADA, Zhao et al. 2020, arXiv 2010.08001')
+def _pixel_mi(ae, seed, *, weight=A.weight, radius=.03, steps=A.steps, gate=A.gate):
+    return _tsynd(PixelSpace(), seed, 'mi', weight=weight, radius=radius, steps=steps, gate=gate)
 
 # %% ../../nbs/experiments/03_arms.ipynb #305900af
 def adversarial(model:nn.Module,        # images in [0,1] to logits (B,C)
                 x:Tensor,               # (B,ch,H,W) in [0,1]
                 y:Tensor,               # (B,) class numbers, or (B,C) zeros and ones
-                eps:float=4/255,        # largest change of a pixel
+                eps:float=A.eps,        # largest change of a pixel
                 steps:int=3,            # gradient steps; one step is 1.25*eps long, several 2.5*eps/steps
                 seed:int=0,             # of the random start
                 task:str|Task='multi-class' # what the labels are
@@ -138,12 +152,12 @@ class AdversarialTraining(Callback):
     "Adds the loss on attacked images to that on the real batch"
     order,run_valid = -5,False
     def __init__(self,
-                 eps:float=4/255, # largest change of a pixel
+                 eps:float=A.eps, # largest change of a pixel
                  steps:int=3,     # gradient steps
-                 weight:float=1., # of the loss on attacked images
+                 weight:float=A.weight, # of the loss on attacked images
                  seed:int=0       # of the random starts
                 ):
-        check_range('eps', eps, lo=0, hi=1); check_range('steps', steps, lo=1, integer=True); check_range('weight', weight, lo=0)
+        checked(A(eps=eps, steps=steps, weight=weight))
         self.eps,self.steps,self.weight,self.seed = eps,steps,weight,seed
 
     def before_fit(self): self.base_loss,self.n_images = self.learn.loss_func,0
@@ -168,15 +182,16 @@ _UNIT = "this callback expects [0, 1]; leave fastai's Normalize out and normalis
 
 # %% ../../nbs/experiments/03_arms.ipynb #42f44f0b
 @arm('pgd', 'Adversarial training, several steps in a box of pixels', 'Madry et al. 2018, arXiv 1706.06083')
-def _pgd_training(ae, seed, *, weight=1., eps=4/255, steps=3): return [AdversarialTraining(eps, steps, weight, seed)]
+def _pgd_training(ae, seed, *, weight=A.weight, eps=A.eps, steps=3):
+    return [AdversarialTraining(eps, steps, weight, seed)]
 
 @arm('fgsm', 'Adversarial training, a single step from a random start', 'Wong et al. 2020, arXiv 2001.03994')
-def _fgsm_training(ae, seed, *, weight=1., eps=4/255): return [AdversarialTraining(eps, 1, weight, seed)]
+def _fgsm_training(ae, seed, *, weight=A.weight, eps=A.eps): return [AdversarialTraining(eps, 1, weight, seed)]
 
 # %% ../../nbs/experiments/03_arms.ipynb #a0f730cf
 class Joint(TSynD):
     "The original plus the displacement that the ascent found, its pixels attacked afterwards"
-    eps,pixel_steps = 4/255,1
+    eps,pixel_steps = A.eps,A.pixel_steps
     def before_fit(self):
         super().before_fit()
         if self.norm: raise InputError(f"the batches are normalised, but {_UNIT}")
@@ -188,9 +203,9 @@ class Joint(TSynD):
         return replace(s, x=x, mi_after=None, p_after=None, distance_pixel=None)
 
 # %% ../../nbs/experiments/03_arms.ipynb #4f770754
-@arm('joint', 'Latents climb MI, then a pixel residual on the original climbs the cross-entropy', 'relative of Lin et al. 2020, arXiv 2009.02470')
-def _joint(ae, seed, *, weight=1., radius=.15, gate=.8, eps=4/255, pixel_steps=1):
-    check_range('eps', eps, lo=0, hi=1); check_range('pixel_steps', pixel_steps, lo=1, integer=True)
+@arm('joint', 'Latents climb MI, then a pixel residual on the original climbs the cross-entropy',
+     'relative of Lin et al. 2020, arXiv 2009.02470')
+def _joint(ae, seed, *, weight=A.weight, radius=.15, gate=A.gate, eps=A.eps, pixel_steps=A.pixel_steps):
     cb, = _tsynd(ae, seed, 'mi', Joint, weight=weight, radius=radius, gate=gate)
     cb.eps,cb.pixel_steps = eps,pixel_steps
     return [cb]
@@ -207,10 +222,10 @@ class TrivialAugment(Callback):
     "One random operation of random strength on each image of a batch (Müller & Hutter 2021)"
     order,run_valid = -4,False
     def __init__(self,
-                 p:float=1., # share of images that are augmented, in [0,1]
+                 p:float=A.p, # share of images that are augmented, in [0,1]
                  seed:int=0  # of all that is drawn
                 ):
-        check_range('p', p, lo=0, hi=1)
+        checked(A(p=p))
         self.p,self.seed,self.augment = p,seed,_wide()
 
     def before_batch(self):
@@ -223,28 +238,27 @@ class TrivialAugment(Callback):
 
 # %% ../../nbs/experiments/03_arms.ipynb #0fa6afe6
 @arm('mixup', 'Convex mixtures of images and of their labels', 'Zhang et al. 2018, arXiv 1710.09412')
-def _mixup(ae, seed, *, alpha=.4):
-    check_range('alpha', alpha, lo=0, open_lo=True)
-    return [MixUp(alpha)]
+def _mixup(ae, seed, *, alpha=A.alpha): return [MixUp(alpha)]
 
 @arm('trivialaugment', 'One random augmentation of random strength per image', 'Müller & Hutter 2021, arXiv 2103.10158')
-def _trivialaugment(ae, seed, *, p=1.): return [TrivialAugment(p, seed)]
+def _trivialaugment(ae, seed, *, p=A.p): return [TrivialAugment(p, seed)]
 
 # %% ../../nbs/experiments/03_arms.ipynb #1031fcf7
 @arm('mi_fgsm', 'TSynD and single-step adversarial training together', 'tsynd')
-def _mi_fgsm(ae, seed, *, weight=1., radius=.3, gate=.8, eps=4/255, attack_weight=1.):
-    return [*_mi(ae, seed, weight=weight, radius=radius, gate=gate), *_fgsm_training(ae, seed, weight=attack_weight, eps=eps)]
+def _mi_fgsm(ae, seed, *, weight=A.weight, radius=A.radius, gate=A.gate, eps=A.eps, attack_weight=A.attack_weight):
+    return [*_mi(ae, seed, weight=weight, radius=radius, gate=gate),
+            *_fgsm_training(ae, seed, weight=attack_weight, eps=eps)]
 
 @arm('mi_mixup', 'TSynD and MixUp together', 'tsynd')
-def _mi_mixup(ae, seed, *, weight=1., radius=.3, gate=.8, alpha=.4):
+def _mi_mixup(ae, seed, *, weight=A.weight, radius=A.radius, gate=A.gate, alpha=A.alpha):
     return [*_mi(ae, seed, weight=weight, radius=radius, gate=gate), *_mixup(ae, seed, alpha=alpha)]
 
 # %% ../../nbs/experiments/03_arms.ipynb #1f51bd39
 class TargetedAttack(AdversarialTraining):
     "Adversarial training with several steps where MI is highest, and one step elsewhere"
     T = 8               # dropout draws
-    def __init__(self, *args, part:float=1/3): # for `AdversarialTraining`; part of a batch, in (0,1]
-        check_range('part', part, lo=0, hi=1, open_lo=True)
+    def __init__(self, *args, part:float=A.part): # for `AdversarialTraining`; part of a batch, in (0,1]
+        checked(A(part=part))
         super().__init__(*args)
         self.part = part
 
@@ -261,7 +275,8 @@ class TargetedAttack(AdversarialTraining):
 
 # %% ../../nbs/experiments/03_arms.ipynb #4eb0198a
 @arm('mi_pgd', 'Attacks of several steps where MI is highest, of one step elsewhere; TSynD besides, if weighted', 'tsynd')
-def _mi_pgd(ae, seed, *, weight=1., radius=.3, eps=4/255, steps=7, part=1/3, attack_weight=1.):
+def _mi_pgd(ae, seed, *, weight=A.weight, radius=A.radius, eps=A.eps, steps=7, part=A.part,
+            attack_weight=A.attack_weight):
     attack = TargetedAttack(eps, steps, attack_weight, seed, part=part)
     return [*(_mi_default(ae, seed, weight=weight, radius=radius) if weight else []), attack]
 
@@ -272,7 +287,8 @@ class RandomAttack(TargetedAttack):
         with seeded(seed): return torch.rand(len(x)).to(x.device)
 
 @arm('random_pgd', 'Attacks of several steps on a random part of a batch, of one step elsewhere', 'control')
-def _random_pgd(ae, seed, *, weight=1., eps=4/255, steps=7, part=1/3): return [RandomAttack(eps, steps, weight, seed, part=part)]
+def _random_pgd(ae, seed, *, weight=A.weight, eps=A.eps, steps=7, part=A.part):
+    return [RandomAttack(eps, steps, weight, seed, part=part)]
 
 # %% ../../nbs/experiments/03_arms.ipynb #f8b79596
 def extra_images(name:str,        # a key of `ARMS`

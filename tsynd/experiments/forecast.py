@@ -6,17 +6,19 @@
 __all__ = ['estimate']
 
 # %% ../../nbs/experiments/08_forecast.ipynb #47a81c02
-import time
+import math, time
 from dataclasses import replace
 
 import pandas as pd
 import torch
 
+from ..core.devices import device
 from ..data.subsets import stratified_order, subset
 from ..models.autoencoder import train_autoencoder
-from .cell import Cell, cell_data, epochs_of, measure_cell, train_cell
-from .configuration import device, precision_callbacks
-from .study_configuration import check_machine, make_arm, StudyConfig
+from .cell import Cell, cell_data, measure_cell, train_cell
+from .configuration import StudyConfig
+from .experiment import epochs_of, precision_callbacks
+from .study_configuration import check_machine, make_arm
 
 # %% ../../nbs/experiments/08_forecast.ipynb #a0085838
 def estimate(c:StudyConfig, root=None, updates:int=6, images:int=16)->pd.DataFrame: # per data set, size and arm
@@ -33,13 +35,16 @@ def _estimated(c, d, root, updates, images): # rows of the table for data set `d
     data,held = cell_data(c, cell, root)
     enough = max(updates*c.bs, data.n_classes)
     if len(data.train) > enough: data = subset(data, enough)
-    short,few = replace(c, epochs=max(1, -(-updates*c.bs//len(data.train))), attack_n=images),held.select(stratified_order(held.y, 0)[:images])
+    few = held.select(stratified_order(held.y, 0)[:images])
+    short = replace(c, epochs=math.ceil(updates/math.ceil(len(data.train)/c.bs)), attack_n=images)
     start = time.perf_counter()
-    ae = train_autoencoder(data, 5, seed=0, device=device(c.device), cbs=precision_callbacks(c))
+    ae = train_autoencoder(data, 5, bs=c.ae_bs, seed=0, device=device(c.device), cbs=precision_callbacks(c))
     ae_seconds = (time.perf_counter()-start)/5*c.ae_steps/len(c.arms)
     for a in c.arms:
-        t = _probe(short, replace(cell, arm=a), data, ae, few, held, c)
-        for n in c.n: yield dict(dataset=d, n=n, arm=a, training=t[0]*_steps(c, d, n, root)*make_arm(c, a)[2], measuring=t[1], autoencoder=ae_seconds)
+        step,measuring = _probe(short, replace(cell, arm=a), data, ae, few, held, c)
+        for n in c.n:
+            training = step*_steps(c, d, n, root)*make_arm(c, a)[2]
+            yield dict(dataset=d, n=n, arm=a, training=training, measuring=measuring, autoencoder=ae_seconds)
 
 # %% ../../nbs/experiments/08_forecast.ipynb #35e52233
 def _steps(c, dataset, n, root): # updates of a training of ordinary length

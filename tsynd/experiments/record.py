@@ -19,7 +19,8 @@ from filelock import FileLock
 
 from ..core.errors import InputError
 from .cell import cells
-from .study_configuration import read_config, StudyConfig
+from .configuration import StudyConfig
+from .study_configuration import read_config
 
 # %% ../../nbs/experiments/06_record.ipynb #a030bc0a
 def write_whole(path, text): # all of it or nothing

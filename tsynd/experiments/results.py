@@ -18,8 +18,8 @@ from ..data.files import save_npz
 from ..data.images import ImageData, Split, to_numpy
 from ..models.bundles import save_model
 from ..targeting.synthesis import PROVENANCE_COLUMNS
-from .configuration import prepare_data, resolve, RunConfig
-from .experiment import compare, Result
+from .configuration import RunConfig
+from .experiment import compare, prepare_data, resolve, Result
 
 # %% ../../nbs/experiments/02_results.ipynb #38553b87
 def save_result(r:Result,

@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 from ..core.errors import check_range, InputError
 from .cell import (
     Busy, Cell, cell_data, cells, cpu_time, group_autoencoder, measure_cell, train_cell)
+from .configuration import StudyConfig
 from .experiment import versions
 from .record import append, code, pack_probabilities, read_study, records, write_whole
-from .study_configuration import (
-    check_config, check_machine, read_config, StudyConfig, to_toml)
+from .study_configuration import check_config, check_machine, read_config, to_toml
 
 # %% ../../nbs/experiments/07_study.ipynb #bdb838b8
 def run_cell(c:StudyConfig, cell:Cell, folder:Path, root=None)->dict: # the record
@@ -102,7 +102,8 @@ def run_study(c:StudyConfig,
               progress:bool=True # show a bar with the time left?
              )->'Study':
     "Run what is left of a study, in parallel"
-    check_range('jobs', jobs, lo=1, integer=True); check_machine(check_config(c))
+    check_range('jobs', jobs, lo=1, hi=256, integer=True)
+    check_machine(check_config(c))
     folder = _open(c, Path(folder))
     run = f'{os.getpid()}-{time.time():.0f}'
     call = f'from tsynd.experiments.study import _worker; _worker({str(folder)!r}, {root and str(root)!r}, {os.getpid()}, {run!r})'

@@ -20,8 +20,10 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn, Tensor
 
+from ..core.defaults import AutoencoderSettings
 from ..core.errors import check_range, InputError
 from ..core.seeds import seeded
+from ..core.settings import bounds
 from ..data.images import ImageData, to_float
 from ..data.loaders import ImageDL
 from .bundles import read_model, rebuild
@@ -101,8 +103,8 @@ def _rounds(steps): return 10 if steps % 10 == 0 else 1
 
 def autoencoder_learner(data:ImageData, # its training and validation images
                         ae:Autoencoder, # to be trained
-                        steps:int=600,  # weight updates in all, in ten epochs; in one if no multiple of ten
-                        bs:int=64,      # batch size
+                        steps:int=AutoencoderSettings.steps, # weight updates in all, in ten epochs; in one if no multiple of ten
+                        bs:int=AutoencoderSettings.bs, # images in a batch
                         seed:int=0,     # of the batch order, at least 0
                         device=None,    # default: the CPU
                         cbs=()          # further fastai callbacks
@@ -114,9 +116,9 @@ def autoencoder_learner(data:ImageData, # its training and validation images
 
 # %% ../../nbs/models/02_autoencoder.ipynb #3c90825f
 def train_autoencoder(data:ImageData,        # its training images
-                      steps:int=600,         # weight updates, at least 1
-                      lr:float=3e-3,         # highest learning rate of the one-cycle schedule
-                      bs:int=64,             # batch size, at least 1
+                      steps:int=AutoencoderSettings.steps, # weight updates, at least 1
+                      lr:float=AutoencoderSettings.lr, # highest learning rate of the one-cycle schedule
+                      bs:int=AutoencoderSettings.bs, # images in a batch, at least 1
                       seed:int=0,            # of initialisation, order and noise, at least 0
                       device=None,           # default: the CPU
                       progress:bool=False,   # show a progress bar?
@@ -124,11 +126,14 @@ def train_autoencoder(data:ImageData,        # its training images
                       **kwargs               # for `Autoencoder`
                      )->Autoencoder:
     "An autoencoder trained on the training images of `data`, in eval mode"
-    check_range('autoencoder steps', steps, lo=1, integer=True)
-    if data.shape[1]%4 or data.shape[2]%4: raise InputError(f"images of {data.name} are {data.shape[1]}×{data.shape[2]}, but the autoencoder needs multiples of 4")
+    check_range('autoencoder steps', steps, **bounds(AutoencoderSettings, 'steps'))
+    if data.shape[1]%4 or data.shape[2]%4:
+        raise InputError(f"images of {data.name} are {data.shape[1]}×{data.shape[2]}, "
+                         "but the autoencoder needs multiples of 4")
     with seeded(seed):
         ae = Autoencoder(ch=data.shape[0], **kwargs).to(memory_format=torch.channels_last)
-        fit_one_cycle(autoencoder_learner(data, ae, steps, bs, seed, device=device, cbs=cbs), _rounds(steps), lr, progress and 'autoencoder')
+        learn = autoencoder_learner(data, ae, steps, bs, seed, device=device, cbs=cbs)
+        fit_one_cycle(learn, _rounds(steps), lr, progress and 'autoencoder')
     ae.eval()
     ae.measure_sigma(data.train.x)
     return ae

@@ -6,7 +6,7 @@
 __all__ = ['save_model', 'read_model', 'rebuild']
 
 # %% ../../nbs/models/01_bundles.ipynb #e039e595
-import json
+import json, os
 from pathlib import Path
 
 import torch
@@ -31,7 +31,7 @@ def read_model(path:str|Path, # with or without suffix
     "Read what `save_model` wrote; raises `InputError`"
     path = str(path).removesuffix('.safetensors').removesuffix('.json')
     for f in (f'{path}.json', f'{path}.safetensors'):
-        if not Path(f).is_file(): raise InputError(f"{f} does not exist; a model is a .safetensors and a .json file of the same name")
+        if not os.path.isfile(f): raise InputError(f"{f} does not exist; a model is a .safetensors and a .json file of the same name")
     try: facts,weights = json.loads(Path(f'{path}.json').read_text()),load_file(f'{path}.safetensors')
     except Exception as e: raise InputError(f"{path} is not a model saved by tsynd ({type(e).__name__})") from None
     found = facts.get('kind') if isinstance(facts, dict) else None

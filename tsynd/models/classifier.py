@@ -16,8 +16,10 @@ from fastai.metrics import AccumMetric
 from fastcore.foundation import L
 from torch import nn
 
+from ..core.defaults import ClassifierSettings
 from ..core.errors import check_range, InputError
 from ..core.seeds import seeded
+from ..core.settings import bounds
 from ..core.tasks import as_task, Task
 from ..data.images import ImageData
 from ..data.loaders import image_dls
@@ -77,13 +79,13 @@ def _timm(name, ch, n_classes, p):
     return Classifier(trunk, getattr(trunk, 'head_hidden_size', None) or trunk.num_features, n_classes, p)
 
 # %% ../../nbs/models/04_classifier.ipynb #a7375bdf
-def make_classifier(model:str='small_resnet', # or 'resnet18', or 'timm:NAME'
+def make_classifier(model:str=ClassifierSettings.model, # or 'resnet18', or 'timm:NAME'
                     ch:int=1,        # image channels, 1 or 3
                     n_classes:int=2, # C
-                    p:float=.5       # dropout probability, in [0,.95]
+                    p:float=ClassifierSettings.dropout # dropout probability, in [0,.95]
                    )->Classifier:
     "A classifier by name; raises `InputError`"
-    check_range('dropout', p, lo=0, hi=.95)
+    check_range('dropout', p, **bounds(ClassifierSettings, 'dropout'))
     builders = dict(small_resnet=small_resnet, resnet18=resnet18)
     if model not in builders and not model.startswith('timm:'):
         raise InputError(f"model is {model!r}, expected small_resnet, resnet18 or timm:NAME")
@@ -118,18 +120,18 @@ def classifier_learner(data:ImageData,
 
 # %% ../../nbs/models/04_classifier.ipynb #cb668875
 def train_classifier(data:ImageData,
-                     model:str|nn.Module='small_resnet', # a name for `make_classifier`, or a model
+                     model:str|nn.Module=ClassifierSettings.model, # a name for `make_classifier`, or a model
                      epochs:int=20,    # of as many draws as there are training images, at least 1
-                     lr:float=2e-3,    # highest learning rate of the one-cycle schedule
+                     lr:float=ClassifierSettings.lr, # highest learning rate of the one-cycle schedule
                      seed:int=0,       # of initialisation, order and dropout, at least 0
-                     p:float=.5,       # dropout probability, in [0,.95]
+                     p:float=ClassifierSettings.dropout, # dropout probability, in [0,.95]
                      progress:bool|str=False, # show a progress bar, under this name?
                      cbs=(),           # further fastai callbacks
                      fit=fit_one_cycle, # the schedule: called with learner, epochs, lr and the bar's name
                      **kwargs          # for `classifier_learner`
                     )->Learner:
     "Train a classifier from scratch; returns its `Learner`"
-    check_range('epochs', epochs, lo=1, integer=True)
+    check_range('epochs', epochs, **bounds(ClassifierSettings, 'epochs'))
     with seeded(seed):
         if isinstance(model, str):
             model = make_classifier(model, data.shape[0], data.task.n_outputs(data.n_classes), p)

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 
 from ..data.images import to_numpy
 from ..data.phantoms import phantom
-from ..experiments.study_configuration import StudyConfig, to_toml
+from ..experiments.configuration import StudyConfig
+from ..experiments.study_configuration import to_toml
 
 # %% ../../nbs/reports/03_demo.ipynb #7cb7c444
 def _images(n, objective):

@@ -8,6 +8,7 @@ __all__ = ['TSynD']
 # %% ../../nbs/targeting/08_callback.ipynb #3904b595
 import math
 from contextlib import nullcontext
+from dataclasses import fields
 
 import pandas as pd
 import torch
@@ -15,11 +16,13 @@ from fastai.callback.core import Callback
 from fastai.data.load import DataLoader
 from fastai.data.transforms import Normalize
 from fastai.losses import FocalLoss, LabelSmoothingCrossEntropy
-from fastcore.basics import patch, store_attr
+from fastcore.basics import patch
 from torch import nn, Tensor
 
-from ..core.errors import check_range, InputError
+from ..core.defaults import SynthesisSettings, TargetingSettings
+from ..core.errors import InputError
 from ..core.figures import show_images, TYPE_SIZE
+from ..core.settings import takes
 from ..core.tasks import task_of
 from ..models.autoencoder import Autoencoder
 from ..models.dropout import check_dropout
@@ -33,39 +36,21 @@ from .synthesis import cat, check_pixels, Synthesizer, Synthetic
 class TSynD(Callback):
     "Train on targeted synthetic images besides the real ones (Niemeijer et al. 2024, arXiv 2406.17473)"
     order,run_valid,name = -5,False,'tsynd'
+    @takes(TargetingSettings)
     def __init__(self,
                  autoencoder:Autoencoder, # trained on the same images
-                 objective:str='mi',      # what to climb, a key of `tsynd.targeting.OBJECTIVES`
-                 T:int=8,                 # dropout draws in the ascent, at least 2 for MI
-                 steps:int=1,             # K, ascent steps
-                 radius:float=.3,         # largest RMS displacement per latent, in standard deviations
-                 step:float=.33,          # length of the first step, in units of the radius
-                 jitter:float=0.,         # random step before the ascent, in units of the radius, in [0,1]
-                 warm:bool=True,          # start where the last ascent of the same image ended? an image that was augmented anew starts at its source
-                 gate:float=.8,           # probability that the classifier's moving average must give the source's label, in [0,1]; 0 for no gate
-                 weight:float=1.,         # w, of the synthetic loss: more buys robustness and costs clean accuracy
-                 share:float=.5,          # of a batch to synthesise from, in (0,1]
-                 every:int=3,             # synthesise in every m-th batch
-                 budget:float=None,       # choose share and rate so that training takes so many times as long, more than 1
-                 warmup:float=.1,         # share of the training to wait first, in [0,1]
-                 bf16:bool=None,          # make images in bfloat16? default: if the `Learner` trains with `BF16`, under which False leaves only autoencoder and judge in float32
-                 seed:int=0,              # of dropout masks and random directions
-                 keep:int=1000,           # at most so many images of the last epoch are kept, with provenance
-                 measure_every:int=10     # look at MI under fresh draws once in so many syntheses
+                 settings
                 ):
-        self.engine = Synthesizer(autoencoder, objective, T, steps, radius, step, jitter, gate)
-        store_attr('step,warm,gate,weight,share,every,budget,warmup,bf16,seed,keep,measure_every')
+        self.engine = Synthesizer(autoencoder, **{f.name: getattr(settings, f.name) for f in fields(SynthesisSettings)})
+        vars(self).update(vars(settings))
         self._check(); self._reset()
 
 # %% ../../nbs/targeting/08_callback.ipynb #d599dc8f
 @patch
 def _check(self:TSynD):
-    check_range('weight', self.weight, lo=0); check_range('share', self.share, lo=0, hi=1, open_lo=True)
-    check_range('every', self.every, lo=1, integer=True); check_range('warmup', self.warmup, lo=0, hi=1)
-    check_range('keep', self.keep, lo=0, integer=True); check_range('measure_every', self.measure_every, lo=1, integer=True)
-    if self.budget is None: return
-    check_range('budget', self.budget, lo=1, open_lo=True)
-    if (self.share, self.every) != (.5, 3): raise InputError(f"budget is {self.budget} and share is {self.share}, every {self.every}, expected one of them: a budget chooses them itself")
+    if self.budget is None or all(getattr(self, k) == getattr(TargetingSettings, k) for k in ('share','every')): return
+    raise InputError(f"budget is {self.budget} and share is {self.share}, every {self.every}, "
+                     "expected one of them: a budget chooses them itself")
 
 # %% ../../nbs/targeting/08_callback.ipynb #35fd1df1
 @patch

@@ -14,7 +14,9 @@ import torch
 from fastcore.basics import patch
 from torch import nn, Tensor
 
-from ..core.errors import check_range, InputError
+from ..core.defaults import SynthesisSettings
+from ..core.errors import check_range, InputError, shown
+from ..core.settings import bounds, takes
 from ..core.tasks import as_task, Task
 from ..models.autoencoder import Autoencoder
 from ..models.dropout import MCDropout
@@ -24,30 +26,20 @@ from .objectives import cross_entropy, OBJECTIVES
 from .uncertainties import mutual_information
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #91744651
-@dataclass
 class Synthesizer:
     "Makes targeted images from real ones; raises `InputError` on settings that make no sense"
-    ae:Autoencoder
-    objective:str='mi'     # a key of `OBJECTIVES`
-    T:int=16               # dropout draws in the ascent, at least 2 for MI
-    steps:int=4            # K, ascent steps; with 1 the step is not looked at again
-    radius:float=.3        # ε, largest RMS displacement per latent, in units of its standard deviation
-    step:float=.33         # length of the first step, in units of the radius
-    jitter:float=0.        # length of a random step before the ascent, in units of the radius, in [0,1]
-    gate:float=.8          # probability that a judge, if there is one, must give the source's label, in [0,1]
-    bf16:bool=False        # run both networks in bfloat16? the uncertainty is computed in float32 all the same
-    task:str|Task='multi-class' # what the labels are
-    prepare:callable=None  # from images in [0,1] to the classifier's input; default: as they are
-
-    def __post_init__(self):
-        if self.objective not in OBJECTIVES: raise InputError(f"objective is {self.objective!r}, expected one of {', '.join(OBJECTIVES)}")
-        check_range('T', self.T, lo=2 if self.objective == 'mi' else 1, integer=True)
-        check_range('steps', self.steps, lo=1, integer=True)
-        check_range('radius', self.radius, lo=0, open_lo=True)
-        check_range('step', self.step, lo=0, open_lo=True)
-        check_range('jitter', self.jitter, lo=0, hi=1)
-        check_range('gate', self.gate, lo=0, hi=1)
-        self.task = as_task(self.task)
+    @takes(SynthesisSettings)
+    def __init__(self,
+                 ae:Autoencoder,
+                 settings,
+                 bf16:bool=False,       # run both networks in bfloat16? the uncertainty stays in float32
+                 task:str|Task='multi-class', # what the labels are
+                 prepare:callable=None  # from images in [0,1] to the classifier's input; default: as they are
+                ):
+        vars(self).update(vars(settings), bf16=bf16, task=as_task(task), prepare=prepare, ae=ae)
+        if self.objective not in OBJECTIVES:
+            raise InputError(f"objective is {shown(self.objective)}, expected one of {', '.join(OBJECTIVES)}")
+        if self.objective == 'mi': check_range('T', self.T, **(bounds(SynthesisSettings, 'T') | dict(lo=2)))
 
     def look(self, x): return x if self.prepare is None else self.prepare(x)
     def cast(self, x): return torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16)

@@ -1,0 +1,216 @@
+"""A setting is stated once and has two ends; whatever a file or a command line holds, the answer is one sentence."""
+import io, json, math, os, shutil, subprocess, sys, textwrap
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field, fields, replace
+from fractions import Fraction
+from inspect import signature
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pytest, torch
+from annotated_types import Len
+from fastcore.docments import docments
+
+from tsynd.cli import main, options
+from tsynd.core import (
+    AutoencoderSettings, bounds, check_range, checked, ClassifierSettings, derived, expected, InputError,
+    number, rows, Settings, shown, SynthesisSettings, takes, TargetingSettings, type_of, whole)
+from tsynd.data import image_dls, phantom, subset
+from tsynd.experiments import (
+    ARMS, ArmSettings, callbacks, check_config, read_config, RunConfig, StudyConfig, to_toml)
+from tsynd.targeting import Synthesizer, TSynD
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDS = AutoencoderSettings, ClassifierSettings, SynthesisSettings, TargetingSettings, RunConfig, ArmSettings
+STUDY = StudyConfig('s', ['phantom'], [20], 1, dict(baseline={}))
+NUMBERS = [(k, f.name) for k in (*RECORDS, StudyConfig) for f in fields(k) if type_of(f.type) in (int, float)]
+
+
+# One edit
+
+SHOW = '''
+    import json, inspect
+    from tsynd.cli import options
+    from tsynd.data import image_dls
+    from tsynd.experiments import ARMS, RunConfig, StudyConfig, to_toml
+    from tsynd.models import train_autoencoder
+    from tsynd.targeting import Synthesizer, TSynD
+    name = {name!r}
+    default = lambda f: inspect.signature(f).parameters[name].default
+    found = {{'run': getattr(RunConfig(), name), 'help': next(o[3] for o in options() if o[0] == name)}}
+    study = StudyConfig('s', ['phantom'], [20], 1, dict(baseline={{}}))
+    if name == 'radius':
+        found |= {{'signature': default(TSynD), 'synthesizer': default(Synthesizer), 'engine': TSynD(None).engine.radius}}
+        found |= {{a: ARMS[a].settings[name] for a in ('mi', 'mi_default', 'random', 'mi_fgsm')}}
+    else: found |= {{'loader': default(image_dls), 'toml': float(to_toml(study).split('\\nbs = ')[1].split()[0])}}
+    print(json.dumps(found))'''
+
+@pytest.mark.parametrize('name, old, new', [('radius', "in its standard deviations'] = .3", "in its standard deviations'] = .37"),
+                                            ('bs', "'images in a batch at most'] = 32", "'images in a batch at most'] = 48")])
+def test_changing_a_default_is_one_edit(tmp_path, name, old, new):
+    shutil.copytree(ROOT/'tsynd', tmp_path/'tsynd', ignore=shutil.ignore_patterns('__pycache__'))
+    file = tmp_path/'tsynd'/'core'/'defaults.py'
+    text = file.read_text(encoding='utf-8')
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new), encoding='utf-8')
+    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(SHOW).format(name=name)], cwd=tmp_path,
+                         env=os.environ | dict(PYTHONPATH=str(tmp_path)), capture_output=True, text=True)
+    assert res.returncode == 0, res.stderr
+    found, value = json.loads(res.stdout.splitlines()[-1]), float(new.split('= ')[1])
+    assert f'default: {value:g}' in found.pop('help')
+    assert len(found) >= 3 and set(found.values()) == {value}, found
+
+def test_signatures_tell_defaults_and_words():
+    for f, kind in ((TSynD, TargetingSettings), (Synthesizer, SynthesisSettings)):
+        par, words = signature(f).parameters, docments(f)
+        assert {k.name: (par[k.name].default, words[k.name]) for k in rows(kind)} == {k.name: (k.value, k.words) for k in rows(kind)}
+    assert all(words for _, _, _, words in options()) and [n for n, *_ in options()] == [r.name.replace('_', '-') for r in rows(RunConfig)]
+    assert {k for a in ARMS.values() for k in a.settings} <= {f.name for f in fields(ArmSettings)}
+
+
+# Both ends
+
+def test_every_setting_has_words_and_a_default_that_is_allowed():
+    for k in RECORDS:
+        checked(k())
+        assert all(r.words for r in rows(k)), k
+    assert check_config(STUDY) == STUDY and all(r.words for r in rows(STUDY))
+
+@pytest.mark.parametrize('kind, name', NUMBERS, ids=lambda v: getattr(v, '__name__', v))
+def test_a_number_has_two_ends_and_they_are_where_they_are_said_to_be(kind, name):
+    b, whole_number = bounds(kind, name), bounds(kind, name)['integer']
+    assert math.isfinite(b['lo']) and math.isfinite(b['hi']) and b['lo'] < b['hi']
+    step = 1 if whole_number else 1e-9
+    made = lambda v: replace(STUDY if kind is StudyConfig else kind(), **{name: v})
+    inside = [b['hi'], b['lo']+step if b['open_lo'] else b['lo']]
+    for v in inside: checked(made(v)); check_range(name, v, **b)
+    wrong = [b['lo']-step, b['hi']*(1+1e-9)+step, math.nan, math.inf, -math.inf, 10**400, -10**400, 10**5000, '3', True, [1], {}]
+    for v in [*wrong, *([b['lo']] if b['open_lo'] else []), *([1.5] if whole_number else [])]:
+        for refuse in (lambda: checked(made(v)), lambda: check_range(name, v, **b)):
+            with pytest.raises(InputError) as e: refuse()
+            said = str(e.value)
+            assert said.startswith(f'{name} is ') and f"at most {b['hi']}" in said and '\n' not in said and len(said) < 250
+
+@pytest.mark.parametrize('value', [np.int64(3), np.array(3), torch.tensor(3), np.float64(.3), np.float32(.5), np.bool_(True)], ids=str)
+def test_numbers_of_numpy_and_torch_are_numbers(value):
+    name = {'i': 'every', 'f': 'share', 'b': 'warm'}[np.asarray(value).dtype.kind]
+    kept = getattr(checked(TargetingSettings(**{name: value})), name)
+    assert kept == value and json.loads(json.dumps(kept)) == kept
+
+def test_a_fraction_of_any_size_is_compared():
+    check_range('x', Fraction(1, 3), lo=0, hi=1)
+    with pytest.raises(InputError): check_range('x', Fraction(10**400), lo=0, hi=1)
+
+def test_what_is_shown_is_short():
+    values = 'x'*10**6, list(range(10**6)), 10**400, 10**5000, [[10**5000]], {str(i): i for i in range(10**4)}, [[[[[[[[[[]]]]]]]]]]
+    for v in values: assert len(shown(v)) < 500 and '\n' not in shown(v)
+    assert shown(.3) == '0.3' and shown("a'b") == repr("a'b")
+
+@pytest.mark.parametrize('call', [lambda: image_dls(phantom(), bs=10**9), lambda: phantom(size=100000), lambda: phantom(size=10**5000), lambda: phantom(seed=2**63),
+    lambda: phantom(n_train=10**15), lambda: subset(phantom(), 10**5000), lambda: subset(phantom(), 10, seed=2**70), lambda: TSynD(None, T=10**9), lambda: TSynD(None, weight=1e308),
+    lambda: Synthesizer(None, steps=10**400), lambda: callbacks('mixup', alpha=1e308), lambda: callbacks('pgd', steps=10**9), lambda: callbacks('random', times=math.inf)])
+def test_arguments_have_ends_as_well(call):
+    with pytest.raises(InputError) as e: call()
+    assert '\n' not in str(e.value) and len(str(e.value)) < 250
+
+
+# The mechanism
+
+@dataclass(kw_only=True)
+class Small(Settings):
+    count: Annotated[whole(1, 9), 'of things'] = 3
+    ratio: Annotated[number(0, 1, open_lo=True)|None, 'of others'] = None
+    kind: Annotated[Literal['a','b'], 'which'] = 'a'
+    many: Annotated[list[whole(1, 5)|Literal['all']], Len(1, 3), 'sizes'] = field(default_factory=lambda: [1])
+
+@pytest.mark.parametrize('change, said', [(dict(count=0), 'count is 0, expected a whole number, at least 1 and at most 9'), (dict(ratio=0), 'ratio is 0, expected a number, more than 0 and at most 1'),
+    (dict(kind='c'), "kind is 'c', expected a or b"), (dict(many=[]), 'many is [], expected a list of 1 to 3'), (dict(many=[1, 9]), 'many holds 9, '), (dict(many=[1]*4), 'many is [1, 1, 1, 1], ')])
+def test_the_first_that_is_wrong_is_named(change, said):
+    with pytest.raises(InputError) as e: checked(Small(**change))
+    assert str(e.value).startswith(said)
+    assert checked(Small(ratio=None, many=['all', 2])) == Small(many=['all', 2])
+
+def test_a_function_takes_settings_one_by_one():
+    @takes(derived(Small, 'count', 'kind', count=5))
+    def f(x, settings, last=0): return x, settings.count, settings.kind, last
+    assert f(1) == (1, 5, 'a', 0) and f(1, 2, 'b', 4) == f(x=1, kind='b', count=2, last=4) == (1, 2, 'b', 4)
+    for wrong in (lambda: f(), lambda: f(1, nothing=2), lambda: f(1, 2, count=2), lambda: derived(Small, nothing=1)):
+        with pytest.raises(TypeError): wrong()
+    with pytest.raises(InputError, match='count is 10'): f(1, count=10)
+    assert expected(Small.__annotations__['ratio']) == 'a number, more than 0 and at most 1'
+
+
+# A hostile file
+
+GOOD = 'datasets = ["phantom"]\nn = [20]\nseeds = 2\n[arms.baseline]\n[arms.mi]\nradius = 0.5\n'
+DIGITS = '9'*5000
+
+@pytest.mark.parametrize('old, new', [
+    *(('seeds = 2', f'seeds = {v}') for v in ('1e9', '1000000000', DIGITS, '9'*400, '-1', 'true', '"2"', 'nan', 'inf', '[1]', '{}', '1979-05-27', '['*1000+']'*1000, '['*100+']'*100)),
+    *(('seeds = 2', f'seeds = 2\n{line}') for line in ('bs = 1000000000', 'bs = 1e9', 'first_seed = 9223372036854775807', 'lr = 1e308', 'lr = 1e999', 'lr = nan', 'size = 100000', f'size = {DIGITS}',
+        'updates = 10000000000', 'epochs = 9999999', 'ae_steps = 1000000000', 'ae_bs = 1000000', 'pgd_steps = 1000000', 'eps = [nan]', f'eps = [{"1, "*500}1]', f'eps = [{DIGITS}]', 'dropout = 1.0', 'attack_n = 0',
+        'name = "a\\u0000b"', 'name = "a\\nb"', 'name = "a/b"', 'name = ".."', 'name = ""', f'name = "{"x"*101}"', 'model = "\\u0000"', 'device = "a\\nb"', 'split = 5', 'seeds = 3', '"\\u0000" = 1', f'{"k"*5000} = 1',
+        'headline = [[[[[[[["mi"]]]]]]]]', f'headline = [["mi", "baseline", "clean", "auc", {"["*100}{"]"*100}]]', f'headline = [["mi", "baseline", "clean", "auc", {DIGITS[:400]}]]', 'corruptions = ["\\u0000"]')),
+    *(('[20]', f'[{v}]') for v in ('1e9', '1000000000', DIGITS[:400], '"half"', '20, 20', ', '.join(map(str, range(2, 200))))),
+    *(('["phantom"]', v) for v in ('["a/b"]', '["a\\u0000b"]', '[["phantom"]]', '["phantom", "phantom"]', f'["{"x"*5000}"]')),
+    *(('radius = 0.5', v) for v in ('radius = 1e308', 'radius = nan', f'radius = {"9"*400}', 'radius = [[[]]]', 'radius = "far"', 'steps = 1000000000', 'gate = {}', 'longer = 1e308', 'lr = 1e308', 'lr = [1]', 'arm = ["mi"]',
+        'arm = "\\u0000"', '"\\u0000" = 1', 'radius = 0.5\nradius = 0.6')),
+    ('arms.mi', 'arms."a\\nb"'), ('arms.mi', f'arms."{"x"*200}"'), ('[arms.baseline]', '\n'.join(f'[arms.a{i}]\narm = "baseline"' for i in range(1100))),
+    ('n = [20]\nseeds = 2', f'n = {list(range(2, 102))}\nseeds = 2000')], ids=lambda v: v[:40])
+def test_a_hostile_file_is_refused_in_one_sentence(tmp_path, old, new):
+    assert GOOD.count(old) == 1
+    (tmp_path/'x.toml').write_text(GOOD.replace(old, new), encoding='utf-8')
+    refused(['study', str(tmp_path/'x.toml'), '--out', str(tmp_path/'out')])
+    assert not (tmp_path/'out').exists()
+
+@pytest.mark.parametrize('raw', [b'\xff\xfe', b'name = "\xff"', b'\0', b'x'*2_000_000, b'', b'[[[['])
+def test_a_file_that_is_no_text_is_refused(tmp_path, raw):
+    (tmp_path/'x.toml').write_bytes(raw)
+    refused(['study', str(tmp_path/'x.toml')])
+
+@pytest.mark.parametrize('path', ['.', '/dev/zero', '/dev/null', 'x'*5000, 'a\0b', 'a\nb', '\ud800'], ids=ascii)
+def test_what_is_no_file_is_refused(path): refused(['study', path])
+
+def refused(argv):
+    "Exit status 2, one line, no traceback; and nothing was trained, which takes longer than a test may"
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try: code = main(argv)
+        except SystemExit as e: code = e.code
+    said = err.getvalue()
+    assert (code, out.getvalue(), said.count('\n')) == (2, '', 1), said
+    assert said.startswith('tsynd') and 'Traceback' not in said and len(said) < 1500 and all(c.isprintable() for c in said[:-1])
+
+
+# A hostile command line
+
+@pytest.fixture
+def no_training(monkeypatch, tmp_path):
+    def never(*args, **kwargs): raise AssertionError('training began')
+    for f in ('train_autoencoder', 'train_classifier'): monkeypatch.setattr(f'tsynd.experiments.experiment.{f}', never)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('MEDMNIST_ROOT', str(tmp_path))
+
+VALUES = DIGITS, '9'*400, '-1', '1e308', 'nan', 'inf', '-inf', 'x'*5000, 'a\nb', 'a\0b', '\ud800', ''
+
+@pytest.mark.parametrize('value', VALUES, ids=lambda v: ascii(v)[:12])
+@pytest.mark.parametrize('option', [f'--{n}' for n, kind, *_ in options() if kind in (int, float)])
+def test_a_hostile_number_is_refused(no_training, option, value): refused(['run', f'{option}={value}'])
+
+@pytest.mark.parametrize('argv', [*(['run', v] for v in VALUES[:10] if v[0] != '-'), *(['run', f'--{o}={v}'] for o in ('model', 'device', 'objective', 'autoencoder') for v in VALUES if v or o != 'autoencoder'),
+    *(['run', f'--{o}={v}', 'breastmnist', '--size=28'] for o in ('root', 'out') for v in ('a\nb', 'a\0b', '\ud800')), ['run', '--out', 'x'*5000], ['run', '--x'*5000], ['x'*5000],
+    *(['study', 'x.toml', f'--jobs={v}'] for v in VALUES), *(['report', v] for v in VALUES if v and v[0] != '-')], ids=lambda v: ascii(v)[:40])
+def test_a_hostile_word_is_refused(no_training, argv):
+    Path('x.toml').write_text(GOOD)
+    refused(argv)
+    assert [p.name for p in Path().iterdir()] == ['x.toml']
+
+
+# What is on record
+
+@pytest.mark.parametrize('path', sorted((ROOT/'nbs'/'studies').rglob('*.toml')), ids=lambda p: '/'.join(p.parts[-2:]))
+def test_studies_on_record_are_read_and_written_again(path, tmp_path):
+    c = read_config(path)
+    (tmp_path/path.name).write_text(to_toml(c))
+    assert read_config(tmp_path/path.name) == c and (c.ae_steps, c.ae_bs) == (400, 64)
