@@ -1,0 +1,155 @@
+"""What Sphinx does not know of nbdev: directives, the cell that defines a name, words beside a parameter."""
+import json
+import re
+from importlib import import_module
+from pathlib import Path
+
+from docutils import nodes
+from fastcore.docments import docments
+from nbformat.v4 import new_markdown_cell
+from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util.nodes import make_refnode
+
+SOURCE = 'https://github.com/tsynd/tsynd/blob/main/nbs'
+COLAB = SOURCE.replace('github.com', 'colab.research.google.com/github')
+TAGS = {'default_exp': 'remove-cell', 'hide': 'remove-cell',
+        'echo: false': 'remove-input', 'output: false': 'remove-output'}
+# a class, a function, a constant; and the class that @patch adds a method to
+DEFINES = re.compile(r'^(?:(?:class|def) (?=[^\W_]|__call__)|(?=[A-Z][A-Z\d_]* *[:=]))(\w+)'
+                     r'(?:\((?:self|cls): ?(\w+))?', re.M)
+defined = {}   # 'tsynd.callback.TSynD' → '05_callback', the page whose cell defines it
+
+
+def read(text):
+    "A notebook, its cells' `#|` directives apart from their sources; and the module that it exports, or None"
+    nb, module = json.loads(text), None
+    for cell in nb['cells']:
+        source, cell['directives'] = ''.join(cell['source']), {}
+        while cell['cell_type'] == 'code' and (m := re.match(r'#\|\s*([\w-]+)(:?)[ \t]*(.*)\n?', source)):
+            cell['directives'][m[1]], source = m[3].strip(), source[m.end():]
+        module = cell['directives'].get('default_exp', module)
+        cell['source'] = source
+    return nb, module
+
+
+def names(cell, module):
+    "What an exported cell defines for others: classes, functions, constants, and methods by @patch"
+    if 'export' not in cell['directives']: return []
+    found = DEFINES.findall(cell['source'])
+    return ['.'.join(filter(None, ('tsynd', module, owner, name))) for name, owner in found]
+
+
+def survey(app, config):
+    "Before all else: the modules in order of reading, what is defined where, nbdev's own addresses"
+    source = Path(app.srcdir)
+    patterns = re.findall(r"(?:file|glob): '?([^\s']+)", (source/'_toc.yml').read_text(encoding='utf-8'))
+    modules, moved = {}, {}
+    for file in (f for p in patterns for f in sorted(source.glob(f'{p}.ipynb'))):
+        nb, module = read(file.read_text(encoding='utf-8'))
+        page = file.relative_to(source).with_suffix('').as_posix()
+        if (old := re.sub(r'(^|/)\d+[a-z]?_', r'\1', page)) != page: moved[old] = page
+        if module: modules |= dict.fromkeys([f'tsynd.{module}'.rpartition('.')[0], f'tsynd.{module}'])
+        for cell in nb['cells']: defined.update(dict.fromkeys(names(cell, module), page))
+    config.html_additional_pages, config.html_context = dict.fromkeys(moved, 'moved.html'), {'moved': moved}
+    config.autosummary_context = {'reading_order': list(modules), 'constants': {m: constants(m) for m in modules}}
+
+
+def constants(name):
+    "The constants of a module, with those values that fit into a line"
+    module = import_module(name)
+    found = {n: getattr(module, n) for n in getattr(module, '__all__', []) if n.isupper()}
+    shown = {n: repr(value) for n, value in found.items() if not isinstance(value, type)}
+    return {n: value if len(value) < 100 and ' at 0x' not in value else '' for n, value in shown.items()}
+
+
+def linkcode_resolve(domain, info):
+    "A name of the reference leads to the cell of the book that defines it, or its class"
+    name = f'{info["module"]}.{info["fullname"]}'
+    while name and name not in defined: name = name.rpartition('.')[0]
+    return f'../{defined[name]}.html#in-{name}' if name else None
+
+
+def prepare(app, docname, content):
+    "Directives become myst-nb's tags; over a definition stands the way to the reference"
+    file = Path(app.env.doc2path(docname))
+    if file.suffix != '.ipynb': return
+    (nb, module), cells = read(content[0]), []
+    for cell in nb['cells']:
+        if here := names(cell, module): cells.append(new_markdown_cell(signpost(here, f'tsynd.{module}.')))
+        directives = cell.pop('directives')
+        tags = [TAGS[d] for pair in directives.items() for d in (pair[0], ': '.join(pair)) if d in TAGS]
+        image = {'alt': directives.get('fig-alt', ''), 'scale': 100}   # a scaled image leads to its full size
+        cell['metadata'] = {'tags': tags, 'mystnb': {'image': image}}
+        for output in cell.get('outputs', []): dress(output.get('data', {}))
+        cells.append(cell)
+        if cell['source'].startswith('# ') and docname != 'index':
+            cells.append(new_markdown_cell(bar(file, file.relative_to(app.srcdir).as_posix(), module)))
+    nb['cells'], nb['metadata']['language_info'] = cells, {'name': 'python', 'pygments_lexer': 'ipython3'}
+    content[0] = json.dumps(nb)
+
+
+def bar(file, at, module):
+    "Under a notebook's title: get it, run it, see its module"
+    links = f'[Open in Colab]({COLAB}/{at}) [Source]({SOURCE}/{at})'
+    return f'{{.bar}}\n{{download}}`Download this notebook <{file.name}>` {links}' + f' {{py:mod}}`tsynd.{module}`' * bool(module)
+
+
+def signpost(here, prefix):
+    "Over a definition: from here to the reference, and an anchor for the way back"
+    links = ' '.join(f'{{py:obj}}`{name.removeprefix(prefix)} <{name}>`' for name in here)
+    return '{.defines}\n' + ''.join(f'<span id="in-{name}"></span>' for name in here) + f'reference: {links}'
+
+
+def dress(data):
+    "A report's piece has its style and no links to files beside it; in a data frame words are told from numbers"
+    if 'text/html' not in data: return
+    html = re.sub(r' href="(?![a-z]+:|#)[^"]*"', '', ''.join(data['text/html']))
+    frame = re.sub(r'<td>(?=([^<]{24})|[A-Za-z▸])', lambda m: f'<td class="words{" long" * bool(m[1])}">', html)
+    data['text/html'] = frame if 'class="dataframe"' in html else f'<div class="report">{html}</div>'
+
+
+def escape(text):
+    "Markdown's `code` becomes that of reStructuredText, in which stars and bars mean nothing"
+    pieces = re.split(r'(`[^`]+`)', text)
+    return ''.join(f'`{p}`\\ ' if p[:1] == '`' else re.sub(r'([*_|\\])', r'\\\1', p) for p in pieces)
+
+
+def describe(app, what, name, obj, options, lines):
+    "Comments beside parameters (fastcore's docments) are their descriptions"
+    lines[:] = escape('\n'.join(lines)).split('\n')
+    if what not in ('function', 'method', 'class', 'exception'): return
+    for key, said in docments(obj, args_kwargs=True).items():
+        if said: lines += ['', f':{"returns" if key == "return" else f"param {key}"}: {escape(said)}']
+
+
+def shorten(app, env):
+    "In menus a notebook has its number and the first part of its title: '05 · The callback'"
+    for page, title in env.longtitles.items():
+        number = re.match(r'\d+[a-z]?(?=_)', page.rpartition('/')[2])
+        words = nodes.Text((number[0] + ' · ' if number else '') + re.split(r'[:?] ', title.astext())[0])
+        env.titles[page] = nodes.title('', '', words)
+        next(env.tocs[page].findall(nodes.reference)).children = [words]
+
+
+class Names(SphinxPostTransform):
+    "`Synthesizer` in running text leads to the reference"
+    default_priority = 5
+
+    def run(self):
+        python, known = self.env.domaindata['py'], {}
+        for name, entry in python['objects'].items():
+            module = max((m for m in python['modules'] if name.startswith(m + '.')), key=len, default='')
+            known[name] = known[name.removeprefix(module + '.')] = entry
+        for literal in list(self.document.findall(nodes.literal)):
+            name = re.sub(r'\(.*\)$', '', literal.astext())
+            entry = known.get(name) or known.get(re.sub(r'^tsynd\.(\w+\.)?', '', name))
+            if not entry or isinstance(literal.parent, (nodes.reference, nodes.title)): continue
+            to = self.app.builder, self.env.docname, entry.docname, entry.node_id
+            literal.replace_self(make_refnode(*to, literal.deepcopy(), name))
+
+
+def setup(app):
+    for event, handler in {'config-inited': survey, 'source-read': prepare, 'env-updated': shorten,
+                           'autodoc-process-docstring': describe}.items(): app.connect(event, handler)
+    app.add_post_transform(Names)
+    return {'parallel_read_safe': True, 'parallel_write_safe': True}
