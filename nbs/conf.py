@@ -6,13 +6,13 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE/'_site')]   # this tree's modules, wherever the installed ones lie
 from nbdev_book import linkcode_resolve  # noqa: E402, F401
-from tsynd.report import CSS  # noqa: E402
-from tsynd.study_report import STUDY_CSS  # noqa: E402
 
 project, author = 'tsynd', 'tsynd developers'
 project_copyright = '2026 onwards, tsynd developers, Apache License 2.0'
-extensions = ['myst_nb', 'sphinx_external_toc', 'sphinx_copybutton', 'sphinx-mathjax-offline', 'sphinx.ext.autodoc',
-              'sphinx.ext.autosummary', 'sphinx.ext.linkcode', 'sphinx.ext.githubpages', 'nbdev_book']
+extensions = [
+    'myst_nb', 'sphinx_external_toc', 'sphinx_copybutton', 'sphinx-mathjax-offline',
+    'sphinx.ext.autodoc', 'sphinx.ext.autosummary', 'sphinx.ext.linkcode', 'sphinx.ext.githubpages',
+    'nbdev_book']
 exclude_patterns = ['_site', 'studies', 'measurements', '**.ipynb_checkpoints']
 templates_path = ['_site/templates']
 
@@ -29,15 +29,17 @@ html_css_files = ['tsynd.css', 'report.css']
 html_favicon = '_site/static/icon.svg'
 html_show_sphinx = html_show_sourcelink = html_copy_source = html_use_index = False
 html_theme_options = {
-    'source_repository': 'https://github.com/tsynd/tsynd', 'source_branch': 'main', 'source_directory': 'nbs/',
-    'top_of_page_buttons': [],   # a notebook has its own line of links
+    'top_of_page_buttons': [],   # a notebook has a line of links of its own
     'light_css_variables': {'color-brand-primary': '#0b5c8a', 'color-brand-content': '#0b5c8a'},
     'dark_css_variables': {'color-brand-primary': '#7cc4ea', 'color-brand-content': '#7cc4ea'}}
 
-# pieces of reports that the book shows wear the reports' style, but the site's colours
-ROOT_RULES = r'@media\(prefers-color-scheme:dark\)\{:root.*?\}\}|:root\{.*?\}'
-STYLE = '@scope (.report) {\n' + re.sub(ROOT_RULES, '', CSS + STUDY_CSS) + '}\n'
-(HERE/'_site'/'static'/'report.css').write_text(STYLE, encoding='utf-8')
+# pieces of reports that the book shows wear the reports' style, in the site's colours
+sheets = [f.read_text(encoding='utf-8') for f in sorted(HERE.parent.glob('tsynd/reports/templates/*.css'))]
+if not sheets:   # as long as a style sheet is a string in a module
+    from tsynd.report import CSS
+    from tsynd.study_report import STUDY_CSS
+    sheets = [re.sub(r'@media\(prefers-color-scheme:dark\){:root.*?}}|:root{.*?}', '', CSS + STUDY_CSS)]
+(HERE/'_site/static/report.css').write_text('@scope (.report) {\n' + ''.join(sheets) + '}\n', encoding='utf-8')
 
 myst_enable_extensions = ['dollarmath', 'amsmath', 'attrs_inline', 'attrs_block', 'colon_fence', 'deflist',
                           'smartquotes']

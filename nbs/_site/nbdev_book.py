@@ -10,11 +10,11 @@ from nbformat.v4 import new_markdown_cell
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.nodes import make_refnode
 
-SOURCE = 'https://github.com/tsynd/tsynd/blob/main/nbs'
-COLAB = SOURCE.replace('github.com', 'colab.research.google.com/github')
+BAR = ('{{.bar}}\n{{download}}`Download this notebook <{0}>` '
+       '[Open in Colab](https://colab.research.google.com/github/tsynd/tsynd/blob/main/nbs/{1}) '
+       '[Source](https://github.com/tsynd/tsynd/blob/main/nbs/{1})')
 TAGS = {'default_exp': 'remove-cell', 'hide': 'remove-cell',
         'echo: false': 'remove-input', 'output: false': 'remove-output'}
-# a class, a function, a constant; and the class that @patch adds a method to
 DEFINES = re.compile(r'^(?:(?:class|def) (?=[^\W_]|__call__)|(?=[A-Z][A-Z\d_]* *[:=]))(\w+)'
                      r'(?:\((?:self|cls): ?(\w+))?', re.M)
 defined = {}   # 'tsynd.callback.TSynD' → '05_callback', the page whose cell defines it
@@ -36,7 +36,7 @@ def names(cell, module):
     "What an exported cell defines for others: classes, functions, constants, and methods by @patch"
     if 'export' not in cell['directives']: return []
     found = DEFINES.findall(cell['source'])
-    return ['.'.join(filter(None, ('tsynd', module, owner, name))) for name, owner in found]
+    return [f'tsynd.{module}.{owner}.{name}'.replace('..', '.') for name, owner in found]
 
 
 def survey(app, config):
@@ -51,15 +51,14 @@ def survey(app, config):
         if module: modules |= dict.fromkeys([f'tsynd.{module}'.rpartition('.')[0], f'tsynd.{module}'])
         for cell in nb['cells']: defined.update(dict.fromkeys(names(cell, module), page))
     config.html_additional_pages, config.html_context = dict.fromkeys(moved, 'moved.html'), {'moved': moved}
-    config.autosummary_context = {'reading_order': list(modules), 'constants': {m: constants(m) for m in modules}}
+    config.autosummary_context = {'order': list(modules), 'constants': {m: constants(m) for m in modules}}
 
 
 def constants(name):
     "The constants of a module, with those values that fit into a line"
     module = import_module(name)
-    found = {n: getattr(module, n) for n in getattr(module, '__all__', []) if n.isupper()}
-    shown = {n: repr(value) for n, value in found.items() if not isinstance(value, type)}
-    return {n: value if len(value) < 100 and ' at 0x' not in value else '' for n, value in shown.items()}
+    shown = {n: repr(vars(module)[n]) for n in getattr(module, '__all__', []) if n.isupper()}
+    return {n: v if len(v) < 100 and ' at 0x' not in v else '' for n, v in shown.items() if v[:6] != '<class'}
 
 
 def linkcode_resolve(domain, info):
@@ -75,36 +74,33 @@ def prepare(app, docname, content):
     if file.suffix != '.ipynb': return
     (nb, module), cells = read(content[0]), []
     for cell in nb['cells']:
-        if here := names(cell, module): cells.append(new_markdown_cell(signpost(here, f'tsynd.{module}.')))
+        if here := names(cell, module): cells.append(signpost(here, f'tsynd.{module}.'))
         directives = cell.pop('directives')
         tags = [TAGS[d] for pair in directives.items() for d in (pair[0], ': '.join(pair)) if d in TAGS]
-        image = {'alt': directives.get('fig-alt', ''), 'scale': 100}   # a scaled image leads to its full size
+        image = {'alt': directives.get('fig-alt', ''), 'scale': 100}   # so that it leads to its full size
         cell['metadata'] = {'tags': tags, 'mystnb': {'image': image}}
         for output in cell.get('outputs', []): dress(output.get('data', {}))
         cells.append(cell)
         if cell['source'].startswith('# ') and docname != 'index':
-            cells.append(new_markdown_cell(bar(file, file.relative_to(app.srcdir).as_posix(), module)))
+            cells.append(new_markdown_cell(BAR.format(file.name, file.relative_to(app.srcdir).as_posix())))
+            if module: cells[-1].source += f' {{py:mod}}`tsynd.{module}`'
     nb['cells'], nb['metadata']['language_info'] = cells, {'name': 'python', 'pygments_lexer': 'ipython3'}
     content[0] = json.dumps(nb)
-
-
-def bar(file, at, module):
-    "Under a notebook's title: get it, run it, see its module"
-    links = f'[Open in Colab]({COLAB}/{at}) [Source]({SOURCE}/{at})'
-    return f'{{.bar}}\n{{download}}`Download this notebook <{file.name}>` {links}' + f' {{py:mod}}`tsynd.{module}`' * bool(module)
 
 
 def signpost(here, prefix):
     "Over a definition: from here to the reference, and an anchor for the way back"
     links = ' '.join(f'{{py:obj}}`{name.removeprefix(prefix)} <{name}>`' for name in here)
-    return '{.defines}\n' + ''.join(f'<span id="in-{name}"></span>' for name in here) + f'reference: {links}'
+    anchors = ''.join(f'<span id="in-{name}"></span>' for name in here)
+    return new_markdown_cell(f'{{.defines}}\n{anchors}reference: {links}')
 
 
 def dress(data):
-    "A report's piece has its style and no links to files beside it; in a data frame words are told from numbers"
+    "A report's piece wears its style, without links to files beside it; data frames tell words from numbers"
     if 'text/html' not in data: return
     html = re.sub(r' href="(?![a-z]+:|#)[^"]*"', '', ''.join(data['text/html']))
-    frame = re.sub(r'<td>(?=([^<]{24})|[A-Za-z▸])', lambda m: f'<td class="words{" long" * bool(m[1])}">', html)
+    frame = re.sub(r'<td>(?=[^<]{24})', '<td class="words long">', html)
+    frame = re.sub(r'<td>(?=[A-Za-z▸])', '<td class="words">', frame)
     data['text/html'] = frame if 'class="dataframe"' in html else f'<div class="report">{html}</div>'
 
 
@@ -123,7 +119,7 @@ def describe(app, what, name, obj, options, lines):
 
 
 def shorten(app, env):
-    "In menus a notebook has its number and the first part of its title: '05 · The callback'"
+    "In menus a notebook has its number and its title as far as a colon: '05 · The callback'"
     for page, title in env.longtitles.items():
         number = re.match(r'\d+[a-z]?(?=_)', page.rpartition('/')[2])
         words = nodes.Text((number[0] + ' · ' if number else '') + re.split(r'[:?] ', title.astext())[0])
@@ -149,7 +145,9 @@ class Names(SphinxPostTransform):
 
 
 def setup(app):
-    for event, handler in {'config-inited': survey, 'source-read': prepare, 'env-updated': shorten,
-                           'autodoc-process-docstring': describe}.items(): app.connect(event, handler)
+    app.connect('config-inited', survey)
+    app.connect('source-read', prepare)
+    app.connect('env-updated', shorten)
+    app.connect('autodoc-process-docstring', describe)
     app.add_post_transform(Names)
     return {'parallel_read_safe': True, 'parallel_write_safe': True}
