@@ -5,7 +5,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE/'_site')]   # this tree's modules, wherever the installed ones lie
-from nbdev_book import linkcode_resolve  # noqa: E402, F401
+from nbdev_book import defined  # noqa: E402
 
 project, author = 'tsynd', 'tsynd developers'
 project_copyright = '2026 onwards, tsynd developers, Apache License 2.0'
@@ -22,6 +22,7 @@ nitpicky = True
 nitpick_ignore_regex = [('py:.*', r'(?!tsynd\.).*')]
 
 html_theme = 'furo'
+pygments_dark_style = 'github-dark'
 html_title = 'tsynd'
 html_baseurl = 'https://tsynd.github.io/tsynd/'
 html_static_path = ['_site/static']
@@ -39,7 +40,8 @@ if not sheets:   # as long as a style sheet is a string in a module
     from tsynd.report import CSS
     from tsynd.study_report import STUDY_CSS
     sheets = [re.sub(r'@media\(prefers-color-scheme:dark\){:root.*?}}|:root{.*?}', '', CSS + STUDY_CSS)]
-(HERE/'_site/static/report.css').write_text('@scope (.report) {\n' + ''.join(sheets) + '}\n', encoding='utf-8')
+STYLE = '@scope (.report) {\n' + ''.join(sheets) + '}\n'
+(HERE/'_site/static/report.css').write_text(STYLE, encoding='utf-8')
 
 myst_enable_extensions = ['dollarmath', 'amsmath', 'attrs_inline', 'attrs_block', 'colon_fence', 'deflist',
                           'smartquotes']
@@ -59,3 +61,10 @@ autodoc_typehints_format = 'short'
 add_module_names = False
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 70
+
+
+def linkcode_resolve(domain, info):
+    "A name of the reference leads to the cell of the book that defines it, or its class"
+    name = f'{info["module"]}.{info["fullname"]}'
+    while name and name not in defined: name = name.rpartition('.')[0]
+    return f'../{defined[name]}.html#in-{name}' if name else None

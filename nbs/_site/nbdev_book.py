@@ -2,7 +2,6 @@
 import json
 import re
 from importlib import import_module
-from pathlib import Path
 
 from docutils import nodes
 from fastcore.docments import docments
@@ -25,8 +24,8 @@ def read(text):
     nb, module = json.loads(text), None
     for cell in nb['cells']:
         source, cell['directives'] = ''.join(cell['source']), {}
-        while cell['cell_type'] == 'code' and (m := re.match(r'#\|\s*([\w-]+)(:?)[ \t]*(.*)\n?', source)):
-            cell['directives'][m[1]], source = m[3].strip(), source[m.end():]
+        while cell['cell_type'] == 'code' and (m := re.match(r'#\|\s*([\w-]+):?[ \t]*(.*)\n?', source)):
+            cell['directives'][m[1]], source = m[2].strip(), source[m.end():]
         module = cell['directives'].get('default_exp', module)
         cell['source'] = source
     return nb, module
@@ -34,43 +33,34 @@ def read(text):
 
 def names(cell, module):
     "What an exported cell defines for others: classes, functions, constants, and methods by @patch"
-    if 'export' not in cell['directives']: return []
-    found = DEFINES.findall(cell['source'])
+    found = DEFINES.findall(cell['source']) if 'export' in cell['directives'] else []
     return [f'tsynd.{module}.{owner}.{name}'.replace('..', '.') for name, owner in found]
 
 
 def survey(app, config):
     "Before all else: the modules in order of reading, what is defined where, nbdev's own addresses"
-    source = Path(app.srcdir)
-    patterns = re.findall(r"(?:file|glob): '?([^\s']+)", (source/'_toc.yml').read_text(encoding='utf-8'))
+    patterns = re.findall(r"(?:file|glob): '?([^\s']+)", (app.srcdir/'_toc.yml').read_text(encoding='utf-8'))
     modules, moved = {}, {}
-    for file in (f for p in patterns for f in sorted(source.glob(f'{p}.ipynb'))):
+    for file in (f for p in patterns for f in sorted(app.srcdir.glob(f'{p}.ipynb'))):
         nb, module = read(file.read_text(encoding='utf-8'))
-        page = file.relative_to(source).with_suffix('').as_posix()
+        page = file.relative_to(app.srcdir).with_suffix('').as_posix()
         if (old := re.sub(r'(^|/)\d+[a-z]?_', r'\1', page)) != page: moved[old] = page
         if module: modules |= dict.fromkeys([f'tsynd.{module}'.rpartition('.')[0], f'tsynd.{module}'])
         for cell in nb['cells']: defined.update(dict.fromkeys(names(cell, module), page))
-    config.html_additional_pages, config.html_context = dict.fromkeys(moved, 'moved.html'), {'moved': moved}
+    config.html_additional_pages, config.html_context['moved'] = dict.fromkeys(moved, 'moved.html'), moved
     config.autosummary_context = {'order': list(modules), 'constants': {m: constants(m) for m in modules}}
 
 
 def constants(name):
     "The constants of a module, with those values that fit into a line"
-    module = import_module(name)
-    shown = {n: repr(vars(module)[n]) for n in getattr(module, '__all__', []) if n.isupper()}
+    here = vars(import_module(name))
+    shown = {n: repr(here[n]) for n in here.get('__all__', []) if n.isupper()}
     return {n: v if len(v) < 100 and ' at 0x' not in v else '' for n, v in shown.items() if v[:6] != '<class'}
-
-
-def linkcode_resolve(domain, info):
-    "A name of the reference leads to the cell of the book that defines it, or its class"
-    name = f'{info["module"]}.{info["fullname"]}'
-    while name and name not in defined: name = name.rpartition('.')[0]
-    return f'../{defined[name]}.html#in-{name}' if name else None
 
 
 def prepare(app, docname, content):
     "Directives become myst-nb's tags; over a definition stands the way to the reference"
-    file = Path(app.env.doc2path(docname))
+    file = app.env.doc2path(docname)
     if file.suffix != '.ipynb': return
     (nb, module), cells = read(content[0]), []
     for cell in nb['cells']:
@@ -79,7 +69,8 @@ def prepare(app, docname, content):
         tags = [TAGS[d] for pair in directives.items() for d in (pair[0], ': '.join(pair)) if d in TAGS]
         image = {'alt': directives.get('fig-alt', ''), 'scale': 100}   # so that it leads to its full size
         cell['metadata'] = {'tags': tags, 'mystnb': {'image': image}}
-        for output in cell.get('outputs', []): dress(output.get('data', {}))
+        for output in cell.get('outputs', []):
+            if 'text/html' in output.get('data', {}): dress(output['data'])
         cells.append(cell)
         if cell['source'].startswith('# ') and docname != 'index':
             cells.append(new_markdown_cell(BAR.format(file.name, file.relative_to(app.srcdir).as_posix())))
@@ -97,7 +88,6 @@ def signpost(here, prefix):
 
 def dress(data):
     "A report's piece wears its style, without links to files beside it; data frames tell words from numbers"
-    if 'text/html' not in data: return
     html = re.sub(r' href="(?![a-z]+:|#)[^"]*"', '', ''.join(data['text/html']))
     frame = re.sub(r'<td>(?=[^<]{24})', '<td class="words long">', html)
     frame = re.sub(r'<td>(?=[A-Za-z▸])', '<td class="words">', frame)
@@ -118,6 +108,11 @@ def describe(app, what, name, obj, options, lines):
         if said: lines += ['', f':{"returns" if key == "return" else f"param {key}"}: {escape(said)}']
 
 
+def fields(app, what, name, value, skip, options):
+    "A class's plain attributes are its parameters, and described there"
+    return what == 'class' and not (callable(value) or hasattr(value, '__get__')) or None
+
+
 def shorten(app, env):
     "In menus a notebook has its number and its title as far as a colon: '05 · The callback'"
     for page, title in env.longtitles.items():
@@ -135,13 +130,13 @@ class Names(SphinxPostTransform):
         python, known = self.env.domaindata['py'], {}
         for name, entry in python['objects'].items():
             module = max((m for m in python['modules'] if name.startswith(m + '.')), key=len, default='')
-            known[name] = known[name.removeprefix(module + '.')] = entry
+            known[name if entry.objtype == 'module' else name.removeprefix(module + '.')] = entry
         for literal in list(self.document.findall(nodes.literal)):
             name = re.sub(r'\(.*\)$', '', literal.astext())
-            entry = known.get(name) or known.get(re.sub(r'^tsynd\.(\w+\.)?', '', name))
-            if not entry or isinstance(literal.parent, (nodes.reference, nodes.title)): continue
-            to = self.app.builder, self.env.docname, entry.docname, entry.node_id
-            literal.replace_self(make_refnode(*to, literal.deepcopy(), name))
+            entry = known.get(name) or known.get(re.sub(r'^tsynd\.([a-z_]+\.)*', '', name))
+            if entry and not isinstance(literal.parent, (nodes.reference, nodes.title)):
+                at = self.app.builder, self.env.docname, *entry[:2]
+                literal.replace_self(make_refnode(*at, literal.deepcopy()))
 
 
 def setup(app):
@@ -149,5 +144,6 @@ def setup(app):
     app.connect('source-read', prepare)
     app.connect('env-updated', shorten)
     app.connect('autodoc-process-docstring', describe)
+    app.connect('autodoc-skip-member', fields)
     app.add_post_transform(Names)
     return {'parallel_read_safe': True, 'parallel_write_safe': True}
