@@ -72,7 +72,7 @@ def prepare(app, docname, content):
         for output in cell.get('outputs', []):
             if 'text/html' in output.get('data', {}): dress(output['data'])
         cells.append(cell)
-        if cell['source'].startswith('# ') and docname != 'index':
+        if cell['source'].startswith('# ') and not docname.endswith('index'):
             cells.append(new_markdown_cell(BAR.format(file.name, file.relative_to(app.srcdir).as_posix())))
             if module: cells[-1].source += f' {{py:mod}}`tsynd.{module}`'
     nb['cells'], nb['metadata']['language_info'] = cells, {'name': 'python', 'pygments_lexer': 'ipython3'}
