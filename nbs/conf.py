@@ -18,7 +18,8 @@ templates_path = ['_site/templates']
 suppress_warnings = ['etoc.toctree',               # autosummary makes its own
                      'misc.highlighting_failure']  # Python with `…` in it
 nitpicky = True
-nitpick_ignore_regex = [('py:.*', r'(?!tsynd\.).*')]
+nitpick_ignore_regex = [('py:.*', r'(?!tsynd\.).*'),
+                        ('py:class', r'tsynd\.core\.errors\.printable')]   # a check inside a type
 
 html_theme = 'furo'
 pygments_dark_style = 'github-dark'
