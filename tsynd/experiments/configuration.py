@@ -64,7 +64,7 @@ class StudyConfig(derived(TrainingSettings, bf16=True)):
     eps: Annotated[list[number(0, 255)], Len(0, 100),
                    'of PGD, in grey values of 255'] = field(default_factory=lambda: [1, 2, 4, 8])
     pgd_steps: Annotated[whole(1, 10**4), 'of PGD'] = 20
-    corruptions: Annotated[list[Text]|None, Len(0, 100),
+    corruptions: Annotated[Annotated[list[Text], Len(0, 100)]|None,
                            'by default those that the chapter on corruptions lists for the data set'] = None
 
 # %% ../../nbs/experiments/00_configuration.ipynb #fda771b6
