@@ -67,7 +67,7 @@ def main(which='search', seeds=1, *only):
             todo = [a for a in arms if (name, seed, a) not in done and (not only or any(o in a for o in only))]
             if not todo: continue
             data = subset(load_data(name), 100, seed=seed)
-            autoencoder = train_autoencoder(data, steps=400, seed=seed)
+            autoencoder = train_autoencoder(data, steps=400, bs=64, seed=seed)
             for arm in todo:
                 row = dict(dataset=name, seed=seed, arm=arm, **measure(data, autoencoder, seed, arms[arm], dict(search='val', final='test')[which]))
                 cols = pd.read_csv(out, nrows=0).columns if out.exists() else COLUMNS
