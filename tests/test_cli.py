@@ -76,7 +76,7 @@ def no_training(monkeypatch):
 def test_every_option_reaches_the_configuration(monkeypatch, tmp_path):
     seen = []
     def take(c, out, root=None, *args, **kwargs): seen.append((c, Path(out), root)); raise InputError('enough')
-    monkeypatch.setattr('tsynd.experiments.results.run', take)
+    monkeypatch.setattr('tsynd.experiments.run', take)            # where the command finds it
     monkeypatch.chdir(tmp_path)
     values = {int: 7, float: .7, str: 'name'}
     for name, typ, default, _ in options():
@@ -501,6 +501,6 @@ def test_a_study_with_a_slip_says_so_in_one_line(tmp_path, capsys, text, said):
 @pytest.mark.parametrize('jobs', [0, -1])
 @pytest.mark.parametrize('dry', [[], ['--dry-run']], ids=str)
 def test_jobs_are_checked_before_anything_is_estimated(here, monkeypatch, jobs, dry):
-    monkeypatch.setattr('tsynd.experiments.forecast.estimate', None)
+    monkeypatch.setattr('tsynd.experiments.estimate', None)
     (here/'mine.toml').write_text(STUDY)
     refused(here, 'study', 'mine.toml', '--jobs', jobs, *dry, words=[f'jobs is {jobs}', 'at least 1'])

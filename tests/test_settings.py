@@ -18,7 +18,8 @@ from tsynd.core import (
     number, rows, Settings, shown, SynthesisSettings, takes, TargetingSettings, type_of, whole)
 from tsynd.data import image_dls, phantom, subset
 from tsynd.experiments import (
-    ARMS, ArmSettings, callbacks, check_config, read_config, RunConfig, StudyConfig, to_toml)
+    ARMS, ArmSettings, callbacks, check_config, read_config, read_study, RunConfig, StudyConfig, to_toml)
+from tsynd.models import autoencoder_learner, train_autoencoder
 from tsynd.targeting import Synthesizer, TSynD
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -211,6 +212,21 @@ def test_a_hostile_word_is_refused(no_training, argv):
 
 @pytest.mark.parametrize('path', sorted((ROOT/'nbs'/'studies').rglob('*.toml')), ids=lambda p: '/'.join(p.parts[-2:]))
 def test_studies_on_record_are_read_and_written_again(path, tmp_path):
-    c = read_config(path)
+    c = read_study(path.parent).config if path.name == 'study.toml' else read_config(path)
     (tmp_path/path.name).write_text(to_toml(c))
     assert read_config(tmp_path/path.name) == c and (c.ae_steps, c.ae_bs) == (400, 64)
+
+def test_what_version_0_1_did_not_write_down_is_its_recipe_and_not_todays(tmp_path):
+    text = to_toml(replace(STUDY, ae_steps=400))
+    old = '\n'.join(l for l in text.splitlines() if not l.startswith('ae_bs'))
+    (tmp_path/'study.toml').write_text(old)
+    assert (read_study(tmp_path).config.ae_steps, read_study(tmp_path).config.ae_bs) == (400, 64)
+    (tmp_path/'mine.toml').write_text(GOOD)
+    assert (read_config(tmp_path/'mine.toml').ae_steps, read_config(tmp_path/'mine.toml').ae_bs) == (AutoencoderSettings.steps, AutoencoderSettings.bs)
+
+def test_one_recipe_for_the_autoencoder():
+    steps, bs = AutoencoderSettings.steps, AutoencoderSettings.bs
+    for f in (train_autoencoder, autoencoder_learner):
+        assert [signature(f).parameters[k].default for k in ('steps', 'bs')] == [steps, bs]
+    assert {(c.ae_steps, c.ae_bs) for c in (RunConfig(), STUDY)} == {(steps, bs)}
+    assert 'train_autoencoder(data)' in (ROOT/'README.md').read_text(encoding='utf-8')

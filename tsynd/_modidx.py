@@ -485,6 +485,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                            'tsynd/experiments/study_configuration.py'),
                                                        'tsynd.experiments.study_configuration.read_config': ( 'experiments/study_configuration.html#read_config',
                                                                                                               'tsynd/experiments/study_configuration.py'),
+                                                       'tsynd.experiments.study_configuration.read_folder': ( 'experiments/study_configuration.html#read_folder',
+                                                                                                              'tsynd/experiments/study_configuration.py'),
                                                        'tsynd.experiments.study_configuration.to_toml': ( 'experiments/study_configuration.html#to_toml',
                                                                                                           'tsynd/experiments/study_configuration.py')},
             'tsynd.models.bundles': { 'tsynd.models.bundles.read_model': ('models/bundles.html#read_model', 'tsynd/models/bundles.py'),

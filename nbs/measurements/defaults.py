@@ -49,7 +49,7 @@ def main(seeds=1):
             todo = [a for a in ARMS if (name, seed, a) not in done]
             if not todo: continue
             data = subset(load_data(name), 100, seed=seed)
-            autoencoder = train_autoencoder(data, steps=400, seed=seed)
+            autoencoder = train_autoencoder(data, steps=400, bs=64, seed=seed)
             for arm in todo:
                 row = dict(dataset=name, seed=seed, arm=arm, **measure(data, autoencoder, seed, ARMS[arm]))
                 pd.DataFrame([row]).to_csv(OUT, mode='a', header=not OUT.exists(), index=False)

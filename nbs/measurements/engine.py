@@ -88,7 +88,7 @@ def main(which='search', seeds=1, *only):
                     and (not only or any(o in a for o in only))]
             if not todo: continue
             data = subset(load_data(name), 100, seed=seed)
-            autoencoder = train_autoencoder(data, steps=400, seed=seed)
+            autoencoder = train_autoencoder(data, steps=400, bs=64, seed=seed)
             for arm in todo:
                 row = dict(dataset=name, seed=seed, arm=arm,
                            **measure(data, autoencoder, seed, arms[arm],

@@ -293,7 +293,7 @@ def measure(arm, hole, seed, data, ae, target, judge):
 def prepare(seed, hole):
     "Data, autoencoder, and for each source the latent of its nearest point in the hole"
     data = phantom(N, seed=seed, holes={hole: HOLES[hole]})
-    ae = train_autoencoder(data, steps=300, seed=seed)
+    ae = train_autoencoder(data, steps=300, bs=64, seed=seed)
     return data, ae, encode_all(ae, render(nearest(data.train.factors, hole), 3*seed))
 
 @cache

@@ -70,7 +70,7 @@ def main(seeds=3):
             todo = [(r, g) for r,g in SETTINGS if (name, seed, r, g) not in done]
             if not todo: continue
             data = phantom(seed=seed) if name == 'phantom' else subset(load_data(name), 100, seed=seed)
-            ae = train_autoencoder(data, steps=400, seed=seed)
+            ae = train_autoencoder(data, steps=400, bs=64, seed=seed)
             judge = independent_judge(ae, name, data, seed)
             own = dict(judge_error_source=wrong(judge, data.train.x, data.train.y).mean().item(),
                        judge_error_reconstruction=wrong(judge, redraw(ae, data.train.x),

@@ -28,7 +28,7 @@ def main(seeds=2):
     data = load_data('breastmnist')
     for seed in range(int(seeds)):
         todo = [a for a in ARMS if (seed, a) not in done]
-        autoencoder = train_autoencoder(data, steps=400, seed=seed) if todo else None
+        autoencoder = train_autoencoder(data, steps=400, bs=64, seed=seed) if todo else None
         for arm in todo:
             cbs = [] if ARMS[arm] is None else [TSynD(autoencoder, seed=seed, **ARMS[arm])]
             learn = train_classifier(data, epochs=18, seed=seed, cbs=[BF16(), *cbs])

@@ -131,7 +131,7 @@ from pathlib import Path
 import torch
 
 from tsynd.experiments import HEADLINE
-from tsynd.experiments import Cell, cell_data, read_config, read_study, StudyConfig, to_toml, train_cell
+from tsynd.experiments import Cell, cell_data, read_config, read_study, StudyConfig, to_toml, train_cell, UNWRITTEN
 from tsynd.reports import PROTOCOL
 
 HERE = Path(__file__).parent
@@ -155,7 +155,7 @@ def label(arm, s): return ', '.join([arm, *(f'{k} {v:.3g}' for k,v in s.items())
 def trials(name, arms, seeds, **kw):
     return StudyConfig(name, BOTH, [100], seeds,
                        {label(a, s): dict(arm=a, **s) for a,ss in arms.items() for s in ss}, first_seed=100,
-                       split='val', attack_n=100, eps=[2], pgd_steps=10, corruptions=[], **kw)
+                       split='val', attack_n=100, eps=[2], pgd_steps=10, corruptions=[], **UNWRITTEN, **kw)
 
 def finished(name):
     study = read_study(HERE/name)
@@ -224,13 +224,13 @@ def headline():
         1))
     family = [*HEADLINE, ('mi', 'baseline, longer', 'clean', 'auc')]
     return StudyConfig('headline', BOTH, [100, 50, 200], 12, arms, headline=[[*c, 100] for c in family],
-                       lr=study.config.lr)
+                       lr=study.config.lr, **UNWRITTEN)
 
 def official():
     "Nothing is searched here, so MI has the package's defaults; attacks are a glance at 100 images, not a measurement of robustness"
     return StudyConfig('official', BOTH[:1], ['full'], 5, dict(baseline={}, mi_default={}), **PROTOCOL,
                        headline=[['mi_default','baseline','clean','auc']],
-                       attack_n=100, eps=[4], corruptions=[])
+                       attack_n=100, eps=[4], corruptions=[], **UNWRITTEN)
 
 def official_xrays():
     "The same protocol, five seeds, on a data set that is too large for it on a processor"

@@ -15,8 +15,8 @@ from .settings import derived, number, Seed, Settings, Text, whole
 @dataclass(kw_only=True)
 class AutoencoderSettings(Settings):
     "How an autoencoder is trained"
-    steps: Annotated[whole(1, 10**6), 'updates of the autoencoder'] = 600
-    bs: Annotated[whole(1, 2**16), 'images in a batch of the autoencoder'] = 64
+    steps: Annotated[whole(1, 10**6), 'updates of the autoencoder'] = 300
+    bs: Annotated[whole(1, 2**16), 'images in a batch of the autoencoder'] = 32
     lr: Annotated[number(0, 10, open_lo=True), 'highest learning rate of the one-cycle schedule'] = 3e-3
 
 # %% ../../nbs/core/06_defaults.ipynb #239511ae

@@ -20,7 +20,7 @@ from filelock import FileLock
 from ..core.errors import InputError
 from .cell import cells
 from .configuration import StudyConfig
-from .study_configuration import read_config
+from .study_configuration import read_folder
 
 # %% ../../nbs/experiments/06_record.ipynb #a030bc0a
 def write_whole(path, text): # all of it or nothing
@@ -90,7 +90,7 @@ def read_study(folder:str|Path)->Study:
     "The tables of a study, finished or not; raises `InputError`"
     folder = Path(folder)
     if not os.path.exists(folder/'study.toml'): raise InputError(f"{folder} holds no study.toml; give a folder written by tsynd study")
-    c,found = read_config(folder/'study.toml'),records(folder)
+    c,found = read_folder(folder),records(folder)
     rs = [_whole(found[x.id], folder) for x in cells(c) if x.id in found]
     done = [r for r in rs if r['status'] == 'done']
     rows = [[*(r[k] for k in KEYS), condition, m, v] for r in done for condition,d in r['measures'].items() for m,v in d.items()]

@@ -20,7 +20,7 @@ from .cell import (
 from .configuration import StudyConfig
 from .experiment import versions
 from .record import append, code, pack_probabilities, read_study, records, write_whole
-from .study_configuration import check_config, check_machine, read_config, to_toml
+from .study_configuration import check_config, check_machine, read_folder, to_toml
 
 # %% ../../nbs/experiments/07_study.ipynb #bdb838b8
 def run_cell(c:StudyConfig, cell:Cell, folder:Path, root=None)->dict: # the record
@@ -47,7 +47,7 @@ def work(folder:str|Path, # of the study
     "Run cells until none is left"
     torch.set_num_threads(1)
     folder = Path(folder)
-    c,tried = read_config(folder/'study.toml'),set()
+    c,tried = read_folder(folder),set()
     check_machine(c)
     (folder/'locks').mkdir(exist_ok=True)
     while todo := _todo(c, folder, run, tried):
@@ -134,7 +134,7 @@ def _open(c, folder):
     path,new = folder/'study.toml',asdict(c)
     try:
         if not path.exists() and folder.exists() and any(folder.iterdir()): raise InputError(f"{folder} is not empty and no study; choose another folder with --out")
-        old = asdict(read_config(path)) if path.exists() else {}
+        old = asdict(read_folder(folder)) if path.exists() else {}
         for k,v in old.items():
             if v != new[k] and not (k in GROW and GROW[k](v, new[k])):
                 raise InputError(f"{folder} holds a study whose {k} is {v!r}, not {new[k]!r}; choose another folder with --out{', or add to it only' if k in GROW else ''}")

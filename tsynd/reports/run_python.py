@@ -9,7 +9,7 @@ __all__ = ['python_lines']
 from dataclasses import asdict
 
 from ..data.named import medmnist_info
-from ..experiments.configuration import QUICK, RunConfig
+from ..experiments.configuration import QUICK, RunConfig, UNWRITTEN
 from .page import render
 
 # %% ../../nbs/reports/07_run_python.ipynb #b67d4d0b
@@ -31,12 +31,12 @@ def python_lines(config:dict, # as in metrics.json
                 )->str:
     "The few lines of Python that do what the run did; settings at their defaults are left out"
     defaults = asdict(RunConfig())
-    c = defaults | config
+    c = defaults | UNWRITTEN | config               # what version 0.1 did not write down
     written = {k: repr(v) for k, v in c.items()}
     changed = {k: v for k, v in written.items() if k not in defaults or c[k] != defaults[k]}
     def given(names): return ', '.join(f'{k}={written[k]}' for k in names)
     trained = c['autoencoder'] is None
-    recipe = f"data, steps={written['ae_steps']}, {given(['seed'])}"
+    recipe = f"data, steps={written['ae_steps']}, bs={written['ae_bs']}, {given(['seed'])}"
     return str(render(
         'run_python.txt', c=written, args=given(changed), own=_own_data(c), data=_data_line(c),
         settings=given(k for k in _SYNTHESIS if k == 'objective' or k in changed),
