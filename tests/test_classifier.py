@@ -416,7 +416,7 @@ def test_predictions_of_a_model_without_weights():
 
 def test_probabilities_of_classes_and_labels():
     x = torch.tensor([[0., 1000.], [-1000., 0.]])
-    assert probabilities(x).tolist() == [[0,1],[0,1]] and probabilities(x, True).tolist() == [[.5,1],[0,.5]]
+    assert probabilities(x).tolist() == [[0,1],[0,1]] and probabilities(x, MULTI).tolist() == [[.5,1],[0,.5]]
 
 def made_scores(y, C, task, seed=0, skill=1.):
     rng = np.random.default_rng(seed)
@@ -440,12 +440,12 @@ def test_metrics_agree_with_the_evaluator_and_scikit_learn(tmp_path, name, seed)
     write_npz(tmp_path, name, n=(30,30,67), seed=seed)
     with pytest.warns(UserWarning, match='MD5'): data = load_medmnist(name, tmp_path, download=False)
     y = data.test.y.numpy()
-    p = made_scores(y.astype(int), data.n_classes, data.task, seed)
+    p = made_scores(y.astype(int), data.n_classes, data.task.name, seed)
     got, theirs = metrics(data.test.y, torch.from_numpy(p), data.task), Evaluator(name, 'test',
         root=str(tmp_path)).evaluate(p)
     assert got['auc'] == pytest.approx(theirs.AUC, abs=1e-12) and got['accuracy'] == pytest.approx(theirs.ACC,
         abs=1e-12)
-    assert got == pytest.approx(scikit(y, p, data.task), abs=1e-9) and .5 < got['auc'] < 1
+    assert got == pytest.approx(scikit(y, p, data.task.name), abs=1e-9) and .5 < got['auc'] < 1
 
 def test_there_are_four_tasks_and_each_is_tested():
     assert {medmnist.INFO[n]['task'] for n in ('breastmnist','octmnist','retinamnist',
