@@ -99,3 +99,11 @@ def test_the_front_door_is_light():
     assert (out.returncode, out.stdout.strip()) == (0, ''), out.stderr
     assert {'TSynD', 'load_data', 'train_autoencoder', 'make_classifier'} <= set(tsynd.__all__)
     assert [n for n in tsynd.__all__ if getattr(tsynd, n) is None] == []
+
+
+def test_lines_of_notebooks_are_short():
+    "110 characters; only directives, such as the words of a picture, have to stand on one line"
+    long = [f'{f.relative_to(ROOT)} {c.id}: {line}' for f in sorted((ROOT/'nbs').rglob('*.ipynb')) if '.ipynb_' not in str(f)
+            for c in read_nb(f).cells if c.cell_type == 'code' for line in c.source.splitlines()
+            if len(line) > 110 and not line.startswith('#|')]
+    assert long == []

@@ -13,7 +13,7 @@ from pathlib import Path
 
 # %% ../nbs/cli.ipynb #5b78d717
 EXAMPLES = '''examples:
-  tsynd run                                       offline, on the built-in phantom (under 3 minutes on two cores)
+  tsynd run                                       offline, on the built-in phantom (minutes on two cores)
   tsynd run --quick                               a smoke run; its numbers mean nothing
   tsynd run breastmnist --root data/medmnist      BreastMNIST from a folder of MedMNIST files
   tsynd run pneumoniamnist --subset 100           100 labelled images; downloads the file if there is none
@@ -22,22 +22,23 @@ EXAMPLES = '''examples:
   tsynd study my.toml --dry-run                   how many trainings, and how long?
   tsynd study my.toml                             run them, or what is left of them
 
-data sets: phantom, and the twelve 2D sets of MedMNIST v2: pathmnist chestmnist dermamnist octmnist pneumoniamnist
-retinamnist breastmnist bloodmnist tissuemnist organamnist organcmnist organsmnist'''
+data sets: phantom, and the twelve 2D sets of MedMNIST v2: pathmnist chestmnist dermamnist octmnist
+pneumoniamnist retinamnist breastmnist bloodmnist tissuemnist organamnist organcmnist organsmnist'''
 
-RUN = '''Train an autoencoder on the training images, then a classifier without and with TSynD from the same initial weights
-and with the same batches; measure both on the test split: clean, randomly perturbed, and under attack (PGD). Everything
-goes into one new folder: report.html, metrics.json, figures, synthetic images with their provenance, models.'''
+RUN = '''Train an autoencoder on the training images, then a classifier without and with TSynD from the same
+initial weights and with the same batches; measure both on the test split: clean, randomly perturbed, and
+under attack (PGD). Everything goes into one new folder: report.html, metrics.json, figures, synthetic images
+with their provenance, models.'''
 
-STUDY = '''Run every arm of a study on every data set, subset size and seed, paired, in parallel processes. Finished trainings are
-written at once: stop it at any time, the same command goes on. Add seeds, sizes, data sets or arms to the
-configuration, and the same command runs what is new. It looks like this:
+STUDY = '''Run every arm of a study on every data set, subset size and seed, paired, in parallel processes.
+Finished trainings are written at once: stop it at any time, the same command goes on. Add seeds, sizes, data
+sets or arms to the configuration, and the same command runs what is new. It looks like this:
 
   datasets = ["breastmnist", "pneumoniamnist"]
   n = [50, 100, "full"]          # labelled training images
   seeds = 10
   [arms.baseline]
-  [arms.mi]                      # TSynD on all images; as `tsynd run` has it: mi_default. See the chapter on arms
+  [arms.mi]                      # TSynD on all images; as `tsynd run` has it: mi_default
   weight = 4.0
   [arms."mi, further"]
   arm = "mi"

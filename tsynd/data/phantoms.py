@@ -50,7 +50,8 @@ def render_phantom(f:Tensor,    # (N,8) in [0,1], columns as in `FACTORS`
     wobble = (torch.cos(5*th+ph) + .6*torch.cos(8*th-2*ph))/1.6
     lesion = torch.sigmoid((R*(1+.25*torch.cos(2*th))*(1+.45*spic*wobble) - rho)/.05)
     tissue = .5 + .06*torch.sin(5*Y+ph) + .05*torch.sin(3*X-2*Y+2*ph)
-    behind = torch.sigmoid((dy-.3*R)/.08)*torch.sigmoid((.8*R-dx.abs())/.06)*torch.exp(-.7*(dy-R).clamp(min=0))
+    below,inside = torch.sigmoid((dy-.3*R)/.08), torch.sigmoid((.8*R-dx.abs())/.06)
+    behind = below*inside*torch.exp(-.7*(dy-R).clamp(min=0))
     img = (tissue - (.18+.25*con)*lesion)*(1-.6*sha*behind)
     return (img*speckle(len(f), size, .02+.1*spk, seed))[:,None].clamp(0, 1)
 

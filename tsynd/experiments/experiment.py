@@ -35,7 +35,7 @@ def prepare_data(c:RunConfig,
                  root=None, # folder of the npz files
                  data:ImageData=None # images of your own; default: those that `c` names
                 )->ImageData:
-    "The data of a run: loaded, checked, cut to the subset; a quick run takes `QUICK` images of training and test"
+    "The data of a run: loaded, checked, cut to the subset; of a quick run `QUICK` images to train and test"
     c = checked(c)
     if data is None: data = load_data(c.dataset, root, c.size, c.seed)
     n = c.subset if c.subset is not None else QUICK if c.quick and len(data.train) > QUICK else None

@@ -23,7 +23,7 @@ from .study_configuration import check_machine, make_arm
 # %% ../../nbs/experiments/08_forecast.ipynb #a0085838
 # per data set, size and arm
 def estimate(c:StudyConfig, root=None, updates:int=6, images:int=16)->pd.DataFrame:
-    "Seconds of training and of measuring one cell, from a few updates and images, on this machine as busy as it is now"
+    "Seconds to train and to measure one cell, from a few updates and images, on this machine as it is now"
     check_machine(c)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

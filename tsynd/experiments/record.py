@@ -69,8 +69,8 @@ def unpack_probabilities(s, shape):
 
 def code()->str:
     "A checksum of tsynd itself, so that cells made before and after a change are told apart"
-    return hashlib.md5(b''.join(p.read_bytes()
-                                for p in sorted(Path(find_spec('tsynd').origin).parent.rglob('*.py')))).hexdigest()[:8]
+    files = sorted(Path(find_spec('tsynd').origin).parent.rglob('*.py'))
+    return hashlib.md5(b''.join(f.read_bytes() for f in files)).hexdigest()[:8]
 
 # %% ../../nbs/experiments/06_record.ipynb #ded59754
 @dataclass

@@ -47,7 +47,7 @@ def save_result(r:Result,
 # %% ../../nbs/experiments/02_results.ipynb #b13ae554
 @contextmanager
 def new_folder(out:str|Path):
-    "A hidden folder in `out` whose contents move up into `out` when the block ends well; otherwise all that was made vanishes"
+    "A hidden folder whose contents move up into `out` when the block ends well; else all vanishes"
     out = Path(out)
     made,names = [],[]
     try:

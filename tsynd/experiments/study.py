@@ -19,7 +19,7 @@ from .cell import (
     Busy, Cell, cell_data, cells, cpu_time, group_autoencoder, measure_cell, train_cell)
 from .configuration import StudyConfig
 from .experiment import versions
-from .record import append, code, pack_probabilities, read_study, records, write_whole
+from .record import append, code, pack_probabilities, read_study, records, Study, write_whole
 from .study_configuration import check_config, check_machine, read_folder, to_toml
 
 # %% ../../nbs/experiments/07_study.ipynb #bdb838b8
@@ -105,13 +105,14 @@ def run_study(c:StudyConfig,
               root=None,         # folder of MedMNIST's npz files
               jobs:int=2,        # processes, one thread each
               progress:bool=True # show a bar with the time left?
-             )->'Study':
+             )->Study:
     "Run what is left of a study, in parallel"
     check_range('jobs', jobs, lo=1, hi=256, integer=True)
     check_machine(check_config(c))
     folder = _open(c, Path(folder))
     run = f'{os.getpid()}-{time.time():.0f}'
-    call = f'from tsynd.experiments.study import _worker; _worker({str(folder)!r}, {root and str(root)!r}, {os.getpid()}, {run!r})'
+    given = f'{str(folder)!r}, {root and str(root)!r}, {os.getpid()}, {run!r}'
+    call = f'from tsynd.experiments.study import _worker; _worker({given})'
     env = dict(os.environ, OMP_NUM_THREADS='1')
     workers = [subprocess.Popen([sys.executable, '-W', 'ignore', '-c', call], env=env)
                for _ in range(min(jobs, len(_todo(c, folder, run))))]

@@ -128,7 +128,7 @@ CORRUPTIONS = dict( # name: function of images, level and random streams
 
 def families(dataset:str='phantom' # or the name of a MedMNIST set
             )->dict:               # name: five levels
-    "The corruption families of a data set and their levels at severity 1 to 5; for a set without a list here, the breast's"
+    "Corruption families of a data set and their levels at severity 1 to 5; without a list, the breast's"
     check_known('data set', [dataset], ['phantom', *medmnist_info()])
     return LEVELS.get(dataset, LEVELS['breastmnist'])
 
@@ -235,7 +235,7 @@ def corruption_summary(rows:list,          # as `corruption_table` makes them
                        least:float=.01     # a quotient is None where its denominator is smaller
                       # of rows: corruption, balanced_error, auc, rise, relative; last the mean
                       )->list:
-    "Mean over severities for each family, and the mean over families: errors, their rise over clean, BE and rBE"
+    "Means over severities for each family, and over families: errors, their rise over clean, BE, rBE"
     check_range('least', least, lo=0, open_lo=True)
     own,tested = _family_means(rows, 'rows')
     ref,tested_ref = (None,tested) if reference is None else _family_means(reference, 'reference rows')

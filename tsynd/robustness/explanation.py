@@ -254,7 +254,7 @@ def minimise_class(model:nn.Module, # images (B,ch,H,W) in [0,1] to logits (B,C)
                    ae:Autoencoder=None, # search its latent space; default: the pixels
                    task:str|Task='multi-class' # what the labels are
                   )->tuple:         # start and end, (B,ch,H,W) in [0,1]
-    "Where the search starts, `x` or its reconstruction, and the image near it that makes a class least probable"
+    "Where the search starts, `x` or its reconstruction, and the image nearby that makes a class improbable"
     check_batch(x)
     check_range('eps', eps, lo=0, open_lo=True); check_range('steps', steps, lo=2, integer=True)
     task,dev = as_task(task),device_of(model, x)

@@ -94,6 +94,7 @@ def masking_check(model:nn.Module,  # a `Predictor`, or any classifier, which th
     red = [f['finding'] for f in findings if f['red']]
     verdict = 'no sign of gradient masking'
     if red:
-        verdict = f"signs of gradient masking ({', '.join(red)}): the accuracy under attack is not to be trusted"
+        verdict = (f"signs of gradient masking ({', '.join(red)}): "
+                   "the accuracy under attack is not to be trusted")
     return dict(masked=bool(red), verdict=verdict, predictor=predictor_name(model), eps=eps, n=len(x),
                 findings=findings)

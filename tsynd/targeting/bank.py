@@ -11,7 +11,7 @@ from fastcore.basics import patch
 
 # %% ../../nbs/targeting/04_bank.ipynb #5943f12c
 class LatentBank:
-    "Latents by source index: encodings, and where the last ascents ended; an image that has changed counts as new"
+    "Latents by source index: encodings, and where the last ascents ended; a changed image counts as new"
     def __init__(self, warm:bool=True): self.rows,self.warm,self.encoded = {},warm,0
 
     def recall(self, ae, x, index)->tuple: # (B,Z,h,w) encodings, and points to start from

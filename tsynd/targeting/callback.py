@@ -181,9 +181,9 @@ def _record(self:TSynD, few):
 # %% ../../nbs/targeting/08_callback.ipynb #09e65fcb
 @patch
 def _guard(self:TSynD, few):
-    if few and self.engine.steps == 1:
-        self.engine.step = min(self.step,
-                               2*self.engine.step) if few['mi_after'] > few['mi_before'] else self.engine.step/2
+    if not few or self.engine.steps > 1: return
+    rose = few['mi_after'] > few['mi_before']
+    self.engine.step = min(self.step, 2*self.engine.step) if rose else self.engine.step/2
 
 # %% ../../nbs/targeting/08_callback.ipynb #fca374a1
 @patch
@@ -240,7 +240,7 @@ def after_fit(self:TSynD):
 # %% ../../nbs/targeting/08_callback.ipynb #a28cc2a9
 @patch(as_prop=True)
 def last_epoch(self:TSynD)->Synthetic:
-    "All synthetic images of the last epoch, at most `keep`, dropped ones too; raises `InputError` if there are none"
+    "Synthetic images of the last epoch, at most `keep`, dropped ones too; raises `InputError` if none"
     why = ('keep is 0'
            if not self.keep
            else 'training was stopped before it had ended, or the callback was pickled since, which leaves '
@@ -276,7 +276,7 @@ def __getstate__(self:TSynD):
 def show(self:TSynD,
          n:int=8 # number of images
         ):
-    "Source, reconstruction and targeted image of `n` images of the last epoch, evenly spaced in their gain of MI"
+    "Sources, reconstructions and targeted images of the last epoch, evenly spaced in their gain of MI"
     s = self.images
     i = (s.mi_after-s.mi_before).argsort()[torch.linspace(0, len(s)-1, n).long()]
     titles = ['source']*n + [f'MI {v:.3f}' for v in torch.cat([s.mi_before[i], s.mi_after[i]]).clamp(min=0)]
@@ -299,7 +299,7 @@ def plot_mi(self:TSynD, ax=None):
 # %% ../../nbs/targeting/08_callback.ipynb #b1793943
 @patch(as_prop=True)
 def cost(self:TSynD)->dict:
-    "What the budget bought: share, rate of batches, milliseconds, synthetic images per second, ratio to plain training; raises `InputError`"
+    "What the budget bought: share, rate, milliseconds, images per second, ratio; raises `InputError`"
     if self.clock is None or self.clock.rate is None:
         raise InputError("there is no measured cost: it is measured with a budget, over eight plain batches "
                          "and the first eight that synthesise; train longer, or give share and every")

@@ -17,7 +17,7 @@ from .bf16 import undo_bf16
 
 # %% ../../nbs/targeting/06_moving_average.ipynb #6e343a24
 class MovingAverage(nn.Module):
-    "A copy of `model` that follows its weights and buffers at a distance; raises `InputError` if it cannot be copied"
+    "A copy of `model` that follows its weights and buffers at a distance; raises `InputError`"
     def __init__(self, model:nn.Module,
                  # share of the old weights that stays in an update; less in the first hundreds of updates
                  decay:float=.99
