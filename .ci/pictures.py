@@ -1,6 +1,8 @@
-"""Make the saved pictures of notebooks smaller: at most 256 colours each, which the eye does not notice in plots and grey images.
+"""Make the saved pictures of notebooks smaller: at most 256 colours each, which the eye does not notice in
+plots and grey images.
 
-`python .ci/pictures.py` does it for all notebooks, `python .ci/pictures.py nbs/04_synthesis.ipynb` for one, after `nbdev-test --save`.
+`python .ci/pictures.py` does it for all notebooks, `python .ci/pictures.py nbs/04_synthesis.ipynb` for one,
+after `nbdev-test --save`.
 """
 import base64, io, json, sys
 from pathlib import Path
@@ -17,7 +19,8 @@ def small(png):
     if im.getextrema()[3][0] < 255: return png                       # transparent: left alone
     im, made = im.convert('RGB'), io.BytesIO()
     exact = im.getcolors(256)
-    im.quantize(len(exact) if exact else 256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(made, 'PNG', optimize=True)
+    im.quantize(len(exact) if exact else 256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(made,
+        'PNG', optimize=True)
     return min(png, made.getvalue(), key=len)
 
 
@@ -36,4 +39,5 @@ def shrink(file):
 
 
 if __name__ == '__main__':
-    for f in [Path(a) for a in sys.argv[1:]] or sorted(ROOT.glob('nbs/**/[!_.]*.ipynb')): print(f'{f.name}: {shrink(f)/1e3:.0f} kB saved')
+    for f in [Path(a) for a in sys.argv[1:]] or sorted(ROOT.glob('nbs/**/[!_.]*.ipynb')):
+        print(f'{f.name}: {shrink(f)/1e3:.0f} kB saved')

@@ -61,7 +61,8 @@ def page(nb):
             cell.metadata.alt = found.get('fig-alt', '')
         cells.append(cell)
     nb.cells = cells
-    nb.metadata.language_info = dict(name='python', file_extension='.py')  # nbdev-clean takes it away; the code fences need it
+    # nbdev-clean takes it away; the code fences need it
+    nb.metadata.language_info = dict(name='python', file_extension='.py')
     return nb
 
 
@@ -71,8 +72,10 @@ def readme(root=ROOT):
     from nbconvert import MarkdownExporter
     from traitlets.config import Config
     conf = Config()
-    conf.NbConvertBase.display_data_priority = ['text/markdown', 'image/svg+xml', 'image/png', 'image/jpeg', 'text/html', 'text/plain']
-    conf.ExtractOutputPreprocessor.output_filename_template = PICTURES + '/{unique_key}_{cell_index}_{index}{extension}'
+    conf.NbConvertBase.display_data_priority = ['text/markdown', 'image/svg+xml', 'image/png', 'image/jpeg',
+                                                'text/html', 'text/plain']
+    conf.ExtractOutputPreprocessor.output_filename_template = (PICTURES
+        + '/{unique_key}_{cell_index}_{index}{extension}')
     nb = page(nbformat.read(Path(root)/'nbs'/'index.ipynb', as_version=4))
     text, resources = MarkdownExporter(config=conf).from_notebook_node(nb, resources=dict(unique_key='index'))
     def describe(m): return f'![{nb.cells[int(m[2])].metadata.alt}]({m[1]})'  # from the cell's `#| fig-alt:`

@@ -9,7 +9,8 @@ import pytest, torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
-settings.register_profile('tsynd', deadline=None, max_examples=50)   # half of the usual: all tests have to fit into half an hour
+# half of the usual: all tests have to fit into half an hour
+settings.register_profile('tsynd', deadline=None, max_examples=50)
 settings.load_profile('tsynd')
 
 
@@ -21,7 +22,8 @@ def medmnist_root():
     missing = [f for f in ('breastmnist.npz', 'pneumoniamnist.npz') if not (root/f).is_file()]
     if not missing: return root
     if named: pytest.fail(f'MEDMNIST_ROOT={named} has no {" and no ".join(missing)}: '
-                          'put the files there, or unset it to leave out the tests on real data', pytrace=False)
+                          'put the files there, or unset it to leave out the tests on real data',
+                          pytrace=False)
     pytest.skip('real data absent: set MEDMNIST_ROOT to a folder with breastmnist.npz and pneumoniamnist.npz')
 
 

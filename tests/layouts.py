@@ -21,7 +21,8 @@ def make_images(y, size, ch, rng):
     hot = y if y.shape[1] > 1 else np.eye(C)[y[:,0]]
     u = (np.arange(size)+.5)/size
     angle = 2*np.pi*np.arange(C)/C
-    spot = np.exp(-((u[None,:,None]-.5-.3*np.sin(angle)[:,None,None])**2 + (u[None,None]-.5-.3*np.cos(angle)[:,None,None])**2)/.01)
+    spot = np.exp(-((u[None,:,None]-.5-.3*np.sin(angle)[:,None,None])**2
+                    + (u[None,None]-.5-.3*np.cos(angle)[:,None,None])**2)/.01)
     coarse = rng.normal(0, .1, (len(y), 7, 7)).repeat(-(-size//7), 1).repeat(-(-size//7), 2)[:,:size,:size]
     x = .35 + coarse + .4*np.tensordot(hot, spot, 1) + rng.normal(0, .03, (len(y), size, size))
     if ch == 3: x = x[...,None]*np.array([1, .8, .9])

@@ -4,8 +4,10 @@ from fastai.callback.core import Callback
 
 def state(*models):
     "All that a visitor could leave behind in a model"
-    return [([(n, m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for n,m in model.named_modules()],
-             {n: (p.requires_grad, p.grad) for n,p in model.named_parameters()}, {n: v.clone() for n,v in model.state_dict().items()})
+    return [([(n, m.training, len(m._forward_hooks), len(m._forward_pre_hooks))
+              for n,m in model.named_modules()],
+             {n: (p.requires_grad, p.grad) for n,p in model.named_parameters()},
+             {n: v.clone() for n,v in model.state_dict().items()})
             for model in models] + [torch.get_rng_state()]
 
 def same(a, b):

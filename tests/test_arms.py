@@ -45,20 +45,35 @@ def test_every_arm_says_what_it_is():
 @pytest.mark.parametrize('name', ARMS)
 def test_every_arm_trains(name, data, ae):
     settings = dict(gate=0.) if 'gate' in ARMS[name].settings else {}
-    losses = train_classifier(data, epochs=1, bs=8, cbs=callbacks(name, ae, seed=1, **settings)).recorder.losses
+    losses = train_classifier(data, epochs=1, bs=8,
+                              cbs=callbacks(name, ae, seed=1, **settings)).recorder.losses
     assert len(losses) == 3 and all(math.isfinite(l) for l in losses)
 
-@pytest.mark.parametrize('name, settings', [(a, dict(weight=0.)) for a in ARMS if 'weight' in ARMS[a].settings and a not in ('mi_fgsm','mi_mixup','mi_pgd')]
-                         + [('trivialaugment', dict(p=0.)), ('mi_fgsm', dict(weight=0., attack_weight=0.)), ('mi_pgd', dict(weight=0., attack_weight=0.))], ids=lambda v: v if isinstance(v, str) else '')
+@pytest.mark.parametrize('name, settings',
+                         [(a, dict(weight=0.)) for a in ARMS if 'weight' in ARMS[a].settings
+                          and a not in ('mi_fgsm','mi_mixup','mi_pgd')]
+                         + [('trivialaugment', dict(p=0.)), ('mi_fgsm', dict(weight=0., attack_weight=0.)),
+                            ('mi_pgd', dict(weight=0., attack_weight=0.))],
+                            ids=lambda v: v if isinstance(v, str) else '')
 def test_an_arm_without_weight_is_the_baseline(name, settings, data, ae):
     "To the last bit: nothing an arm does touches the random stream or the buffers of the classifier"
-    def weights(cbs): return torch.cat([v.flatten().double() for v in train_classifier(data, epochs=1, bs=8, cbs=cbs).model.state_dict().values()])
+    def weights(cbs):
+        return torch.cat([v.flatten().double() for v in train_classifier(data, epochs=1, bs=8,
+            cbs=cbs).model.state_dict().values()])
     assert torch.equal(weights(callbacks(name, ae, **settings)), weights([]))
 
-@pytest.mark.parametrize('name, settings, said', [('mi', dict(wieght=1), "no setting 'wieght', expected some of weight, radius"), ('nothing', {}, "arm is 'nothing', expected one of baseline"),
-                                                  (['mi'], {}, "arm is ['mi'], expected one of"), ('mixup', dict(alpha='a'), 'alpha is'), ('mixup', dict(alpha=-1), 'alpha is -1'), ('random', dict(times=0), 'times is 0'),
-    ('mi', dict(radius=-1), 'radius is -1'), ('mi', dict(gate=2.), 'gate is 2.0'), ('pgd', dict(eps=2.), 'eps is 2.0'), ('pgd', dict(steps=0), 'steps is 0'), ('joint', dict(eps=4), 'eps is 4'), ('joint', dict(pixel_steps=0), 'pixel_steps is 0'),
-    ('fgsm', dict(weight=-1.), 'weight is -1.0'), ('mi_pgd', dict(part=1.5), 'part is 1.5'), ('mi_pgd', dict(steps=0), 'steps is 0'), ('trivialaugment', dict(p=1.5), 'p is 1.5')], ids=str)
+@pytest.mark.parametrize('name, settings, said',
+                         [('mi', dict(wieght=1), "no setting 'wieght', expected some of weight, radius"),
+                          ('nothing', {}, "arm is 'nothing', expected one of baseline"),
+                                                  (['mi'], {}, "arm is ['mi'], expected one of"),
+                                                  ('mixup', dict(alpha='a'), 'alpha is'),
+                                                  ('mixup', dict(alpha=-1), 'alpha is -1'),
+                                                  ('random', dict(times=0), 'times is 0'),
+    ('mi', dict(radius=-1), 'radius is -1'), ('mi', dict(gate=2.), 'gate is 2.0'),
+    ('pgd', dict(eps=2.), 'eps is 2.0'), ('pgd', dict(steps=0), 'steps is 0'),
+    ('joint', dict(eps=4), 'eps is 4'), ('joint', dict(pixel_steps=0), 'pixel_steps is 0'),
+    ('fgsm', dict(weight=-1.), 'weight is -1.0'), ('mi_pgd', dict(part=1.5), 'part is 1.5'),
+    ('mi_pgd', dict(steps=0), 'steps is 0'), ('trivialaugment', dict(p=1.5), 'p is 1.5')], ids=str)
 def test_slips_are_named(name, settings, said, ae):
     with pytest.raises(InputError) as e: callbacks(name, ae, **settings)
     assert said in str(e.value) and '\n' not in str(e.value)
@@ -82,9 +97,11 @@ def test_the_random_twin_moves_as_far_in_another_direction(data, ae):
     assert len(made) >= 2
     for mi, twin in made:
         a, b = (mi.z-mi.z0).flatten(1), (twin.z-twin.z0).flatten(1)
-        assert torch.allclose(a.norm(dim=1), b.norm(dim=1), rtol=1e-4) and torch.cosine_similarity(a, b).abs().max() < .4
+        assert torch.allclose(a.norm(dim=1), b.norm(dim=1), rtol=1e-4) and torch.cosine_similarity(a,
+            b).abs().max() < .4
         assert torch.equal(twin.source, mi.source) and (twin.x-mi.x).abs().max() > .01
-    assert min(mi.distance_latent.min() for mi, _ in made) < .39            # not all of them are on the radius
+    # not all of them are on the radius
+    assert min(mi.distance_latent.min() for mi, _ in made) < .39
 
 def test_pixel_space_climbs_in_pixels(data, model):
     x, y = data.train.batch(slice(0, 12))
@@ -114,7 +131,8 @@ def test_on_a_linear_model_the_attack_reaches_the_worst_corner(steps):
     want = x + eps*sign*w.sign()
     assert (got-x).abs().max() <= eps+1e-7
     if steps > 1: assert torch.allclose(got, want, atol=1e-6)
-    else:                                          # 1.25 eps from anywhere in the box: most pixels end in the corner, none on the wrong side
+    # 1.25 eps from anywhere in the box: most pixels end in the corner, none on the wrong side
+    else:
         assert ((got-x)*sign*w.sign()).min() >= .25*eps-1e-6 and ((got-want).abs() < 1e-6).float().mean() > .5
 
 def test_the_attack_depends_on_its_seed_and_leaves_the_model_alone(data, model):
@@ -122,11 +140,14 @@ def test_the_attack_depends_on_its_seed_and_leaves_the_model_alone(data, model):
     model.train(); before = {k: v.clone() for k, v in model.state_dict().items()}
     a, b, c = (adversarial(model, x, y, seed=s) for s in (0, 0, 1))
     assert torch.equal(a, b) and not torch.equal(a, c)
-    assert model.training and all(p.requires_grad for p in model.parameters()) and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert model.training and all(p.requires_grad for p in model.parameters()) and all(torch.equal(v,
+        before[k]) for k, v in model.state_dict().items())
     model.eval()
 
 def test_attack_on_several_labels_raises_the_loss():
-    with seeded(0): net, x, y = make_classifier('small_resnet', 1, 3).eval(), torch.rand(8, 1, 28, 28), torch.randint(2, (8, 3)).float()
+    with seeded(0):
+        net, x, y = make_classifier('small_resnet', 1, 3).eval(), torch.rand(8, 1, 28, 28), torch.randint(2,
+            (8, 3)).float()
     loss = lambda x: torch.nn.functional.binary_cross_entropy_with_logits(net(x), y)
     assert loss(adversarial(net, x, y, 8/255, 3, task='multi-label, binary-class')) > loss(x)
 
@@ -145,7 +166,10 @@ def test_the_weighted_loss_is_added_to_that_of_the_batch(data):
 
 @pytest.mark.parametrize('part, task', [(1/3, ONE), (.5, SEVERAL), (1., ONE), (.01, ONE)])
 def test_several_steps_go_where_mi_is_highest(model, part, task):
-    with seeded(3): x, y = torch.rand(12, 1, 28, 28), torch.randint(2, (12, 2)).float() if task.several else torch.randint(2, (12,))
+    with seeded(3):
+        x, y = torch.rand(12, 1, 28, 28), torch.randint(2,
+                                                        (12, 2)).float() if task.several else torch.randint(2,
+                                                            (12,))
     cb, = callbacks('mi_pgd', weight=0., part=part, steps=4)
     cb.learn = SimpleNamespace(model=model)
     before = state(model)
@@ -156,19 +180,25 @@ def test_several_steps_go_where_mi_is_highest(model, part, task):
     near = torch.tensor([i for i in range(12) if i not in far.tolist()], dtype=torch.long)
     for i,steps in ((far, 4), (near, 1)):
         if len(i): assert torch.equal(a[i], adversarial(model, x[i], y[i], cb.eps, steps, 5, task))
-    assert len(near) == 12-n and (n == 12 or not torch.equal(a[near], adversarial(model, x[near], y[near], cb.eps, 4, 5, task)))
+    assert len(near) == 12-n and (n == 12 or not torch.equal(a[near],
+        adversarial(model, x[near], y[near], cb.eps, 4, 5, task)))
 
 @pytest.mark.parametrize('part, task', [(1/3, ONE), (.5, SEVERAL)])
 def test_its_control_spends_as_many_steps_by_lot(model, part, task):
     "Which images are drawn depends on the seed alone, and all are drawn in time"
-    with seeded(3): x, y = torch.rand(12, 1, 28, 28), torch.randint(2, (12, 2)).float() if task.several else torch.randint(2, (12,))
+    with seeded(3):
+        x, y = torch.rand(12, 1, 28, 28), torch.randint(2,
+                                                        (12, 2)).float() if task.several else torch.randint(2,
+                                                            (12,))
     cb, = callbacks('random_pgd', part=part, steps=4)
     cb.learn = SimpleNamespace(model=model)
     draws = [cb.signal(x, y, s).topk(math.ceil(part*12)).indices.sort().values for s in range(40)]
-    assert {i for d in draws for i in d.tolist()} == set(range(12)) and torch.equal(cb.signal(x, y, 5), cb.signal(1-x, 1-y, 5))
+    assert {i for d in draws for i in d.tolist()} == set(range(12)) and torch.equal(cb.signal(x, y, 5),
+        cb.signal(1-x, 1-y, 5))
     far,a = draws[5],cb.attack(x, y, 5)
     near = torch.tensor([i for i in range(12) if i not in far.tolist()])
-    for i,steps in ((far, 4), (near, 1)): assert torch.equal(a[i], adversarial(model, x[i], y[i], cb.eps, steps, 5, task))
+    for i,steps in ((far, 4), (near, 1)):
+        assert torch.equal(a[i], adversarial(model, x[i], y[i], cb.eps, steps, 5, task))
 
 def test_without_synthesis_the_targeted_attack_needs_no_autoencoder(data):
     losses = train_classifier(data, epochs=1, bs=8, cbs=callbacks('mi_pgd', None, weight=0.)).recorder.losses
@@ -204,10 +234,14 @@ def test_trivialaugment_changes_the_share_it_says(data):
 def test_shifts_are_a_part_of_the_side():
     "torchvision's go up to 32 pixels, which would push an image of 28 out of its frame"
     from tsynd.experiments.arms import _wide
-    for k in ('TranslateX','TranslateY'): assert _wide()._AUGMENTATION_SPACE[k][0](31, 28, 28).max() == 4 and _wide()._AUGMENTATION_SPACE[k][0](31, 224, 224).max() == 32
+    for k in ('TranslateX','TranslateY'):
+        assert _wide()._AUGMENTATION_SPACE[k][0](31, 28,
+                                                 28).max() == 4 and _wide()._AUGMENTATION_SPACE[k][0](31, 224,
+                                                     224).max() == 32
 
 def test_augmented_images_are_images_and_repeatable(data):
-    a, b = (extra_images('trivialaugment', None, make_classifier('small_resnet', 1, 2), data, range(8)) for _ in range(2))
+    a, b = (extra_images('trivialaugment', None, make_classifier('small_resnet', 1, 2), data, range(8))
+            for _ in range(2))
     assert torch.equal(a, b) and 0 <= a.min() and a.max() <= 1 and a.shape == (8, 1, 28, 28)
 
 @pytest.mark.parametrize('name', ['mi_default','mixup','mi_mixup'])
@@ -217,9 +251,14 @@ def test_extra_images_are_one_for_each_and_the_same_again(name, data, ae, model)
     assert len(a) == 8 and torch.equal(a, b) and torch.equal(torch.get_rng_state(), before)
 
 def test_attacks_in_training_take_class_numbers_of_any_whole_type_but_no_column(data):
-    a, b = (train_classifier(data, epochs=1, bs=8, cbs=[Change(lambda y: y.to(d)), AdversarialTraining(steps=1)]).recorder.losses for d in (torch.uint8, torch.int64))
+    a, b = (train_classifier(data, epochs=1, bs=8,
+                             cbs=[Change(lambda y: y.to(d)), AdversarialTraining(steps=1)]).recorder.losses
+                             for d in (torch.uint8, torch.int64))
     assert torch.equal(torch.stack(list(a)), torch.stack(list(b)))
-    with pytest.raises(InputError, match=r'targets are torch.int64 of shape \(8, 1\), expected class numbers'): train_classifier(data, epochs=1, bs=8, cbs=[Change(lambda y: y[:,None]), AdversarialTraining(steps=1)])
+    with pytest.raises(InputError,
+                       match=r'targets are torch.int64 of shape \(8, 1\), expected class numbers'):
+        train_classifier(data, epochs=1, bs=8,
+                         cbs=[Change(lambda y: y[:,None]), AdversarialTraining(steps=1)])
 
 
 @pytest.mark.parametrize('name', ['baseline','reconstruction','random','mi','pixel_mi','joint','pgd'])
@@ -229,7 +268,9 @@ def test_extra_images_are_those_of_the_named_sources(name, data, ae, model):
     out = extra_images(name, ae, model, data, range(2, 8))
     assert out.shape == x.shape and 0 <= out.min() and out.max() <= 1
     nearest = torch.cdist(out.flatten(1), x.flatten(1)).argmin(1)
-    assert (nearest == torch.arange(6)).float().mean() >= (.5 if name in ('reconstruction','random','mi') else 1)     # after 20 updates the decoder is coarse
+    # after 20 updates the decoder is coarse
+    assert (nearest == torch.arange(6)).float().mean() >= (.5 if name in ('reconstruction','random','mi')
+                                                           else 1)
     assert torch.equal(out, x) == (name == 'baseline')
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
@@ -244,10 +285,12 @@ class Scale(Callback):
 def test_normalised_batches_are_refused(name, data, ae):
     "These work on images in [0, 1]; only TSynD itself undoes fastai's Normalize"
     def go(*cbs, tfms=None):
-        learn = classifier_learner(data, make_classifier('small_resnet', 1, 2), cbs=[*callbacks(name, ae), *cbs])
+        learn = classifier_learner(data, make_classifier('small_resnet', 1, 2),
+                                   cbs=[*callbacks(name, ae), *cbs])
         if tfms: learn.dls.train.after_batch = Pipeline([tfms])
         for cb in learn.cbs: cb.warmup = 0
-        with pytest.raises(InputError, match=r'\[0, 1\].*Normalize'), learn.no_bar(), learn.no_logging(): learn.fit(1)
+        with pytest.raises(InputError, match=r'\[0, 1\].*Normalize'), learn.no_bar(), learn.no_logging():
+            learn.fit(1)
     go(Scale())
     if name == 'joint': go(tfms=Normalize.from_stats([.3], [.25], cuda=False))
 
@@ -264,7 +307,8 @@ def test_what_is_noted_is_what_was_trained_on(name, settings, data, ae):
             with torch.no_grad(): rec = cb.engine.ae.decode(cb.syn.z0)
             self.seen.append((cb.syn.x-rec).pow(2).mean((1,2,3)).sqrt().mean().item())
     learn = train_classifier(data, epochs=1, bs=16, cbs=[cb, Far()])
-    assert len(learn.far.seen) > 1 and np.allclose([h['distance_pixel'] for h in cb.history], learn.far.seen, rtol=1e-3)
+    assert len(learn.far.seen) > 1 and np.allclose([h['distance_pixel'] for h in cb.history], learn.far.seen,
+                                                   rtol=1e-3)
 
 @pytest.mark.parametrize('name', ['random', 'joint'])
 def test_what_is_kept_is_what_was_trained_on(name, data, ae):
@@ -287,4 +331,5 @@ def test_what_is_kept_is_what_was_trained_on(name, data, ae):
 def test_looking_at_an_arm_leaves_the_classifier_alone(training, data, ae, model):
     net = copy.deepcopy(model).train(training)
     extra_images('mi', ae, net, data, range(4))
-    assert all(m.training == training for m in net.modules()) and all(p.requires_grad for p in net.parameters())
+    assert all(m.training == training for m in net.modules()) and all(p.requires_grad
+        for p in net.parameters())

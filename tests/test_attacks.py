@@ -39,7 +39,8 @@ def curved(C=2, ch=1, seed=0):
     "A small smooth network with everything that has a state: dropout, BatchNorm"
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return nn.Sequential(nn.Conv2d(ch, 8, 3), nn.BatchNorm2d(8), nn.Tanh(), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
+        return nn.Sequential(nn.Conv2d(ch, 8, 3), nn.BatchNorm2d(8), nn.Tanh(), nn.AdaptiveAvgPool2d(4),
+                             nn.Flatten(),
                              nn.Dropout(.5), nn.Linear(128, C))
 
 def split(C=3, n=40, dtype=torch.float32):
@@ -59,7 +60,8 @@ def wrong(model, x, y, task='multi-class'): return as_task(task).wrong_share(pre
 
 class Wrapped(nn.Module):
     "A network with something before or behind it"
-    def __init__(self, net, before=None, behind=None): super().__init__(); self.net,self.before,self.behind = net,before,behind
+    def __init__(self, net, before=None, behind=None):
+        super().__init__(); self.net,self.before,self.behind = net,before,behind
     def forward(self, x):
         out = self.net(self.before(x) if self.before else x)
         return self.behind(out) if self.behind else out
@@ -101,7 +103,8 @@ def test_predictor_is_a_function_of_the_image_in_any_mode():
         assert torch.allclose(p(x).detach(), predict(p, x), atol=1e-6)
     assert torch.equal(predict(Predictor(model), x), predict(model, x))
     assert not torch.allclose(predict(Predictor(model, 4), x), predict(Predictor(model, 4, seed=1), x))
-    assert [predictor_name(m) for m in (model, Predictor(model), Predictor(model, 4))] == ['dropout off', 'dropout off', 'mean of 4 draws']
+    assert [predictor_name(m) for m in (model, Predictor(model), Predictor(model, 4))] == ['dropout off',
+        'dropout off', 'mean of 4 draws']
 
 def test_an_attack_on_the_mean_fools_the_mean():
     model, x, y = split()
@@ -126,11 +129,14 @@ def test_every_attack_works_on_every_predictor(name, task):
 
 @pytest.mark.parametrize('C', [2,3,4,9])
 def test_margin_is_positive_where_wrong(C):
-    logits, y = 3*torch.randn(60, C, generator=torch.Generator().manual_seed(C), dtype=torch.float64), labels(60, C)
-    assert torch.equal(margin(logits, y) > 0, logits.argmax(1) != y) and torch.equal(relative_margin(logits, y) > 0, logits.argmax(1) != y)
+    logits, y = 3*torch.randn(60, C, generator=torch.Generator().manual_seed(C),
+                              dtype=torch.float64), labels(60, C)
+    assert torch.equal(margin(logits, y) > 0, logits.argmax(1) != y) and torch.equal(relative_margin(logits,
+        y) > 0, logits.argmax(1) != y)
     assert torch.allclose(relative_margin(1e3*logits-7, y), relative_margin(logits, y)*(1e3 if C == 2 else 1))
     assert torch.isfinite(relative_margin(torch.zeros(3, C), labels(3, C))).all()
-    for f in (margin, relative_margin): assert torch.autograd.gradcheck(lambda l: f(l, y[:4]), logits[:4].requires_grad_())
+    for f in (margin, relative_margin):
+        assert torch.autograd.gradcheck(lambda l: f(l, y[:4]), logits[:4].requires_grad_())
 
 def test_margin_of_two_classes_is_the_log_odds():
     logits, y = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)), labels(20)
@@ -145,18 +151,24 @@ def test_difference_of_logits_ratio_by_hand():
 def test_margin_of_several_labels(C):
     logits, y = torch.randn(40, C, generator=torch.Generator().manual_seed(0)), several(40, C)
     m = margin(logits, y, MULTI)
-    assert torch.allclose(margin(100*logits, y, MULTI), m, atol=1e-5) and (m.abs() <= C).all() and torch.isfinite(margin(logits*0, y, MULTI)).all()
-    near = torch.tensor([[.1,3.,-3.]], requires_grad=True)                      # the label near the border pulls hardest
+    assert torch.allclose(margin(100*logits, y, MULTI), m,
+                          atol=1e-5) and (m.abs() <= C).all() and torch.isfinite(margin(logits*0, y,
+                              MULTI)).all()
+    # the label near the border pulls hardest
+    near = torch.tensor([[.1,3.,-3.]], requires_grad=True)
     g = torch.autograd.grad(margin(near, torch.tensor([[1.,1.,1.]]), MULTI).sum(), near)[0]
     assert g.argmin() == 0 and (g < 0).all()
 
 def test_share_of_wrong_decisions():
-    assert as_task(MULTI).wrong_share(torch.tensor([[1.,-1.,2.,3.]]), torch.tensor([[1.,1.,0.,1.]])).item() == .5
-    assert as_task('multi-class').wrong_share(torch.tensor([[1.,2.],[2.,1.]]), torch.tensor([0,0])).tolist() == [1,0]
+    assert as_task(MULTI).wrong_share(torch.tensor([[1.,-1.,2.,3.]]),
+                                      torch.tensor([[1.,1.,0.,1.]])).item() == .5
+    assert as_task('multi-class').wrong_share(torch.tensor([[1.,2.],[2.,1.]]),
+                                              torch.tensor([0,0])).tolist() == [1,0]
 
 def test_more_wrong_decisions_are_worse_than_a_larger_loss():
     def image(v): return torch.full((1,1,1,1), v)
-    a, b = (image(.1), torch.tensor([9.]), torch.tensor([.5])), (image(.2), torch.tensor([1.]), torch.tensor([1.]))
+    a, b = (image(.1), torch.tensor([9.]), torch.tensor([.5])), (image(.2), torch.tensor([1.]),
+        torch.tensor([1.]))
     assert keep_worse(a, b)[0] == keep_worse(b, a)[0] == image(.2)
     c = image(.3), torch.tensor([2.]), torch.tensor([1.])
     assert keep_worse(b, c)[0] == keep_worse(c, b)[0] == image(.3)
@@ -171,13 +183,15 @@ def test_gradient_attacks_find_the_worst_image_of_a_linear_model(eps):
     w = model[1].weight.detach()
     best = (x + eps*((w[1]-w[0])*(1-2*y[:,None])).sign().view_as(x)).clamp(0, 1)
     for name in ('FGSM','PGD','APGD-CE','APGD-margin'):
-        assert torch.allclose(odds(model, ATTACKS[name](model, x, y, eps, stop=False), y), odds(model, best, y), atol=1e-5), name
+        assert torch.allclose(odds(model, ATTACKS[name](model, x, y, eps, stop=False), y),
+                              odds(model, best, y), atol=1e-5), name
 
 def test_square_nearly_finds_it():
     model, x, y = linear(), images(20), labels(20)
     w = model[1].weight.detach()
     best = (x + .05*((w[1]-w[0])*(1-2*y[:,None])).sign().view_as(x)).clamp(0, 1)
-    def share(q): return ((odds(model, ATTACKS['Square'](model, x, y, .05, steps=q, stop=False), y) - odds(model, x, y))
+    def share(q):
+        return ((odds(model, ATTACKS['Square'](model, x, y, .05, steps=q, stop=False), y) - odds(model, x, y))
                           /(odds(model, best, y) - odds(model, x, y))).mean().item()
     assert share(2000) > .9 > share(200) > share(20)
 
@@ -191,7 +205,9 @@ def test_closed_form_for_several_labels():
     for name in ('FGSM','PGD','APGD-CE','APGD-margin'):
         adv = ATTACKS[name](model, x, y, .1, task=MULTI, stop=False)
         assert torch.equal(wrong(model, adv, y, MULTI), wrong(model, best, y, MULTI)), name
-        if name != 'APGD-margin': assert torch.allclose(attack_loss(predict(model, adv), y, MULTI), attack_loss(predict(model, best), y, MULTI), atol=1e-4)
+        if name != 'APGD-margin':
+            assert torch.allclose(attack_loss(predict(model, adv), y, MULTI),
+                                  attack_loss(predict(model, best), y, MULTI), atol=1e-4)
 
 @pytest.mark.parametrize('eps', [.1, 1., 5.])
 @pytest.mark.parametrize('ch', [1, 3])
@@ -200,11 +216,13 @@ def test_worst_image_in_the_l2_ball(eps, ch):
     model, x, y = linear(ch=ch).double(), images(12, ch, dtype=torch.float64), labels(12)
     w = model[1].weight.detach()
     d = ((w[1]-w[0])*(1-2*y[:,None])).view_as(x)
-    low, high = torch.zeros(12, 1, 1, 1, dtype=torch.float64), torch.full((12, 1, 1, 1), 1e5, dtype=torch.float64)
+    low, high = torch.zeros(12, 1, 1, 1, dtype=torch.float64), torch.full((12, 1, 1, 1), 1e5,
+        dtype=torch.float64)
     for _ in range(100):
         mid = (low+high)/2
         short = ((x+mid*d).clamp(0, 1)-x).flatten(1).norm(dim=1) <= eps
-        low, high = torch.where(short[:,None,None,None], mid, low), torch.where(short[:,None,None,None], high, mid)
+        low, high = torch.where(short[:,None,None,None], mid, low), torch.where(short[:,None,None,None], high,
+            mid)
     best = (x+low*d).clamp(0, 1)
     adv = ATTACKS['PGD-L2'](model, x, y, eps, stop=False)
     rise = (odds(model, adv, y)-odds(model, x, y))/(odds(model, best, y)-odds(model, x, y))
@@ -214,20 +232,25 @@ def test_projection_is_the_nearest_point():
     x, z = images(8), images(8, seed=1)*3-1
     p = project_l2(x, z, 1.5)
     assert p.min() >= 0 and p.max() <= 1 and ((p-x).flatten(1).norm(dim=1) <= 1.5+1e-5).all()
-    others = project_l2(x.repeat(40,1,1,1), p.repeat(40,1,1,1) + .1*torch.randn(320, 1, 12, 12, generator=torch.Generator().manual_seed(0)), 1.5)
-    assert ((p-z).flatten(1).norm(dim=1).repeat(40) <= (others-z.repeat(40,1,1,1)).flatten(1).norm(dim=1)+1e-4).all()
+    others = project_l2(x.repeat(40,1,1,1), p.repeat(40,1,1,1) + .1*torch.randn(320, 1, 12, 12,
+        generator=torch.Generator().manual_seed(0)), 1.5)
+    assert ((p-z).flatten(1).norm(dim=1).repeat(40) <= (others-z.repeat(40,1,1,
+        1)).flatten(1).norm(dim=1)+1e-4).all()
     assert torch.equal(project_l2(x, x, 0.), x) and torch.allclose(project_l2(x, p, 1.5), p, atol=1e-6)
 
 
 # The balls
 
 @settings(max_examples=15)
-@given(eps=st.floats(0, 1), seed=st.integers(0, 5), C=st.sampled_from([2,4]), task=st.sampled_from(['multi-class',MULTI]), name=st.sampled_from(list(ATTACKS)))
+@given(eps=st.floats(0, 1), seed=st.integers(0, 5), C=st.sampled_from([2,4]),
+       task=st.sampled_from(['multi-class',MULTI]), name=st.sampled_from(list(ATTACKS)))
 def test_attacks_stay_in_ball_and_range(eps, seed, C, task, name):
-    model, x, y = curved(C, seed=seed), images(seed=seed).round(decimals=1), several(6, C) if task == MULTI else labels(6, C)
+    model, x, y = curved(C, seed=seed), images(seed=seed).round(decimals=1), several(6,
+        C) if task == MULTI else labels(6, C)
     adv = ATTACKS[name](model, x, y, eps, steps=4, restarts=2, seed=seed, task=task, stop=False)
     d = (adv-x).flatten(1)
-    assert adv.min() >= 0 and adv.max() <= 1 and (d.abs().max() if name in LINF else d.norm(dim=1).max()) <= eps+1e-5
+    assert adv.min() >= 0 and adv.max() <= 1 and (d.abs().max()
+                                                  if name in LINF else d.norm(dim=1).max()) <= eps+1e-5
 
 @pytest.mark.parametrize('name', ATTACKS)
 def test_what_is_wrong_already_stays_as_it_is(name):
@@ -243,7 +266,8 @@ def test_stopping_changes_no_decision(name):
     eps = .02 if name in LINF else .12
     stopped, on = (ATTACKS[name](model, x, y, eps, steps=20, stop=s) for s in (True, False))
     assert torch.equal(wrong(model, stopped, y), wrong(model, on, y)) and 0 < wrong(model, on, y).mean() < 1
-    assert (odds(model, on, y) >= odds(model, stopped, y)-1e-9).all() if ATTACKS[name].objective is attack_loss else True
+    assert (odds(model, on, y) >= odds(model, stopped,
+                                       y)-1e-9).all() if ATTACKS[name].objective is attack_loss else True
 
 @pytest.mark.parametrize('name', ['APGD-CE','APGD-margin','Square'])
 def test_finished_images_cost_nothing(name):
@@ -257,18 +281,22 @@ def test_finished_images_cost_nothing(name):
 def test_an_image_is_attacked_as_if_it_were_alone(name, task):
     model, x = curved(3).double(), images(7, dtype=torch.float64)
     y = several(7).double() if task == MULTI else right(model, x)
-    if task != MULTI: y[1] = (y[1]+1) % 3                                     # out from the start; the others keep their streams
+    # out from the start; the others keep their streams
+    if task != MULTI: y[1] = (y[1]+1) % 3
     kw = dict(steps=8, task=task, restarts=2)
     full = ATTACKS[name](model, x, y, .02, **kw)
-    for other in (ATTACKS[name](model, x, y, .02, bs=3, **kw), torch.cat([ATTACKS[name](model, x[:2], y[:2], .02, **kw), full[2:]])):
+    for other in (ATTACKS[name](model, x, y, .02, bs=3, **kw),
+                  torch.cat([ATTACKS[name](model, x[:2], y[:2], .02, **kw), full[2:]])):
         assert (other-full).abs().max() < 1e-9
     assert torch.equal(ATTACKS[name](model, x, y, .02, **kw), full)
-    if name in ('PGD','APGD-CE','Square'): assert not torch.equal(ATTACKS[name](model, x, y, .02, seed=1, **kw), full)
+    if name in ('PGD','APGD-CE','Square'):
+        assert not torch.equal(ATTACKS[name](model, x, y, .02, seed=1, **kw), full)
 
 @pytest.mark.parametrize('name', ['PGD','APGD-CE','APGD-margin','Square','PGD-L2'])
 def test_more_never_helps_the_defender(name):
     (model, x, y), unit = split(), 1 if name in LINF else 6
-    def left(eps=.02, **kw): return 1-wrong(model, ATTACKS[name](model, x, y, eps*unit, **kw), y).mean().item()
+    def left(eps=.02, **kw):
+        return 1-wrong(model, ATTACKS[name](model, x, y, eps*unit, **kw), y).mean().item()
     by_steps = [left(steps=k) for k in (1,4,16,64)]
     assert by_steps[-1] <= by_steps[0] and all(b <= a+.026 for a,b in zip(by_steps, by_steps[1:]))
     by_eps = [left(e, steps=20) for e in (0,.005,.01,.02,.04)]
@@ -279,12 +307,15 @@ def test_more_never_helps_the_defender(name):
 def test_apgd_needs_no_step_length():
     "On a curved model it climbs at least as high as PGD with its usual steps, with as many passes"
     model, x, y = split()
-    ours, plain = (odds(model, ATTACKS[n](model, x, y, .1, steps=50, stop=False), y).mean() for n in ('APGD-CE','PGD'))
+    ours, plain = (odds(model, ATTACKS[n](model, x, y, .1, steps=50, stop=False), y).mean()
+                   for n in ('APGD-CE','PGD'))
     assert ours >= plain-1e-3
 
 def test_checkpoints_are_those_of_the_paper():
     assert checkpoints(100) == [22,41,57,70,80,87,93,99] and checkpoints(1) == [1]
-    for n in (2,10,33,1000): assert checkpoints(n) == sorted(set(checkpoints(n))) and 1 <= checkpoints(n)[0] and checkpoints(n)[-1] <= n
+    for n in (2,10,33,1000):
+        assert (checkpoints(n) == sorted(set(checkpoints(n))) and 1 <= checkpoints(n)[0]
+                and checkpoints(n)[-1] <= n)
 
 def test_apgd_halves_steps_that_bring_nothing():
     "A parabola along one pixel: a step that is too long jumps across the top for ever"
@@ -298,34 +329,43 @@ def test_apgd_halves_steps_that_bring_nothing():
 def test_apgd_goes_on_from_the_best():
     "Two images: the loss of the first rose in three steps of four, that of the second in one"
     def image(*v): return torch.tensor(v).view(2,1,1,1)
-    s = SimpleNamespace(z=image(.1,.2), old=image(.3,.4), g=image(1.,1.), step=image(.8,.8), top_z=image(.5,.6), top_g=image(2.,2.),
-                        loss=torch.tensor([1.,1.]), top_loss=torch.tensor([3.,3.]), rises=torch.tensor([3.,1.]),
+    s = SimpleNamespace(z=image(.1,.2), old=image(.3,.4), g=image(1.,1.), step=image(.8,.8),
+                        top_z=image(.5,.6), top_g=image(2.,2.),
+                        loss=torch.tensor([1.,1.]), top_loss=torch.tensor([3.,3.]),
+                        rises=torch.tensor([3.,1.]),
                         then=torch.tensor([0.,0.]), cut=torch.tensor([False,False]))
     _look_back(s, 4)
     def seen(): return [v.flatten().tolist() for v in (s.step, s.z, s.old, s.g, s.loss)]
-    assert seen() == [v.flatten().tolist() for v in (image(.8,.4), image(.1,.6), image(.3,.6), image(1.,2.), torch.tensor([1.,3.]))]
+    assert seen() == [v.flatten().tolist() for v in (image(.8,.4), image(.1,.6), image(.3,.6), image(1.,2.),
+                                                     torch.tensor([1.,3.]))]
     assert s.cut.tolist() == [False,True] and s.rises.tolist() == [0,0] and s.then.tolist() == [3,3]
     s.rises = torch.tensor([4.,4.])
-    _look_back(s, 4)                                                           # nothing better since: halved, unless it just was
+    # nothing better since: halved, unless it just was
+    _look_back(s, 4)
     assert s.cut.tolist() == [True,False] and s.step.flatten().tolist() == image(.4,.4).flatten().tolist()
 
 def test_squares_shrink_to_pixels_and_lie_inside():
     sides = [square_side(q, 5000, (28,28)) for q in range(1, 5000)]
     assert sides == sorted(sides, reverse=True) and sides[0] == 25 and sides[-1] == 1
     assert square_side(1, 100, (10,40)) <= 10
-    area = {q: square_side(q, 10000, (2048,2048))**2/2048**2 for q in (1,11,51,201,501,1001,2001,4001,6001,8001)}
-    assert all(abs(a/(.8/2**k)-1) < .02 for k,a in enumerate(area.values()))                     # the schedule of the paper
+    area = {q: square_side(q, 10000, (2048,2048))**2/2048**2 for q in (1,11,51,201,501,1001,2001,4001,6001,
+        8001)}
+    # the schedule of the paper
+    assert all(abs(a/(.8/2**k)-1) < .02 for k,a in enumerate(area.values()))
 
 def test_a_square_changes_exactly_a_square():
     x = images(5, 3, 9)
     g = torch.Generator().manual_seed(0)
-    s = SimpleNamespace(z=x, lo=x-.1, hi=x+.1, at=torch.rand(5, 1, 2, generator=g), up=torch.rand(5, 1, 3, generator=g) > .5)
+    s = SimpleNamespace(z=x, lo=x-.1, hi=x+.1, at=torch.rand(5, 1, 2, generator=g),
+                        up=torch.rand(5, 1, 3, generator=g) > .5)
     new = _with_square(s, 0, 4)
     changed = new != x
     assert (changed.flatten(2).sum(2) == 16).all() and torch.equal(changed[:,0], changed[:,2])
-    for c in changed[:,0]: assert c.any(0).sum() == c.any(1).sum() == 4 and (c.any(0).nonzero().diff(dim=0) == 1).all()
+    for c in changed[:,0]:
+        assert c.any(0).sum() == c.any(1).sum() == 4 and (c.any(0).nonzero().diff(dim=0) == 1).all()
     s.z = new
-    again = _with_square(s, 0, 4)                                                               # nothing to change: turned round
+    # nothing to change: turned round
+    again = _with_square(s, 0, 4)
     assert torch.allclose((again-x)[changed], -(new-x)[changed], atol=1e-6)
 
 def test_square_uses_no_gradient():
@@ -337,28 +377,35 @@ def test_square_uses_no_gradient():
     x = images()
     y = right(linear(), x)
     adv = ATTACKS['Square'](Detached(), x, y, .3, steps=100)
-    assert torch.equal(adv, ATTACKS['Square'](linear(), x, y, .3, steps=100)) and wrong(linear(), adv, y).any()
+    assert torch.equal(adv, ATTACKS['Square'](linear(), x, y, .3, steps=100)) and wrong(linear(), adv,
+        y).any()
     for name in set(ATTACKS)-{'Square'}: assert not ATTACKS[name].black_box
-    with pytest.raises(InputError, match='only Square can attack it'): ATTACKS['APGD-CE'](Wrapped(linear(), behind=torch.detach), x, y, .1)
+    with pytest.raises(InputError, match='only Square can attack it'):
+        ATTACKS['APGD-CE'](Wrapped(linear(), behind=torch.detach), x, y, .1)
 
 
 # Worst case and suite
 
-@pytest.mark.parametrize('task,C', [('binary-class',2), ('multi-class',5), ('ordinal-regression',4), (MULTI,3)])
+@pytest.mark.parametrize('task,C', [('binary-class',2), ('multi-class',5), ('ordinal-regression',4),
+                                    (MULTI,3)])
 @pytest.mark.parametrize('ch', [1, 3])
 def test_worst_case_is_the_worst_for_each_image(task, C, ch):
     model, x = small_resnet(ch, C), images(12, ch)
     y = several(12, C) if task == MULTI else torch.arange(12)%C
     keep, calls = {}, []
-    rows = attack_suite(model, x, y, task, .05, steps=dict.fromkeys(ATTACKS, 6), keep=keep, progress=lambda a,b: calls.append((a,b)))
+    rows = attack_suite(model, x, y, task, .05, steps=dict.fromkeys(ATTACKS, 6), keep=keep, progress=lambda a,
+                        b: calls.append((a,b)))
     assert [r['attack'] for r in rows] == ['clean', *ATTACKS, 'worst case'] and list(keep) == list(ATTACKS)
     assert calls[-1][0] == calls[-1][1] and all(a[0] < b[0] for a,b in zip(calls, calls[1:]))
     worst = worst_case(model, [x, *(keep[n] for n in LINF)], y, task)
     for n in LINF: assert (wrong(model, worst, y, task) >= wrong(model, keep[n], y, task)).all()
     by = {r['attack']: r for r in rows}
-    assert by['worst case']['accuracy'] == pytest.approx(1-wrong(model, worst, y, task).mean().item(), abs=1e-6)
-    assert by['worst case']['accuracy'] <= min(by[n]['accuracy'] for n in LINF) and by['clean']['accuracy'] >= max(r['accuracy'] for r in rows)
-    for r in rows: assert r['n'] == 12 and r['predictor'] == r['attacked'] == 'dropout off' and r['seconds'] >= 0
+    assert by['worst case']['accuracy'] == pytest.approx(1-wrong(model, worst, y, task).mean().item(),
+                                                         abs=1e-6)
+    assert by['worst case']['accuracy'] <= min(by[n]['accuracy']
+                                               for n in LINF) and by['clean']['accuracy'] >= max(r['accuracy'] for r in rows)
+    for r in rows:
+        assert r['n'] == 12 and r['predictor'] == r['attacked'] == 'dropout off' and r['seconds'] >= 0
 
 def test_worst_case_can_be_worse_than_every_attack():
     model, x = linear(), images(20)
@@ -374,7 +421,8 @@ def test_suite_says_who_was_attacked_and_who_judged():
     rows = attack_suite(Predictor(model, 4), x, y, 'binary-class', .02, judge=Predictor(model), **kw)
     assert {(r['attacked'], r['predictor']) for r in rows} == {('mean of 4 draws', 'dropout off')}
     assert rows[0]['accuracy'] == pytest.approx(1-wrong(model, x, y).mean().item(), abs=1e-6)
-    upside_down = attack_suite(model, x, right(model, x), 'binary-class', .02, judge=Wrapped(model, behind=torch.neg), **kw)
+    upside_down = attack_suite(model, x, right(model, x), 'binary-class', .02,
+                               judge=Wrapped(model, behind=torch.neg), **kw)
     assert upside_down[0]['accuracy'] == 0
     mean = attack_suite(Predictor(model, 4), x, y, 'binary-class', .02, **kw)
     assert mean[0]['accuracy'] == pytest.approx(1-wrong(Predictor(model, 4), x, y).mean().item(), abs=1e-6)
@@ -382,7 +430,8 @@ def test_suite_says_who_was_attacked_and_who_judged():
 def test_suite_twice_is_the_same_and_radii_are_said():
     model, x, y = curved(), images(8), labels(8)
     a, b = ([{k: v for k,v in r.items() if k != 'seconds'} for r in
-             attack_suite(model, x, y, 'binary-class', .02, steps=dict.fromkeys(ATTACKS, 4))] for _ in range(2))
+             attack_suite(model, x, y, 'binary-class', .02, steps=dict.fromkeys(ATTACKS, 4))]
+             for _ in range(2))
     assert a == b
     eps = {r['attack']: r['eps'] for r in a}
     assert eps['PGD-L2'] == pytest.approx(.02*12/2) and eps['PGD'] == eps['worst case'] == .02
@@ -395,8 +444,10 @@ def test_the_model_is_left_as_it_was():
     before, rng = {k: v.clone() for k,v in model.state_dict().items()}, torch.get_rng_state()
     attack_suite(Predictor(model, 3), x, y, 'binary-class', .02, steps=dict.fromkeys(ATTACKS, 3))
     masking_check(model, x, y, 'binary-class', .02, steps=dict.fromkeys(ATTACKS, 3))
-    assert all(torch.equal(v, before[k]) for k,v in model.state_dict().items()) and torch.equal(torch.get_rng_state(), rng)
-    assert all(m.training for m in model.modules()) and not model[0].weight.requires_grad and model[0].bias.requires_grad
+    assert all(torch.equal(v, before[k])
+               for k,v in model.state_dict().items()) and torch.equal(torch.get_rng_state(), rng)
+    assert all(m.training
+               for m in model.modules()) and not model[0].weight.requires_grad and model[0].bias.requires_grad
     assert all(p.grad is None for p in model.parameters()) and torch.equal(x, images())
 
 
@@ -409,7 +460,8 @@ def trained():
     model = train_classifier(data, epochs=12, lr=4e-3).model
     x, y = data.test.batch(range(100))
     right = predict(model, x).argmax(1) == y
-    assert right.float().mean() > .65 and (y[right] == 0).sum() > 20 < (y[right] == 1).sum()          # it has learned, and not one class only
+    # it has learned, and not one class only
+    assert right.float().mean() > .65 and (y[right] == 0).sum() > 20 < (y[right] == 1).sum()
     i = right.nonzero()[:24,0]
     return model, x[i], y[i]
 
@@ -420,11 +472,13 @@ def red(found): return {f['finding'] for f in found['findings'] if f['red']}
 def test_plain_network_is_green(trained):
     found = masking_check(*trained, 'binary-class', 2/255, steps=FEW)
     assert not found['masked'] and found['verdict'] == 'no sign of gradient masking' and red(found) == set()
-    assert len(found['findings']) == 5 and found['predictor'] == 'dropout off' and found['n'] == len(trained[1])
+    assert (len(found['findings']) == 5 and found['predictor'] == 'dropout off'
+            and found['n'] == len(trained[1]))
 
 def test_large_logits_are_no_mask_for_us(trained):
     model, x, y = trained
-    assert not masking_check(Wrapped(model, behind=lambda l: 1e4*l), x, y, 'binary-class', 2/255, steps=FEW)['masked']
+    assert not masking_check(Wrapped(model, behind=lambda l: 1e4*l), x, y, 'binary-class', 2/255,
+                             steps=FEW)['masked']
 
 def test_mean_of_draws_is_green(trained):
     model, x, y = trained
@@ -436,25 +490,32 @@ def test_rounded_input_is_red(trained):
     model, x, y = trained
     net = rounded(model)
     found = masking_check(net, x, right(net, x), 'binary-class', 6/255, steps=FEW)
-    assert found['masked'] and {'black box stronger','zero gradient'} <= red(found) and 'not to be trusted' in found['verdict']
+    assert found['masked'] and {'black box stronger',
+                                'zero gradient'} <= red(found) and 'not to be trusted' in found['verdict']
 
 def test_rippled_input_is_red(trained):
     model, x, y = trained
     net = Wrapped(model, before=lambda x: x + torch.sin(4000*x)/255)
     found = masking_check(net, x, right(net, x), 'binary-class', 4/255, steps=FEW)
-    assert found['masked'] and 'zero gradient' not in red(found) and red(found) & {'black box stronger','large ε harmless'}
+    assert found['masked'] and 'zero gradient' not in red(found) and red(found) & {'black box stronger',
+        'large ε harmless'}
 
 def test_rounded_input_with_several_labels_is_red():
     x, net = images(30), linear(3)
     y = right(rounded(net), x, MULTI)
     steps = {'Square': 100, 'APGD-CE': 10, 'APGD-margin': 10}
-    assert red(masking_check(rounded(net), x, y, MULTI, .03, steps=steps)) >= {'black box stronger','zero gradient'}
+    assert red(masking_check(rounded(net), x, y, MULTI, .03, steps=steps)) >= {'black box stronger',
+        'zero gradient'}
     assert not masking_check(net, x, right(net, x, MULTI), MULTI, .03, steps=steps)['masked']
 
-@pytest.mark.parametrize('left,name', [(dict(all=.5), 'black box stronger'), (dict(FGSM=.5), 'one step stronger'),
-                                       ({'PGD 10': .5}, 'more steps weaker'), (dict(large=.6), 'large ε harmless'), (dict(zero=.2), 'zero gradient')])
+@pytest.mark.parametrize('left,name',
+                         [(dict(all=.5), 'black box stronger'), (dict(FGSM=.5), 'one step stronger'),
+                                       ({'PGD 10': .5}, 'more steps weaker'),
+                                       (dict(large=.6), 'large ε harmless'),
+                                       (dict(zero=.2), 'zero gradient')])
 def test_each_sign_by_itself(left, name):
-    plain = {'FGSM': .7, 'PGD 10': .65, 'PGD 40': .6, 'gradient': .6, 'all': .6, 'large': 0., 'zero': 0.} | left
+    plain = {'FGSM': .7, 'PGD 10': .65, 'PGD 40': .6, 'gradient': .6, 'all': .6, 'large': 0.,
+             'zero': 0.} | left
     found = _findings(plain, plain.pop('zero'), .02, .05)
     assert [f['finding'] for f in found if f['red']] == [name]
     assert all(f['value'] <= f['limit']+1e-6 or f['red'] for f in found)
@@ -463,49 +524,64 @@ def test_kept_images_are_used_and_must_belong(trained):
     model, x, y = trained[0], trained[1][:8], trained[2][:8]
     keep, first, second = {}, [], []
     attack_suite(model, x, y, 'binary-class', 1/255, steps=FEW, keep=keep)
-    a = masking_check(model, x, y, 'binary-class', 1/255, steps=FEW, images=keep, progress=lambda d,t: first.append(t))
+    a = masking_check(model, x, y, 'binary-class', 1/255, steps=FEW, images=keep, progress=lambda d,
+                      t: first.append(t))
     b = masking_check(model, x, y, 'binary-class', 1/255, steps=FEW, progress=lambda d,t: second.append(t))
     assert a == b and first[-1] < second[-1]
-    with pytest.raises(InputError, match='do not belong'): masking_check(model, x, y, 'binary-class', .5/255, images=keep)
-    with pytest.raises(InputError, match='do not belong'): masking_check(model, x[:5], y[:5], 'binary-class', 1/255, images=keep)
+    with pytest.raises(InputError, match='do not belong'):
+        masking_check(model, x, y, 'binary-class', .5/255, images=keep)
+    with pytest.raises(InputError, match='do not belong'):
+        masking_check(model, x[:5], y[:5], 'binary-class', 1/255, images=keep)
 
 
 def test_the_margin_starts_nowhere_where_the_cross_entropy_did():
     x, y, starts = images()*.5+.25, labels(), {}
     for name in ('APGD-CE','APGD-margin'):
         seen = starts[name] = []
-        ATTACKS[name](Wrapped(linear(), before=lambda x: (seen.append(x.detach().clone()), x)[1]), x, y, .1, steps=1, restarts=3, stop=False)
-    inside = {n: [a for a in v if a.shape == x.shape and .01 < (a-x).abs().mean() < .08] for n, v in starts.items()}    # neither the images nor corners of the box
+        ATTACKS[name](Wrapped(linear(), before=lambda x: (seen.append(x.detach().clone()), x)[1]), x, y, .1,
+                      steps=1, restarts=3, stop=False)
+    # neither the images nor corners of the box
+    inside = {n: [a for a in v if a.shape == x.shape and .01 < (a-x).abs().mean() < .08]
+              for n, v in starts.items()}
     assert all(len(v) >= 3 for v in inside.values())
     assert not any(torch.allclose(a, b, atol=1e-6) for a in inside['APGD-CE'] for b in inside['APGD-margin'])
 
 def test_fgsm_has_one_step_whatever_is_asked():
-    rows = attack_suite(linear(), images(), labels(), 'binary-class', .1, names=('FGSM','PGD'), steps=dict(FGSM=10, PGD=2))
-    assert [(r['attack'], r['steps']) for r in rows] == [('clean', 0), ('FGSM', 1), ('PGD', 2), ('worst case', 3)]
+    rows = attack_suite(linear(), images(), labels(), 'binary-class', .1, names=('FGSM','PGD'),
+                        steps=dict(FGSM=10, PGD=2))
+    assert [(r['attack'], r['steps']) for r in rows] == [('clean', 0), ('FGSM', 1), ('PGD', 2),
+                                                         ('worst case', 3)]
 
 
 # Against another library
 
 @pytest.fixture(scope='module')
 def art_classifier():
-    evasion = pytest.importorskip('art.attacks.evasion', reason='adversarial-robustness-toolbox is not installed')
+    evasion = pytest.importorskip('art.attacks.evasion',
+                                  reason='adversarial-robustness-toolbox is not installed')
     from art.estimators.classification import PyTorchClassifier
     def make(model, x, C):
         model.eval()
-        return PyTorchClassifier(model, nn.CrossEntropyLoss(), tuple(x.shape[1:]), C, clip_values=(0, 1), device_type='cpu')
+        return PyTorchClassifier(model, nn.CrossEntropyLoss(), tuple(x.shape[1:]), C, clip_values=(0, 1),
+                                 device_type='cpu')
     return evasion, make
 
 def against_art(art_classifier, model, x, y, C, eps, name, **kwargs):
     "Accuracy under our attack and under the library's"
     evasion, make = art_classifier
-    kind = {'FGSM': 'FastGradientMethod', 'PGD': 'ProjectedGradientDescentPyTorch', 'PGD-L2': 'ProjectedGradientDescentPyTorch', 'Square': 'SquareAttack'}
+    kind = {'FGSM': 'FastGradientMethod', 'PGD': 'ProjectedGradientDescentPyTorch',
+            'PGD-L2': 'ProjectedGradientDescentPyTorch', 'Square': 'SquareAttack'}
     np.random.seed(0); torch.manual_seed(0)
-    theirs = getattr(evasion, kind.get(name, 'AutoProjectedGradientDescent'))(make(model, x, C), eps=eps, **({} if name == 'FGSM' else dict(verbose=False)), **kwargs)
+    theirs = getattr(evasion, kind.get(name, 'AutoProjectedGradientDescent'))(make(model, x, C), eps=eps,
+        **({} if name == 'FGSM' else dict(verbose=False)), **kwargs)
     x_theirs = torch.from_numpy(theirs.generate(x.numpy(), y.numpy()))
-    return [1-wrong(model, v, y).mean().item() for v in (ATTACKS[name](model, x, y, eps, steps=kwargs.get('max_iter')), x_theirs)]
+    return [1-wrong(model, v, y).mean().item()
+            for v in (ATTACKS[name](model, x, y, eps, steps=kwargs.get('max_iter')), x_theirs)]
 
-THEIRS = {'PGD': dict(max_iter=20, eps_step=2.5/255/20, num_random_init=1), 'PGD-L2': dict(norm=2, max_iter=20, eps_step=2.5*.2/20),
-          'APGD-CE': dict(max_iter=30, eps_step=2/255, nb_random_init=1, loss_type='cross_entropy', batch_size=200),
+THEIRS = {'PGD': dict(max_iter=20, eps_step=2.5/255/20, num_random_init=1),
+          'PGD-L2': dict(norm=2, max_iter=20, eps_step=2.5*.2/20),
+          'APGD-CE': dict(max_iter=30, eps_step=2/255, nb_random_init=1, loss_type='cross_entropy',
+                          batch_size=200),
           'Square': dict(max_iter=100, p_init=.8, batch_size=200)}
 
 @pytest.mark.parametrize('name', THEIRS)
@@ -528,15 +604,19 @@ def test_other_library_on_real_images(medmnist_root, art_classifier):
 def three():
     "A small network that tells three sizes of lesion apart, and images it was not trained on"
     data = phantom()
-    (x,y),(x_test,y_test) = ((s.batch(slice(200))[0], (3*s.factors[:200,0]).long().clamp(max=2)) for s in (data.train, data.test))
+    (x,y),(x_test,y_test) = ((s.batch(slice(200))[0], (3*s.factors[:200,0]).long().clamp(max=2))
+                             for s in (data.train, data.test))
     with seeded(0):
-        model = nn.Sequential(nn.Conv2d(1, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 16, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(144, 3))
+        model = nn.Sequential(nn.Conv2d(1, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 16, 3, 2), nn.ReLU(),
+                              nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(144, 3))
         opt = torch.optim.Adam(model.parameters(), 1e-2)
         for _ in range(150): opt.zero_grad(); nn.functional.cross_entropy(model(x), y).backward(); opt.step()
-    assert (predict(model, x_test).argmax(1) == y_test).float().mean() > .6 and set(predict(model, x_test).argmax(1).tolist()) == {0,1,2}
+    assert (predict(model, x_test).argmax(1) == y_test).float().mean() > .6 and set(predict(model,
+        x_test).argmax(1).tolist()) == {0,1,2}
     return model, x_test[:100], y_test[:100]
 
-THREE = {'FGSM': {}, 'APGD-CE': THEIRS['APGD-CE'], 'APGD-margin': dict(THEIRS['APGD-CE'], loss_type='difference_logits_ratio')}
+THREE = {'FGSM': {}, 'APGD-CE': THEIRS['APGD-CE'],
+         'APGD-margin': dict(THEIRS['APGD-CE'], loss_type='difference_logits_ratio')}
 
 @pytest.mark.parametrize('name', THREE)
 def test_other_library_with_three_classes(three, art_classifier, name):
@@ -548,17 +628,23 @@ def test_other_library_needs_three_classes_for_its_margin(trained, art_classifie
     "Why there is a margin of our own"
     model, x, y = trained
     kwargs = dict(max_iter=5, eps_step=2/255, nb_random_init=1, loss_type='difference_logits_ratio')
-    with pytest.raises(IndexError): against_art(art_classifier, model, x, y, 2, 1/255, 'APGD-margin', **kwargs)
+    with pytest.raises(IndexError):
+        against_art(art_classifier, model, x, y, 2, 1/255, 'APGD-margin', **kwargs)
 
 
 # What cannot be attacked
 
 @pytest.mark.parametrize('name', ATTACKS)
 @pytest.mark.parametrize('kwargs,message', [
-    (dict(eps=-.1), 'eps is -0.1'), (dict(eps=math.nan), 'eps is nan'), (dict(eps=100), 'eps is 100'), (dict(steps=0), 'steps is 0'),
-    (dict(steps=2.5), 'steps is 2.5'), (dict(restarts=0), 'restarts is 0'), (dict(bs=0), 'bs is 0'), (dict(x=images()*3), 'undo a normalisation'),
-    (dict(y=labels(5)), 'expected 6 class numbers'), (dict(y=several()), "give task='multi-label, binary-class'"), (dict(task=MULTI), 'expected float zeros and ones'),
-    (dict(task=MULTI, y=several()), r'shape \(6, 3\), .* of shape \(6, 2\)'), (dict(y=labels()+5), 'expected 6 class numbers from 0 to 1'),
+    (dict(eps=-.1), 'eps is -0.1'), (dict(eps=math.nan), 'eps is nan'), (dict(eps=100), 'eps is 100'),
+    (dict(steps=0), 'steps is 0'),
+    (dict(steps=2.5), 'steps is 2.5'), (dict(restarts=0), 'restarts is 0'), (dict(bs=0), 'bs is 0'),
+    (dict(x=images()*3), 'undo a normalisation'),
+    (dict(y=labels(5)), 'expected 6 class numbers'),
+    (dict(y=several()), "give task='multi-label, binary-class'"),
+    (dict(task=MULTI), 'expected float zeros and ones'),
+    (dict(task=MULTI, y=several()), r'shape \(6, 3\), .* of shape \(6, 2\)'),
+    (dict(y=labels()+5), 'expected 6 class numbers from 0 to 1'),
     (dict(model=Wrapped(linear(), behind=lambda l: l*math.nan)), 'not finite for 6 of 6 images'),
     (dict(model=Predictor(curved(), 2, task=MULTI)), 'give both the same')])
 def test_bad_input_to_an_attack(name, kwargs, message):
@@ -566,18 +652,23 @@ def test_bad_input_to_an_attack(name, kwargs, message):
     with pytest.raises(InputError, match=message): ATTACKS[name](**kwargs)
 
 @pytest.mark.parametrize('kwargs,message', [
-    (dict(names=('PGD','DeepFool')), "attack 'DeepFool' is unknown"), (dict(steps=dict(pgd=3)), "steps of attack 'pgd' is unknown"),
-    (dict(steps=dict(PGD=0)), 'steps of PGD is 0'), (dict(eps=4), 'eps is 4'), (dict(eps_l2=-1), 'eps is -1'), (dict(y=several()), "give task='multi-label, binary-class'")])
+    (dict(names=('PGD','DeepFool')), "attack 'DeepFool' is unknown"),
+    (dict(steps=dict(pgd=3)), "steps of attack 'pgd' is unknown"),
+    (dict(steps=dict(PGD=0)), 'steps of PGD is 0'), (dict(eps=4), 'eps is 4'), (dict(eps_l2=-1), 'eps is -1'),
+    (dict(y=several()), "give task='multi-label, binary-class'")])
 def test_bad_input_to_the_suite_is_found_before_any_work(kwargs, message):
     class Never(nn.Module):
         def forward(self, x): raise RuntimeError('the model was called')
-    with pytest.raises(InputError, match=message): attack_suite(**dict(model=Never(), x=images(), y=labels(), task='binary-class') | kwargs)
+    with pytest.raises(InputError, match=message):
+        attack_suite(**dict(model=Never(), x=images(), y=labels(), task='binary-class') | kwargs)
 
 @pytest.mark.parametrize('kwargs,message', [
-    (dict(eps=0), 'eps is 0'), (dict(large=.01, eps=.1), 'large is 0.01'), (dict(tol=2), 'tol is 2'), (dict(steps=dict(X=1)), "'X' is unknown"),
+    (dict(eps=0), 'eps is 0'), (dict(large=.01, eps=.1), 'large is 0.01'), (dict(tol=2), 'tol is 2'),
+    (dict(steps=dict(X=1)), "'X' is unknown"),
     (dict(images=dict(X=images())), "'X' is unknown")])
 def test_bad_input_to_the_check(kwargs, message):
-    with pytest.raises(InputError, match=message): masking_check(**dict(model=linear(), x=images(), y=labels(), task='binary-class') | kwargs)
+    with pytest.raises(InputError, match=message):
+        masking_check(**dict(model=linear(), x=images(), y=labels(), task='binary-class') | kwargs)
 
 def test_bad_predictors():
     with pytest.raises(InputError, match='no dropout layer'): Predictor(linear(), T=4)

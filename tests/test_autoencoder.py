@@ -19,7 +19,8 @@ from tsynd.data import load_medmnist, phantom, subset
 def tiny(seed=0, **kwargs):
     with seeded(seed): return Autoencoder(**dict(dict(width=4), **kwargs))
 
-def images(n=3, ch=1, H=12, W=12, seed=0): return torch.rand(n, ch, H, W, generator=torch.Generator().manual_seed(seed))
+def images(n=3, ch=1, H=12, W=12, seed=0):
+    return torch.rand(n, ch, H, W, generator=torch.Generator().manual_seed(seed))
 
 @pytest.fixture(scope='module')
 def data(): return phantom(24, 12, 12, size=12)
@@ -27,7 +28,8 @@ def data(): return phantom(24, 12, 12, size=12)
 @pytest.fixture(scope='module')
 def colour(tmp_path_factory):
     path = write_npz(tmp_path_factory.mktemp('colour'), 'bloodmnist', n=(24,12,12))
-    with pytest.warns(UserWarning, match='MD5'): return load_medmnist('bloodmnist', path.parent, download=False)
+    with pytest.warns(UserWarning, match='MD5'):
+        return load_medmnist('bloodmnist', path.parent, download=False)
 
 
 # Shapes
@@ -45,7 +47,8 @@ def test_every_size_divisible_by_four(ch, h, w, Z):
 def test_every_other_size_is_refused(ch, H, W):
     if H%4 == 0 and W%4 == 0: H += 1
     with pytest.raises(InputError) as e: tiny(ch=ch).encode(images(2, ch, H, W))
-    assert f'(2, {ch}, {H}, {W})' in str(e.value) and f'(B, {ch}, H, W)' in str(e.value) and '\n' not in str(e.value)
+    assert (f'(2, {ch}, {H}, {W})' in str(e.value) and f'(B, {ch}, H, W)' in str(e.value)
+            and '\n' not in str(e.value))
 
 @pytest.mark.parametrize('shape', [(2,3,12,12), (1,12,12), (12,12), (2,2,12,12)])
 def test_other_channels_and_single_images_are_refused(shape):
@@ -110,26 +113,30 @@ def test_training_improves_what_it_has_not_seen(kind, data, colour):
     d = data if kind == 'grey' else colour
     untrained, trained = tiny(ch=d.shape[0], width=8).eval(), train_autoencoder(d, steps=60, width=8)
     before, after = quality(untrained, d.test.x), quality(trained, d.test.x)
-    assert after['psnr'] > before['psnr']+3 and after['ssim'] > before['ssim'] and after['latents_per_pixel'] == .25
+    assert (after['psnr'] > before['psnr']+3 and after['ssim'] > before['ssim']
+            and after['latents_per_pixel'] == .25)
 
 def test_quality_agrees_with_the_definition(colour):
     ae = tiny(ch=3).eval()
     x = colour.test.x
     with torch.no_grad(): mse = (ae(x.float()/255)-x.float()/255).pow(2).mean((1,2,3))
     assert quality(ae, x)['psnr'] == pytest.approx((-10*mse.log10()).mean().item(), abs=1e-3)
-    perfect = SimpleNamespace(sigma=torch.ones(()), encode=lambda x: x, decode=lambda z: z, compression=lambda s: 1.)
+    perfect = SimpleNamespace(sigma=torch.ones(()), encode=lambda x: x, decode=lambda z: z,
+                              compression=lambda s: 1.)
     with np.errstate(divide='ignore'): assert quality(perfect, x)['ssim'] == pytest.approx(1)
 
 def test_ssim_of_flat_images_is_the_closed_form():
     a, b, C1 = 51/255, .6, .01**2
-    flat = SimpleNamespace(sigma=torch.ones(()), encode=lambda x: x, decode=lambda z: torch.full_like(z, b), compression=lambda s: 1.)
+    flat = SimpleNamespace(sigma=torch.ones(()), encode=lambda x: x, decode=lambda z: torch.full_like(z, b),
+                           compression=lambda s: 1.)
     x = torch.full((2,1,12,12), 51, dtype=torch.uint8)
     assert quality(flat, x)['ssim'] == pytest.approx((2*a*b+C1)/(a*a+b*b+C1), abs=1e-4)
     assert quality(flat, x)['psnr'] == pytest.approx(-20*np.log10(b-a), abs=1e-3)
 
 def test_the_order_of_the_images_follows_the_seed(data, monkeypatch):
     seeds, DL = [], ImageDL
-    monkeypatch.setattr('tsynd.models.autoencoder.ImageDL', lambda *args, seed, **kwargs: seeds.append(seed) or DL(*args, seed=seed, **kwargs))
+    monkeypatch.setattr('tsynd.models.autoencoder.ImageDL', lambda *args, seed,
+                        **kwargs: seeds.append(seed) or DL(*args, seed=seed, **kwargs))
     train_autoencoder(data, steps=10, width=4, seed=3)
     assert set(seeds) == {3}
 
@@ -137,7 +144,8 @@ def test_the_seed_is_all_that_matters(data):
     def weights(seed, noise):
         with seeded(noise): return train_autoencoder(data, steps=20, seed=seed, width=4).state_dict()
     a,b,c = weights(0, 1), weights(0, 2), weights(1, 1)
-    assert all(torch.equal(a[k], b[k]) for k in a) and not torch.equal(a['enc.0.0.weight'], c['enc.0.0.weight'])
+    assert all(torch.equal(a[k], b[k]) for k in a) and not torch.equal(a['enc.0.0.weight'],
+        c['enc.0.0.weight'])
 
 def test_training_leaves_the_global_stream_alone(data):
     with seeded(5): a = torch.rand(2)
@@ -153,7 +161,8 @@ def test_as_many_updates_as_asked_for(data, bars, steps):
 
 def test_only_training_images_are_learnt_from(data):
     other = phantom(24, 12, 12, size=12, seed=9)
-    a,b = (train_autoencoder(d, steps=10, width=4).state_dict() for d in (data, replace(data, val=other.val, test=other.test)))
+    a,b = (train_autoencoder(d, steps=10, width=4).state_dict()
+           for d in (data, replace(data, val=other.val, test=other.test)))
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 def test_labels_are_not_learnt_from(data):
@@ -169,16 +178,21 @@ def test_batches_are_as_large_as_asked_for(data, bs):
     train_autoencoder(data, steps=10, width=4, bs=bs, cbs=Sizes())
     assert Sizes.seen == {bs}
 
-@pytest.mark.parametrize('kwargs,word', [(dict(steps=0), 'autoencoder steps is 0'), (dict(steps=-3), 'autoencoder steps is -3'), (dict(bs=0), 'bs is 0'), (dict(bs=2.5), 'bs is 2.5')], ids=str)
+@pytest.mark.parametrize('kwargs,word',
+                         [(dict(steps=0), 'autoencoder steps is 0'),
+                          (dict(steps=-3), 'autoencoder steps is -3'), (dict(bs=0), 'bs is 0'),
+                          (dict(bs=2.5), 'bs is 2.5')], ids=str)
 def test_impossible_trainings_are_refused(data, kwargs, word):
     with pytest.raises(InputError, match=word): train_autoencoder(data, **kwargs)
 
 def test_images_that_do_not_fit_are_refused_before_training(data):
     odd = replace(data, train=replace(data.train, x=data.train.x[:,:,:10]))
-    with pytest.raises(InputError, match='10×12, but the autoencoder needs multiples of 4'): train_autoencoder(odd, steps=10, width=4)
+    with pytest.raises(InputError, match='10×12, but the autoencoder needs multiples of 4'):
+        train_autoencoder(odd, steps=10, width=4)
 
 def test_a_loss_that_is_no_longer_finite_stops_it(data, bars):
-    with pytest.raises(InputError) as e: train_autoencoder(data, steps=40, lr=float('inf'), width=4, progress=True)
+    with pytest.raises(InputError) as e:
+        train_autoencoder(data, steps=40, lr=float('inf'), width=4, progress=True)
     assert 'loss is nan' in str(e.value) and 'lower the learning rate' in str(e.value)
     assert '\n' not in str(e.value) and [b.closed for b in bars] == [True]
 
@@ -196,14 +210,16 @@ def test_cancelling_closes_the_bar(data, bars):
 @pytest.mark.parametrize('name', ['ae', 'run_v1.2', 'a.b.c'])
 def test_what_is_saved_comes_back(tmp_path, kwargs, name):
     ae = tiny(**kwargs).train()
-    ae.sigma.fill_(.7); ae(images(4, ae.config['ch']))                           # moves BatchNorm's statistics
+    # moves BatchNorm's statistics
+    ae.sigma.fill_(.7); ae(images(4, ae.config['ch']))
     save_model(tmp_path/name, ae, psnr=31.5)
     assert sorted(p.name for p in tmp_path.iterdir()) == [f'{name}.json', f'{name}.safetensors']
     assert json.loads((tmp_path/f'{name}.json').read_text())['psnr'] == 31.5
     for given in (name, f'{name}.json', f'{name}.safetensors'):
         again = load_autoencoder(tmp_path/given, shape=(ae.config['ch'],28,28))
         assert not again.training and again.config == ae.config
-        assert all(torch.equal(a, b) for a,b in zip(ae.state_dict().values(), again.state_dict().values(), strict=True))
+        assert all(torch.equal(a, b) for a,b in zip(ae.state_dict().values(), again.state_dict().values(),
+                                                    strict=True))
 
 def spoil_json(change):
     def spoil(p):
@@ -234,7 +250,8 @@ def test_bad_files_get_one_sentence(tmp_path, case):
 
 def test_another_number_of_channels_is_refused(tmp_path):
     save_model(tmp_path/'ae', tiny(ch=3))
-    with pytest.raises(InputError, match='3-channel images, but the data has 1'): load_autoencoder(tmp_path/'ae', shape=(1,28,28))
+    with pytest.raises(InputError, match='3-channel images, but the data has 1'):
+        load_autoencoder(tmp_path/'ae', shape=(1,28,28))
 
 def test_the_real_data_is_compressed_and_comes_back(medmnist_root):
     data = subset(load_medmnist('pneumoniamnist', medmnist_root), 100)

@@ -53,7 +53,8 @@ def calls(monkeypatch):
 
 def tiny(C=2, ch=1, p=.5, seed=0):
     with seeded(seed):
-        return Classifier(nn.Sequential(nn.Conv2d(ch, 6, 3, 2), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten()), 54, C, p)
+        return Classifier(nn.Sequential(nn.Conv2d(ch, 6, 3, 2), nn.BatchNorm2d(6), nn.ReLU(),
+                                        nn.AdaptiveAvgPool2d(3), nn.Flatten()), 54, C, p)
 
 def tsynd(ae, objective='mi', **kwargs):
     "Cheap, and in every batch from all of it, unless there is a budget"
@@ -65,26 +66,32 @@ def quiet(learn, f, *args, **kwargs):
 
 def fit(data, cbs, epochs=2, bs=8, model=None, lr=1e-2, opt=Adam, **kwargs):
     loss = BCEWithLogitsLossFlat() if data.task.several else CrossEntropyLossFlat()
-    learn = Learner(image_dls(data, bs=bs, **kwargs), tiny(data.n_classes) if model is None else model, loss_func=loss, opt_func=opt, cbs=cbs)
+    learn = Learner(image_dls(data, bs=bs, **kwargs), tiny(data.n_classes) if model is None else model,
+                    loss_func=loss, opt_func=opt, cbs=cbs)
     quiet(learn, learn.fit, epochs, lr)
     return learn
 
 def everything(learn):
     "Weights, buffers, optimiser state, losses and all random streams"
-    opt = [(sorted(s), [torch.as_tensor(s[k]).clone() for k in sorted(s)]) for s in learn.opt.state_dict()['state']]
-    return [{k: v.clone() for k,v in learn.model.state_dict().items()}, [n for n,_ in opt], [v for _,vs in opt for v in vs], [m.training for m in learn.model.modules()],
-            torch.stack(learn.recorder.losses), learn.recorder.values, torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()]
+    opt = [(sorted(s), [torch.as_tensor(s[k]).clone() for k in sorted(s)])
+           for s in learn.opt.state_dict()['state']]
+    return [{k: v.clone() for k,v in learn.model.state_dict().items()}, [n for n,_ in opt],
+            [v for _,vs in opt for v in vs], [m.training for m in learn.model.modules()],
+            torch.stack(learn.recorder.losses), learn.recorder.values, torch.get_rng_state(),
+            np.random.get_state()[1].tolist(), random.getstate()]
 
 def same(a, b):
     if isinstance(a, torch.Tensor): return torch.equal(a, b)
     if isinstance(a, dict): return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)) or hasattr(a, '__len__') and not isinstance(a, str): return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, (list, tuple)) or hasattr(a, '__len__') and not isinstance(a, str):
+        return len(a) == len(b) and all(map(same, a, b))
     return a == b
 
 
 # Off means off
 
-COMPANY = {'alone': lambda: [], 'MixUp': lambda: [MixUp()], 'CutMix': lambda: [CutMix()], 'accumulation': lambda: [GradientAccumulation(24)],
+COMPANY = {'alone': lambda: [], 'MixUp': lambda: [MixUp()], 'CutMix': lambda: [CutMix()],
+           'accumulation': lambda: [GradientAccumulation(24)],
            'all': lambda: [MixUp(), GradientAccumulation(16), GradientClip(.1)]}
 OPTIMISERS = {'Adam': Adam, 'momentum': partial(SGD, mom=.9)}
 
@@ -95,12 +102,15 @@ def test_at_weight_zero_nothing_changes(data, ae, several, several_ae, kind, com
     d,a = (data,ae) if kind == 'classes' else (several,several_ae)
     def run(*cbs):
         with seeded(4): return everything(fit(d, [*cbs, *COMPANY[company]()], opt=OPTIMISERS[opt]))
-    without, zero, judged, one = run(), run(tsynd(a, weight=0.)), run(tsynd(a, weight=0., gate=.5)), run(tsynd(a, weight=1.))
+    without, zero, judged, one = run(), run(tsynd(a, weight=0.)), run(tsynd(a, weight=0.,
+        gate=.5)), run(tsynd(a, weight=1.))
     assert same(without, zero) and same(without, judged) and not same(without[0], one[0])
     assert len(calls) == 3*2*5 and len(without[2]) > 0                          # it did synthesise
 
-@pytest.mark.parametrize('kwargs', [dict(objective='entropy', share=.3), dict(objective='random', every=2), dict(objective='reconstruction', warmup=.4),
-                                    dict(objective='cross_entropy', measure_every=1, keep=5), dict(keep=0), dict(gate=.5, warm=True, jitter=.3), dict(bf16=True),
+@pytest.mark.parametrize('kwargs', [dict(objective='entropy', share=.3), dict(objective='random', every=2),
+                                    dict(objective='reconstruction', warmup=.4),
+                                    dict(objective='cross_entropy', measure_every=1, keep=5), dict(keep=0),
+                                    dict(gate=.5, warm=True, jitter=.3), dict(bf16=True),
                                     dict(gate=.5, radius=3., share=.3), dict(gate=.5, budget=2.)], ids=str)
 def test_at_weight_zero_nothing_changes_with_any_option(data, ae, kwargs):
     def run(*cbs):
@@ -117,7 +127,8 @@ def test_two_arms_see_the_same_images_in_the_same_order(data, ae):
         learn = train_classifier(data, tiny(), epochs=3, bs=7, seed=seed, cbs=[*cbs, Watch()])
         return learn.watch.seen
     plain = run(3)
-    assert plain == run(3, tsynd(ae)) == run(3, tsynd(ae, 'random', share=.5), MixUp()) == run(3, GradientAccumulation(14))
+    assert plain == run(3, tsynd(ae)) == run(3, tsynd(ae, 'random', share=.5), MixUp()) == run(3,
+        GradientAccumulation(14))
     assert plain != run(4) and len(plain) == 18 and plain[:6] != plain[6:12]
 
 
@@ -131,15 +142,23 @@ class Dealt(DataLoader):
     "Batches in an order of its own, which nobody can know"
     def create_batches(self, samps): return super().create_batches(list(samps)[::-1])
 
-@pytest.mark.parametrize('kwargs,known', [(dict(shuffle=True), True), (dict(shuffle=True, drop_last=True), True), (dict(), True), (dict(shuffle=True, num_workers=2), True),
-                                          (dict(get_idxs=lambda: [3,1,4,1,5,9,2,6,5,35]*4), True), (dict(cls=Dealt, shuffle=True), False)],
-                         ids=['shuffled','rest dropped','in order','workers','an order of its own','dealt otherwise'])
+@pytest.mark.parametrize('kwargs,known',
+                         [(dict(shuffle=True), True), (dict(shuffle=True, drop_last=True), True),
+                          (dict(), True), (dict(shuffle=True, num_workers=2), True),
+                                          (dict(get_idxs=lambda: [3,1,4,1,5,9,2,6,5,35]*4), True),
+                                          (dict(cls=Dealt, shuffle=True), False)],
+                         ids=['shuffled','rest dropped','in order','workers','an order of its own',
+                              'dealt otherwise'])
 def test_in_loaders_of_fastai_an_image_names_its_source(data, ae, kwargs, known):
-    make,held = (lambda cls=DataLoader, **kw: cls(Pairs(data.train), bs=9, **kw)), DataLoader(Pairs(data.val), bs=16)
-    learn = Learner(DataLoaders(make(**kwargs), held, device='cpu'), tiny(), loss_func=CrossEntropyLossFlat(), cbs=tsynd(ae, warm=True, share=.6))
+    make,held = (lambda cls=DataLoader, **kw: cls(Pairs(data.train), bs=9, **kw)), DataLoader(Pairs(data.val),
+        bs=16)
+    learn = Learner(DataLoaders(make(**kwargs), held, device='cpu'), tiny(), loss_func=CrossEntropyLossFlat(),
+                    cbs=tsynd(ae, warm=True, share=.6))
     quiet(learn, learn.fit, 2, 1e-2)
     s,bank = learn.tsynd.last_epoch, learn.tsynd.bank
-    if known: assert torch.equal(s.source, data.train.x[s.index]/255) and torch.equal(s.y, data.train.y[s.index]) and set(s.index.tolist()) <= set(bank.rows)
+    if known:
+        assert torch.equal(s.source, data.train.x[s.index]/255) and torch.equal(s.y,
+            data.train.y[s.index]) and set(s.index.tolist()) <= set(bank.rows)
     else: assert s.index is None and not bank.rows
 
 
@@ -153,14 +172,19 @@ def test_a_step_follows_the_sum_of_both_gradients(data, ae, several, several_ae,
     d,a = (data,ae) if kind == 'classes' else (several,several_ae)
     class Last(Callback):
         order = 90
-        def after_loss(self): self.learn.batches = getattr(self.learn, 'batches', []) + [(self.x.clone(), self.y.clone(), self.learn.tsynd.syn)]
+        def after_loss(self):
+            self.learn.batches = getattr(self.learn, 'batches',
+                                         []) + [(self.x.clone(), self.y.clone(), self.learn.tsynd.syn)]
         def after_step(self): raise CancelFitException()
-    with seeded(8): learn = fit(d, [tsynd(a, weight=weight), Last(), *([GradientAccumulation(n_acc)] if n_acc else [])], epochs=1, lr=.1, opt=SGD)
+    with seeded(8):
+        learn = fit(d, [tsynd(a, weight=weight), Last(), *([GradientAccumulation(n_acc)] if n_acc else [])],
+                    epochs=1, lr=.1, opt=SGD)
     assert len(learn.batches) == (n_acc or 8)//8
     by_hand = tiny(d.n_classes).train()
     loss = F.binary_cross_entropy_with_logits if d.task.several else F.cross_entropy
     with seeded(8):
-        image_dls(d, bs=8).train.__iter__().__next__()                          # takes from the random stream what the other did
+        # takes from the random stream what the other did
+        image_dls(d, bs=8).train.__iter__().__next__()
         for x,y,syn in learn.batches:
             assert torch.equal(syn.source, x) and torch.equal(syn.y, y)
             total = loss(by_hand(x), y) + weight*loss(by_hand(syn.x), y)
@@ -172,7 +196,10 @@ def test_the_reported_training_loss_is_that_of_the_real_images(data, ae):
     class Real(Callback):
         order = 99
         def after_loss(self):
-            if self.training: assert torch.equal(self.learn.loss, F.cross_entropy(self.pred, self.y)) and self.learn.loss_grad > self.learn.loss
+            if self.training:
+                assert torch.equal(self.learn.loss,
+                                   F.cross_entropy(self.pred,
+                                                   self.y)) and self.learn.loss_grad > self.learn.loss
     fit(data, [tsynd(ae), Real()])
 
 def test_every_batch_has_masks_of_its_own(data, ae, calls):
@@ -183,7 +210,8 @@ def test_every_batch_has_masks_of_its_own(data, ae, calls):
 def test_synthetic_images_name_their_sources(data, ae):
     learn = fit(data, tsynd(ae, share=.6))
     s = learn.tsynd.images
-    assert torch.equal((s.source*255).round().byte(), data.train.x[s.index]) and torch.equal(s.y, data.train.y[s.index])
+    assert torch.equal((s.source*255).round().byte(), data.train.x[s.index]) and torch.equal(s.y,
+        data.train.y[s.index])
     assert learn.tsynd.provenance.source_index.tolist() == s.index.tolist() and len(s) == 5*5
     assert np.isfinite(learn.tsynd.provenance.to_numpy()).all()
 
@@ -192,13 +220,17 @@ def test_synthetic_images_name_their_sources(data, ae):
 
 def test_counts_are_those_of_the_options(data, ae):
     @settings(max_examples=25)
-    @given(epochs=st.integers(1, 4), bs=st.integers(5, 50), every=st.integers(1, 7), share=st.floats(.01, 1), warmup=st.sampled_from([0, .11, .26, .51, .99, 1]))
+    @given(epochs=st.integers(1, 4), bs=st.integers(5, 50), every=st.integers(1, 7), share=st.floats(.01, 1),
+           warmup=st.sampled_from([0, .11, .26, .51, .99, 1]))
     def check(epochs, bs, every, share, warmup):
-        t = fit(data, tsynd(ae, 'reconstruction', every=every, share=share, warmup=warmup, weight=0., keep=10**6), epochs=epochs, bs=bs).tsynd
+        t = fit(data, tsynd(ae, 'reconstruction', every=every, share=share, warmup=warmup, weight=0.,
+                            keep=10**6), epochs=epochs, bs=bs).tsynd
         sizes = [len(y) for _,y in image_dls(data, bs=bs).train]*epochs
         at = [i for i in range(len(sizes)) if i/len(sizes) >= warmup and i%every == 0]
-        assert t.count == len(at) and t.n_images == sum(max(min(2, sizes[i]), math.ceil(share*sizes[i])) for i in at)
-        last = [i for i in at if i >= len(sizes)*(epochs-1)//epochs] or at[-1:]      # where the last epoch made none, the last batch that did
+        assert t.count == len(at) and t.n_images == sum(max(min(2, sizes[i]), math.ceil(share*sizes[i]))
+                                                        for i in at)
+        # where the last epoch made none, the last batch that did
+        last = [i for i in at if i >= len(sizes)*(epochs-1)//epochs] or at[-1:]
         if last: assert len(t.images) == sum(max(min(2, sizes[i]), math.ceil(share*sizes[i])) for i in last)
         else: pytest.raises(InputError, lambda: t.images)
     check()
@@ -219,7 +251,9 @@ def test_no_more_images_are_kept_than_asked_for(data, ae, keep):
 def test_history_is_as_dense_as_asked_for(data, ae):
     h = fit(data, tsynd(ae, measure_every=4, keep=0), epochs=4).tsynd.history
     assert [i['step'] for i in h] == [0,4,8,12,16] and [i['epoch'] for i in h] == [0,0,1,2,3]
-    assert all(0 <= i[k] for i in h for k in ('mi_before','mi_after','distance_latent')) and all(i['distance_latent'] <= .3+1e-5 for i in h)
+    assert all(0 <= i[k] for i in h for k in ('mi_before','mi_after',
+                                              'distance_latent')) and all(i['distance_latent'] <= .3+1e-5
+                                                  for i in h)
 
 def test_only_the_last_epoch_is_kept(data, ae):
     learn = fit(data, tsynd(ae), epochs=3)
@@ -233,7 +267,9 @@ def test_validation_is_never_touched(data, ae, calls):
         def before_fit(self): self.n = 0
         def after_loss(self):
             if not self.training:
-                assert torch.equal(self.learn.loss, F.cross_entropy(self.pred, self.y)) and torch.equal(self.learn.loss, self.learn.loss_grad)
+                assert torch.equal(self.learn.loss,
+                                   F.cross_entropy(self.pred, self.y)) and torch.equal(self.learn.loss,
+                                       self.learn.loss_grad)
                 self.n += 1
     learn = fit(data, [tsynd(ae, weight=3.), Watch()])
     assert learn.watch.n == 4 and len(calls) == 10 and all(c.training for c in calls)
@@ -253,7 +289,8 @@ def test_predictions_after_training(data, ae, calls):
     assert quiet(learn, learn.get_preds, with_input=True)[0].shape == data.val.x.shape
 
 def test_the_learning_rate_finder(data, ae, calls, tmp_path):
-    learn = Learner(image_dls(data, bs=8), tiny(), loss_func=CrossEntropyLossFlat(), cbs=tsynd(ae), path=tmp_path)
+    learn = Learner(image_dls(data, bs=8), tiny(), loss_func=CrossEntropyLossFlat(), cbs=tsynd(ae),
+                    path=tmp_path)
     before = {k: v.clone() for k,v in learn.model.state_dict().items()}
     assert quiet(learn, learn.lr_find, num_it=8, show_plot=False).valley > 0
     assert same(before, dict(learn.model.state_dict())) and len(calls) > 3
@@ -272,7 +309,8 @@ def test_fitting_twice_starts_anew(data, ae):
     with seeded(2): quiet(learn, learn.fit, 4, 1e-2)
     t = learn.tsynd
     assert (t.count, t.n_images, len(t.images)) == (10, 80, 40) and not torch.equal(t.images.x, first.x)
-    assert t.base_loss is learn.loss_func and [h['step'] for h in t.history] == sorted(h['step'] for h in t.history)
+    assert t.base_loss is learn.loss_func and [h['step'] for h in t.history] == sorted(h['step']
+        for h in t.history)
 
 def test_a_fit_that_broke_off_can_be_started_again(data, ae):
     class Stop(Callback):
@@ -281,7 +319,8 @@ def test_a_fit_that_broke_off_can_be_started_again(data, ae):
             if self.on and self.training and self.iter == 2: raise KeyError('k')
     learn = Learner(image_dls(data, bs=8), tiny(), loss_func=CrossEntropyLossFlat(), cbs=[tsynd(ae), Stop()])
     with pytest.raises(KeyError): quiet(learn, learn.fit, 1)
-    assert not any(m._forward_hooks for m in learn.model.modules()) and all(p.requires_grad for p in learn.model.parameters())
+    assert not any(m._forward_hooks for m in learn.model.modules()) and all(p.requires_grad
+        for p in learn.model.parameters())
     learn.stop.on = False
     quiet(learn, learn.fit, 1)
     assert learn.tsynd.count == 5
@@ -289,8 +328,10 @@ def test_a_fit_that_broke_off_can_be_started_again(data, ae):
 @pytest.mark.parametrize('kind', ['timm','torch'])
 def test_a_model_of_ones_own(data, ae, kind):
     with seeded(0):
-        model = timm.create_model('regnetx_002', in_chans=1, num_classes=2, drop_rate=.3) if kind == 'timm' else \
-            nn.Sequential(nn.Conv2d(1, 4, 3), nn.Dropout2d(.3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 8), nn.Dropout(.5), nn.Linear(8, 2))
+        model = timm.create_model('regnetx_002', in_chans=1, num_classes=2,
+                                  drop_rate=.3) if kind == 'timm' else \
+            nn.Sequential(nn.Conv2d(1, 4, 3), nn.Dropout2d(.3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 8),
+                          nn.Dropout(.5), nn.Linear(8, 2))
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
         learn = fit(data, tsynd(ae), model=model, epochs=1, bs=20)
@@ -298,18 +339,22 @@ def test_a_model_of_ones_own(data, ae, kind):
 
 def test_loaders_that_name_no_sources(data, ae):
     items = [data.train[i] for i in range(40)]
-    dls = DataLoaders(Dealt(items, bs=8, shuffle=True, num_workers=0), DataLoader(items[:16], bs=8, num_workers=0), device=torch.device('cpu'))
+    dls = DataLoaders(Dealt(items, bs=8, shuffle=True, num_workers=0),
+                      DataLoader(items[:16], bs=8, num_workers=0), device=torch.device('cpu'))
     learn = Learner(dls, tiny(), loss_func=CrossEntropyLossFlat(), cbs=tsynd(ae))
     quiet(learn, learn.fit, 2)
-    assert learn.tsynd.images.index is None and learn.tsynd.provenance.source_index.tolist() == list(range(40))
-    assert len(learn.tsynd.history) == 6                                       # measured at 0, and in all of the last epoch
+    assert (learn.tsynd.images.index is None
+            and learn.tsynd.provenance.source_index.tolist() == list(range(40)))
+    # measured at 0, and in all of the last epoch
+    assert len(learn.tsynd.history) == 6
 
 def test_colour(ae, tmp_path):
     folder = write_npz(tmp_path, 'bloodmnist', n=(40,20,20)).parent
     with pytest.warns(UserWarning, match='MD5'): d = load_medmnist('bloodmnist', folder, download=False)
     learn = fit(d, tsynd(train_autoencoder(d, steps=10, width=4)), model=tiny(8, 3))
     assert learn.tsynd.images.x.shape == (40,3,28,28)
-    with pytest.raises(InputError, match=r'\(8, 3, 28, 28\), but the autoencoder expects \(B, 1'): fit(d, tsynd(ae), model=tiny(8, 3))
+    with pytest.raises(InputError, match=r'\(8, 3, 28, 28\), but the autoencoder expects \(B, 1'):
+        fit(d, tsynd(ae), model=tiny(8, 3))
 
 def test_several_labels_are_told_by_their_targets(several, several_ae):
     t = fit(several, tsynd(several_ae)).tsynd
@@ -318,27 +363,38 @@ def test_several_labels_are_told_by_their_targets(several, several_ae):
 def fit_floats(data, ae, make, loss, C=2):
     "The targets made from the class numbers"
     x,y = data.train.batch(slice(None))
-    dls = DataLoaders(DataLoader(list(zip(x, make(y))), bs=8, num_workers=0), DataLoader(list(zip(x[:8], make(y[:8]))), bs=8, num_workers=0), device=torch.device('cpu'))
+    dls = DataLoaders(DataLoader(list(zip(x, make(y))), bs=8, num_workers=0),
+                      DataLoader(list(zip(x[:8], make(y[:8]))), bs=8, num_workers=0),
+                      device=torch.device('cpu'))
     learn = Learner(dls, tiny(C), loss_func=loss, cbs=tsynd(ae, keep=0))
     quiet(learn, learn.fit, 1)
     return learn
 
 def one_hot(y): return F.one_hot(y, 2).float()
 
-@pytest.mark.parametrize('loss', [nn.CrossEntropyLoss(), CrossEntropyLossFlat(), F.cross_entropy, partial(F.cross_entropy, label_smoothing=.1), LabelSmoothingCrossEntropy(),
-                                  LabelSmoothingCrossEntropyFlat(), FocalLossFlat()], ids=lambda l: getattr(l, '__name__', type(l).__name__))
+@pytest.mark.parametrize('loss', [nn.CrossEntropyLoss(), CrossEntropyLossFlat(), F.cross_entropy,
+                                  partial(F.cross_entropy, label_smoothing=.1), LabelSmoothingCrossEntropy(),
+                                  LabelSmoothingCrossEntropyFlat(), FocalLossFlat()],
+                                  ids=lambda l: getattr(l, '__name__', type(l).__name__))
 @pytest.mark.parametrize('make', [one_hot, lambda y: .8*one_hot(y)+.1], ids=['one-hot','smoothed'])
 def test_rows_of_one_class_are_not_taken_for_several_labels(data, ae, loss, make):
-    with pytest.raises(InputError, match=r'expects class numbers of shape \(8,\); give these, or .*BCEWithLogitsLossFlat') as e: fit_floats(data, ae, make, loss)
+    with pytest.raises(InputError,
+                       match=r'expects class numbers of shape \(8,\); give these, or '
+                             r'.*BCEWithLogitsLossFlat') as e:
+        fit_floats(data, ae, make, loss)
     assert '\n' not in str(e.value)
 
-@pytest.mark.parametrize('loss', [nn.BCEWithLogitsLoss(), BCEWithLogitsLossFlat(), F.binary_cross_entropy_with_logits], ids=lambda l: getattr(l, '__name__', type(l).__name__))
+@pytest.mark.parametrize('loss',
+                         [nn.BCEWithLogitsLoss(), BCEWithLogitsLossFlat(),
+                          F.binary_cross_entropy_with_logits],
+                          ids=lambda l: getattr(l, '__name__', type(l).__name__))
 def test_several_labels_with_their_losses(data, ae, loss):
     t = fit_floats(data, ae, one_hot, loss).tsynd
     assert t.engine.task.several and t.count == 5
 
 def test_numbers_to_be_predicted_are_no_labels(data, ae):
-    with pytest.raises(InputError, match='expected float zeros and ones, nothing between'): fit_floats(data, ae, lambda y: y[:,None]*.5+.2, nn.MSELoss(), C=1)
+    with pytest.raises(InputError, match='expected float zeros and ones, nothing between'):
+        fit_floats(data, ae, lambda y: y[:,None]*.5+.2, nn.MSELoss(), C=1)
 
 def test_the_mode_of_the_autoencoder_does_not_matter(data, ae):
     def run(train):
@@ -358,16 +414,21 @@ def test_the_tools_to_look_at_it(data, ae):
     gains = [float(b[3:])-float(a[3:]) for a,b in zip(titles[5:10], titles[10:])]
     assert all(a <= b+.0021 for a,b in zip(gains, gains[1:]))
     ax = learn.tsynd.plot_mi()
-    assert [l.get_ydata().tolist() for l in ax.lines] == [[h[k] for h in learn.tsynd.history] for k in ('mi_before','mi_after')]
+    assert [l.get_ydata().tolist() for l in ax.lines] == [[h[k] for h in learn.tsynd.history]
+                                                          for k in ('mi_before','mi_after')]
 
 
 # Bad input and failures
 
 @pytest.mark.parametrize('kwargs,word', [
-    (dict(weight=-1), 'weight is -1'), (dict(weight=math.inf), 'weight is inf'), (dict(share=1.1), 'share is 1.1'), (dict(share=-.1), 'share is -0.1'),
-    (dict(every=0), 'every is 0'), (dict(every=1.5), 'every is 1.5'), (dict(warmup=-.1), 'warmup is -0.1'), (dict(warmup=1.1), 'warmup is 1.1'),
-    (dict(measure_every=0), 'measure_every is 0'), (dict(keep=-1), 'keep is -1'), (dict(T=1), 'T is 1'), (dict(steps=0), 'steps is 0'),
-    (dict(radius=0), 'radius is 0'), (dict(step=0), 'step is 0'), (dict(objective='mii'), "objective is 'mii'")], ids=str)
+    (dict(weight=-1), 'weight is -1'), (dict(weight=math.inf), 'weight is inf'),
+    (dict(share=1.1), 'share is 1.1'), (dict(share=-.1), 'share is -0.1'),
+    (dict(every=0), 'every is 0'), (dict(every=1.5), 'every is 1.5'), (dict(warmup=-.1), 'warmup is -0.1'),
+    (dict(warmup=1.1), 'warmup is 1.1'),
+    (dict(measure_every=0), 'measure_every is 0'), (dict(keep=-1), 'keep is -1'), (dict(T=1), 'T is 1'),
+    (dict(steps=0), 'steps is 0'),
+    (dict(radius=0), 'radius is 0'), (dict(step=0), 'step is 0'),
+    (dict(objective='mii'), "objective is 'mii'")], ids=str)
 def test_impossible_options_are_refused_at_once(ae, kwargs, word):
     with pytest.raises(InputError) as e: TSynD(ae, **kwargs)
     assert word in str(e.value) and '\n' not in str(e.value)
@@ -376,14 +437,17 @@ def test_batches_of_another_kind_are_refused(data, ae):
     class Pair(Callback):
         order = -9
         def before_batch(self): self.learn.xb = (self.x, self.x)
-    with pytest.raises(InputError, match='2 inputs and 1 targets, but TSynD needs'): fit(data, [Pair(), tsynd(ae)])
+    with pytest.raises(InputError, match='2 inputs and 1 targets, but TSynD needs'):
+        fit(data, [Pair(), tsynd(ae)])
 
 class Steps(Callback):
     "Counts the weight updates"
     def before_fit(self): self.n = 0
     def after_step(self): self.n += 1
 
-@pytest.mark.parametrize('what,message', [('pixels', r'images have values from -\d'), ('inputs', '2 inputs and 1 targets'), ('targets', 'loss is a cross-entropy')])
+@pytest.mark.parametrize('what,message',
+                         [('pixels', r'images have values from -\d'), ('inputs', '2 inputs and 1 targets'),
+                          ('targets', 'loss is a cross-entropy')])
 def test_what_cannot_work_is_said_at_the_first_batch(data, ae, what, message):
     class Wrong(Callback):
         order = -9
@@ -399,7 +463,9 @@ def test_what_cannot_work_is_said_at_the_first_batch(data, ae, what, message):
 def test_looking_before_there_is_anything(data, ae, where):
     t = tsynd(ae) if where == 'first' else fit(data, tsynd(ae, warmup=1)).tsynd
     for f in (lambda: t.images, lambda: t.provenance, t.show, t.plot_mi):
-        with pytest.raises(InputError, match='no synthetic images: no batch has been trained on after the warm-up'): f()
+        with pytest.raises(InputError,
+                           match='no synthetic images: no batch has been trained on after the warm-up'):
+            f()
 
 def test_why_there_is_nothing_to_look_at(data, ae):
     class Stop(Callback):
@@ -408,21 +474,30 @@ def test_why_there_is_nothing_to_look_at(data, ae):
     t = tsynd(ae)
     with pytest.raises(KeyboardInterrupt): fit(data, [t, Stop()])
     for v in (t, pickle.loads(pickle.dumps(fit(data, tsynd(ae)).tsynd))):
-        with pytest.raises(InputError, match='no synthetic images: training was stopped before it had ended, or the callback was pickled'): v.images
+        with pytest.raises(InputError,
+                           match='no synthetic images: training was stopped before it had ended, or the '
+                                 'callback was pickled'):
+            v.images
 
 @pytest.mark.parametrize('dtype', [torch.uint8, torch.int32])
 def test_targets_of_any_whole_type(data, ae, dtype):
     def losses(as_type):
-        with seeded(4): return fit(data, [Change(lambda y: y.to(as_type)), tsynd(ae, 'cross_entropy', gate=.5)]).recorder.losses
+        with seeded(4):
+            return fit(data,
+                       [Change(lambda y: y.to(as_type)), tsynd(ae, 'cross_entropy', gate=.5)]).recorder.losses
     assert same(losses(dtype), losses(torch.int64))
 
-@pytest.mark.parametrize('change, C, said', [(lambda y: y[:,None], 2, r'labels have shape \(8, 1\)'), (lambda y: y, 1, 'the classifier has 1 output'), (lambda y: y+1, 2, 'values from . to 2, expected 8 class numbers from 0 to 1')],
+@pytest.mark.parametrize('change, C, said', [(lambda y: y[:,None], 2, r'labels have shape \(8, 1\)'),
+                                             (lambda y: y, 1, 'the classifier has 1 output'),
+                                             (lambda y: y+1, 2,
+                                              'values from . to 2, expected 8 class numbers from 0 to 1')],
                          ids=['a column','one output','from one'])
 def test_targets_that_do_not_fit_are_refused_at_the_first_batch(data, ae, change, C, said):
     seen = []
     class Begun(Callback):
         def before_batch(self): seen.append(self.train_iter)
-    with pytest.raises(InputError, match=said): fit(data, [Change(change), Begun(), tsynd(ae, warmup=.9)], model=tiny(C))
+    with pytest.raises(InputError, match=said):
+        fit(data, [Change(change), Begun(), tsynd(ae, warmup=.9)], model=tiny(C))
     assert len(seen) == 1
 
 def test_images_that_are_mixed_afterwards_leave_the_sources_alone(data, ae):
@@ -438,7 +513,8 @@ class Explode(Callback):
 
 @pytest.mark.parametrize('with_tsynd', [True, False])
 def test_a_loss_that_is_no_longer_finite_stops_it(data, ae, with_tsynd):
-    with pytest.raises(InputError, match='mi of the classifier is not finite' if with_tsynd else 'loss .*is nan in epoch 0'):
+    with pytest.raises(InputError, match='mi of the classifier is not finite'
+                       if with_tsynd else 'loss .*is nan in epoch 0'):
         train_classifier(data, tiny(), epochs=1, bs=8, cbs=[Explode(), *([tsynd(ae)] if with_tsynd else [])])
 
 def test_a_synthetic_loss_that_is_not_finite_stops_it_too(data, ae):
@@ -465,9 +541,11 @@ def test_exceptions_close_the_bar_and_release_the_model(data, ae, monkeypatch, e
         count[0] += m.training == (place == 'training')
         if count[0] == 3: raise error
     model.trunk.register_forward_pre_hook(fail)
-    with pytest.raises(type(error)), seeded(3): train_classifier(data, model, epochs=2, bs=8, progress=True, cbs=tsynd(ae))
+    with pytest.raises(type(error)), seeded(3):
+        train_classifier(data, model, epochs=2, bs=8, progress=True, cbs=tsynd(ae))
     assert [b.closed for b in bars] == [True]
-    assert not any(m._forward_hooks for m in model.modules()) and all(p.requires_grad for p in model.parameters())
+    assert not any(m._forward_hooks for m in model.modules()) and all(p.requires_grad
+        for p in model.parameters())
     assert model.training and all(m.training for m in model.modules())
 
 
@@ -478,7 +556,8 @@ def averages(states, decay):
     mine = {k: v.double() for k,v in states[0].items()}
     for n,theirs in enumerate(states[1:], 1):
         d = min(decay, n/(n+9))
-        mine = {k: d*v + (1-d)*theirs[k].double() if theirs[k].is_floating_point() else theirs[k].double() for k,v in mine.items()}
+        mine = {k: d*v + (1-d)*theirs[k].double() if theirs[k].is_floating_point() else theirs[k].double()
+                for k,v in mine.items()}
     return mine
 
 def copied(model): return {k: v.detach().clone() for k,v in model.state_dict().items()}
@@ -490,21 +569,29 @@ def test_the_moving_average_is_one(decay, dtype):
         model = tiny().to(dtype); model.register_buffer('count', torch.zeros(2).int())
         avg, states = MovingAverage(model, decay), [copied(model)]
         for n in range(30):
-            for v in model.state_dict().values(): v.copy_(torch.randn_like(v) if v.is_floating_point() else v+n)
+            for v in model.state_dict().values():
+                v.copy_(torch.randn_like(v) if v.is_floating_point() else v+n)
             states.append(copied(model)); avg.update(model)
     want = averages(states, decay)
-    for k,v in avg.model.state_dict().items(): torch.testing.assert_close(v.double(), want[k], rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=1e-6 if dtype == torch.float32 else 1e-12, msg=k)
-    assert same(copied(model), states[-1]) and not any(p.requires_grad for p in avg.parameters()) and not any(m.training for m in avg.modules())
+    for k,v in avg.model.state_dict().items():
+        torch.testing.assert_close(v.double(), want[k], rtol=1e-5 if dtype == torch.float32 else 1e-12,
+                                   atol=1e-6 if dtype == torch.float32 else 1e-12, msg=k)
+    assert same(copied(model), states[-1]) and not any(p.requires_grad
+                                                       for p in avg.parameters()) and not any(m.training
+                                                           for m in avg.modules())
 
 def test_a_moving_average_shares_nothing_with_its_model(data):
     model = tiny()
-    model.trunk[0].register_forward_hook(lambda *_: (_ for _ in ()).throw(KeyError('hook'))); model.register_forward_pre_hook(lambda *_: None)
+    model.trunk[0].register_forward_hook(lambda *_: (_ for _ in ()).throw(KeyError('hook')))
+    model.register_forward_pre_hook(lambda *_: None)
     model.out.weight.grad = torch.ones_like(model.out.weight)
     avg, before = MovingAverage(model), copied(model)
     with torch.no_grad():
         for v in model.state_dict().values(): v.add_(1)
-    assert same(copied(avg.model), before) and all(p.grad is None or p is not q and not p.requires_grad for p,q in zip(avg.parameters(), model.parameters()))
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in avg.modules()) and len(model.trunk[0]._forward_hooks) == 1
+    assert same(copied(avg.model), before) and all(p.grad is None or p is not q and not p.requires_grad
+                                                   for p,q in zip(avg.parameters(), model.parameters()))
+    assert not any(m._forward_hooks or m._forward_pre_hooks
+                   for m in avg.modules()) and len(model.trunk[0]._forward_hooks) == 1
     assert avg(data.val.batch(slice(3))[0]).shape == (3,2) and model.training
 
 class Locked(nn.Module):
@@ -513,7 +600,8 @@ class Locked(nn.Module):
     def forward(self, x): return self.f(x)
 
 def test_a_model_that_cannot_be_copied_is_refused_unless_there_is_no_gate(data, ae):
-    with pytest.raises(InputError, match='cannot be copied.*use gate=') as e: fit(data, tsynd(ae, gate=.5), model=Locked())
+    with pytest.raises(InputError, match='cannot be copied.*use gate=') as e:
+        fit(data, tsynd(ae, gate=.5), model=Locked())
     assert '\n' not in str(e.value)
     assert fit(data, tsynd(ae, gate=0.), model=Locked()).tsynd.count == 10
 
@@ -526,17 +614,21 @@ class Weights(Callback):
 @pytest.mark.parametrize('n_acc,steps', [(None, 10), (16, 5), (40, 2)])
 @pytest.mark.parametrize('share', [1., .2])
 def test_the_judge_follows_every_optimiser_step(data, ae, n_acc, steps, share):
-    learn = fit(data, [tsynd(ae, gate=.5, share=share), Weights(), *([GradientAccumulation(n_acc)] if n_acc else [])])
+    learn = fit(data,
+                [tsynd(ae, gate=.5, share=share), Weights(),
+                 *([GradientAccumulation(n_acc)] if n_acc else [])])
     judge, want = learn.tsynd.judge, averages(learn.weights.states, .99)
     assert judge.n == steps == len(learn.weights.states)-1
-    for k,v in judge.model.state_dict().items(): torch.testing.assert_close(v.double(), want[k], rtol=1e-4, atol=1e-6, msg=k)
+    for k,v in judge.model.state_dict().items():
+        torch.testing.assert_close(v.double(), want[k], rtol=1e-4, atol=1e-6, msg=k)
     quiet(learn, learn.validate)
     assert judge.n == steps
 
 def test_no_gate_no_judge(data, ae, calls):
     assert fit(data, tsynd(ae, gate=0.)).tsynd.judge is None and all(c.judge is None for c in calls)
     t = fit(data, tsynd(ae, gate=.5)).tsynd
-    assert all(c.judge is t.judge for c in calls[10:]) and fit(data, tsynd(ae, gate=.5)).tsynd.judge is not t.judge
+    assert all(c.judge is t.judge for c in calls[10:]) and fit(data,
+        tsynd(ae, gate=.5)).tsynd.judge is not t.judge
 
 
 # The gate in training
@@ -546,13 +638,19 @@ def gates(monkeypatch):
     "A function that lets the gate say, image by image, what it is told"
     call = Synthesizer.__call__
     def say(*gate):
-        monkeypatch.setattr(Synthesizer, '__call__', lambda self, model, x, y, **kwargs: replace(call(self, model, x, y, **kwargs), gate=torch.tensor(gate*len(x))[:len(x)]))
+        monkeypatch.setattr(Synthesizer, '__call__', lambda self, model, x, y,
+                            **kwargs: replace(call(self, model, x, y, **kwargs),
+                                              gate=torch.tensor(gate*len(x))[:len(x)]))
     return say
 
 class Rows(Callback):
     "What went through the model in training mode, batch by batch"
     order = 90
-    def before_fit(self): self.batches,self.now = [],[]; self.hook = self.model.register_forward_pre_hook(lambda m, inp: self.now.append(inp[0].detach().clone()) if m.training else None)
+    def before_fit(self):
+        self.batches,self.now = [],[]
+        self.hook = self.model.register_forward_pre_hook(lambda m,
+                                                         inp: self.now.append(inp[0].detach().clone())
+                                                         if m.training else None)
     def after_loss(self):
         if self.training: self.batches.append((self.now, self.x.clone(), self.learn.tsynd.syn))
         self.now = []
@@ -576,12 +674,14 @@ def test_a_step_follows_the_kept_images_and_their_labels(data, ae, several, seve
         def after_loss(self): self.learn.batch = self.x.clone(), self.y.clone(), self.learn.tsynd.syn
         def after_step(self): raise CancelFitException()
     with seeded(8): learn = fit(d, [tsynd(a, weight=.7), Last()], epochs=1, lr=.1, opt=SGD)
-    by_hand, loss = tiny(d.n_classes).train(), F.binary_cross_entropy_with_logits if d.task.several else F.cross_entropy
+    by_hand, loss = (tiny(d.n_classes).train(), F.binary_cross_entropy_with_logits
+                     if d.task.several else F.cross_entropy)
     with seeded(8):
         image_dls(d, bs=8).train.__iter__().__next__()
         x,y,syn = learn.batch
         (loss(by_hand(x), y) + .7*loss(by_hand(syn.x[keep]), y[keep])).backward()
-    for (n,p),q in zip(by_hand.named_parameters(), learn.model.parameters()): torch.testing.assert_close(p.detach()-.1*p.grad, q.detach(), atol=1e-6, rtol=1e-4, msg=n)
+    for (n,p),q in zip(by_hand.named_parameters(), learn.model.parameters()):
+        torch.testing.assert_close(p.detach()-.1*p.grad, q.detach(), atol=1e-6, rtol=1e-4, msg=n)
 
 @pytest.mark.parametrize('gate', [(0.,), (1., *[0.]*7)], ids=['none','one of eight'])
 def test_where_none_is_kept_the_step_is_the_plain_one(data, ae, gates, gate):
@@ -603,25 +703,34 @@ def test_images_are_those_trained_on_and_provenance_is_of_all(data, ae, gates):
     gates(0.,1.,.5,0.,.25)
     t = fit(data, [tsynd(ae), Rows()])
     t,batches = t.tsynd, t.rows.batches[5:]
-    assert torch.equal(t.images.x, torch.cat([rows[1] for rows,_,_ in batches])) and (t.images.gate > 0).all() and len(t.images) == 25
+    assert torch.equal(t.images.x,
+                       torch.cat([rows[1]
+                                  for rows,_,
+                                  _ in batches])) and (t.images.gate > 0).all() and len(t.images) == 25
     p = t.provenance
-    assert p.gate.tolist() == [0.,1.,.5,0.,.25,0.,1.,.5]*5 and p.source_index[p.gate > 0].tolist() == t.images.index.tolist()
+    assert p.gate.tolist() == [0.,1.,.5,0.,.25,0.,1.,
+                               .5]*5 and p.source_index[p.gate > 0].tolist() == t.images.index.tolist()
     assert np.isfinite(p.to_numpy()).all()
 
 @pytest.mark.parametrize('kind', ['classes','labels'])
 def test_at_rest_the_judge_is_the_classifier_and_what_it_keeps_passes(data, ae, several, several_ae, kind):
     "With a learning rate of 0"
     d,a = (data,ae) if kind == 'classes' else (several,several_ae)
-    with seeded(0): model = nn.Sequential(nn.AdaptiveAvgPool2d(12), nn.Flatten(), nn.Linear(144, 16), nn.Tanh(), nn.Dropout(.5), nn.Linear(16, d.n_classes)).eval()
-    with torch.no_grad(): model[-1].bias -= model(a(d.train.batch(slice(None))[0])).mean(0)                     # near its boundaries
+    with seeded(0):
+        model = nn.Sequential(nn.AdaptiveAvgPool2d(12), nn.Flatten(), nn.Linear(144, 16), nn.Tanh(),
+                              nn.Dropout(.5), nn.Linear(16, d.n_classes)).eval()
+    # near its boundaries
+    with torch.no_grad(): model[-1].bias -= model(a(d.train.batch(slice(None))[0])).mean(0)
     t = fit(d, tsynd(a, gate=.5, radius=2., step=1.), model=model, lr=0.).tsynd
     s = cat(t.kept)
     assert same(copied(t.judge.model), copied(model)) and len(s) == 40
     assert set(s.gate.tolist()) <= {0.,.25,.5,.75,1.} and (s.gate > 0).any() and (s.gate < 1).any()
     torch.testing.assert_close(s.x, a.decode(s.z).detach(), rtol=1e-4, atol=1e-4)
     with torch.no_grad(): after, before = model.eval()(s.x), model(s.reconstruction)
-    ok = after.argmax(1) == s.y if kind == 'classes' else (((after > 0) == (s.y == 1)) | ((before > 0) != (s.y == 1))).all(1)
-    ok &= (ok.view(-1, 8).sum(1) > 1).repeat_interleave(8)                     # one alone is dropped: batch norm cannot train on it
+    ok = after.argmax(1) == s.y if kind == 'classes' else (((after > 0) == (s.y == 1))
+                                                           | ((before > 0) != (s.y == 1))).all(1)
+    # one alone is dropped: batch norm cannot train on it
+    ok &= (ok.view(-1, 8).sum(1) > 1).repeat_interleave(8)
     assert torch.equal(ok, s.gate > 0)
 
 def test_a_cancelled_fit_leaves_the_images_of_its_last_batch(data, ae):
@@ -642,18 +751,26 @@ class Inside(Callback):
         note = lambda m, inp, out: self.seen.add((self.training, out.dtype))
         self.hooks = [m.register_forward_hook(note) for m in (self.model.trunk[0], self.model.out)]
     def after_loss(self): self.losses |= {self.learn.loss.dtype, self.learn.loss_grad.dtype, self.pred.dtype}
-    def after_backward(self): assert {p.grad.dtype for p in self.model.parameters()} == {torch.float32} and not torch.is_autocast_enabled('cpu')
+    def after_backward(self):
+        assert {p.grad.dtype
+                for p in self.model.parameters()} == {torch.float32} and not torch.is_autocast_enabled('cpu')
     def after_fit(self):
         for h in self.hooks: h.remove()
 
 def hooks(model): return sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for m in model.modules())
 
-@pytest.mark.parametrize('company', [lambda ae: [], lambda ae: [tsynd(ae, gate=.5)], lambda ae: [tsynd(ae), MixUp(), GradientAccumulation(16), GradientClip(.1)]], ids=['alone','TSynD','all'])
+@pytest.mark.parametrize('company',
+                         [lambda ae: [], lambda ae: [tsynd(ae, gate=.5)],
+                          lambda ae: [tsynd(ae), MixUp(), GradientAccumulation(16), GradientClip(.1)]],
+                          ids=['alone','TSynD','all'])
 def test_bfloat16_is_inside_the_model_and_nowhere_else(data, ae, company):
     learn = fit(data, [BF16(), Inside(), *company(ae)])
-    assert learn.inside.seen == {(True, torch.bfloat16), (False, torch.bfloat16)} and learn.inside.losses == {torch.float32}
-    assert {v.dtype for v in learn.model.state_dict().values()} <= {torch.float32, torch.int64} and hooks(learn.model) == 0
-    assert not torch.is_autocast_enabled('cpu') and all(torch.isfinite(p).all() for p in learn.model.parameters())
+    assert learn.inside.seen == {(True, torch.bfloat16),
+                                 (False, torch.bfloat16)} and learn.inside.losses == {torch.float32}
+    assert {v.dtype for v in learn.model.state_dict().values()} <= {torch.float32,
+        torch.int64} and hooks(learn.model) == 0
+    assert not torch.is_autocast_enabled('cpu') and all(torch.isfinite(p).all()
+                                                        for p in learn.model.parameters())
     quiet(learn, learn.fit, 1, 1e-2)
     assert hooks(learn.model) == 0
 
@@ -680,7 +797,9 @@ def test_in_bfloat16_every_step_trains_what_the_next_one_runs(data, ae, with_tsy
     "An autocast that stays open keeps a copy of the weights, and the model stands still"
     learn = fit(data, [BF16(), Moves(), Weights(), *([tsynd(ae)] if with_tsynd else [])], lr=.3, opt=SGD)
     a = learn.weights.states
-    assert learn.moves.n == 10 and all(not torch.equal(u['out.weight'], v['out.weight']) and not torch.equal(u['trunk.0.weight'], v['trunk.0.weight']) for u,v in zip(a, a[1:]))
+    assert learn.moves.n == 10 and all(not torch.equal(u['out.weight'], v['out.weight'])
+                                       and not torch.equal(u['trunk.0.weight'], v['trunk.0.weight'])
+                                       for u,v in zip(a, a[1:]))
 
 def test_a_training_in_bfloat16_is_nearly_the_same(data):
     def run(*cbs):
@@ -703,7 +822,8 @@ def test_an_error_leaves_no_autocast_open(data, ae, place):
     with pytest.raises(KeyError): fit(data, [BF16(), tsynd(ae, gate=.5)], model=model)
     assert not torch.is_autocast_enabled('cpu') and model.out.weight.dtype == torch.float32
 
-@pytest.mark.parametrize('given,company,want', [(None, True, True), (None, False, False), (True, False, True), (False, True, False)])
+@pytest.mark.parametrize('given,company,want', [(None, True, True), (None, False, False), (True, False, True),
+                                                (False, True, False)])
 def test_synthesis_is_in_bfloat16_if_training_is_unless_it_is_said(data, ae, given, company, want):
     seen = set()
     hook = ae.dec[0].register_forward_hook(lambda m, inp, out: seen.add(out.dtype))
@@ -728,7 +848,8 @@ class Batches:
         self.t += plain*first
         if go:
             self.t += extra*first*self.clock.share/.5
-            for _ in range(2):                                                   # one before the images are replaced, one after
+            # one before the images are replaced, one after
+            for _ in range(2):
                 with self.clock.aside('look'): self.t += look*self.clock.share/.5/2
         with self.clock.aside('average'): self.t += average*first
         self.clock.stop(16*go)
@@ -749,11 +870,19 @@ def test_a_budget_is_kept_to_within_one_synthesis(budget, plain, extra, average,
     assume(abs(rate-1) > 1e-6 and abs(rate) > 1e-6)
     went, ratio = b.run(300)
     cost, slack = b.clock.cost, 300*1e-9
-    if rate < 0: assert went == 0 == b.clock.rate and ratio == pytest.approx(1+average) and ratio > budget                 # the average alone is too dear
-    elif rate < 1: assert b.clock.share == .5 and abs(went-300*rate) <= 1+slack and abs(ratio-budget) <= (extra+look)/300*(1+slack)+slack
-    else: assert went == 300 and b.clock.rate == 1 and b.clock.share == pytest.approx(min(1, .5*rate)) and ratio == pytest.approx(min(budget, 1+average+2*(extra+look)))
-    assert cost['rate'] == b.clock.rate and cost['share'] == b.clock.share and cost['plain_ms'] == pytest.approx(1e3*plain) and cost['extra_ms'] == pytest.approx(1e3*plain*(extra+look))
-    assert cost['images_per_second'] == pytest.approx(16/(plain*(extra+look))) and cost['ratio'] == pytest.approx(ratio, abs=(extra+look)/300*1.01 if 0 < rate < 1 else 1e-6)
+    # the average alone is too dear
+    if rate < 0: assert went == 0 == b.clock.rate and ratio == pytest.approx(1+average) and ratio > budget
+    elif rate < 1:
+        assert (b.clock.share == .5 and abs(went-300*rate) <= 1+slack
+                and abs(ratio-budget) <= (extra+look)/300*(1+slack)+slack)
+    else:
+        assert went == 300 and b.clock.rate == 1 and b.clock.share == pytest.approx(min(1,
+            .5*rate)) and ratio == pytest.approx(min(budget, 1+average+2*(extra+look)))
+    assert (cost['rate'] == b.clock.rate and cost['share'] == b.clock.share
+            and cost['plain_ms'] == pytest.approx(1e3*plain)
+            and cost['extra_ms'] == pytest.approx(1e3*plain*(extra+look)))
+    assert (cost['images_per_second'] == pytest.approx(16/(plain*(extra+look)))
+            and cost['ratio'] == pytest.approx(ratio, abs=(extra+look)/300*1.01 if 0 < rate < 1 else 1e-6))
 
 def test_synthesis_is_spread_evenly():
     b = Batches(1.5, 1., 2.)
@@ -783,7 +912,8 @@ def own_time(monkeypatch):
     monkeypatch.setattr(Clock, 'now', lambda self: t[0])
     def synthesis(self, model, x, y, **kwargs): t[0] += 2*len(x); return call(self, model, x, y, **kwargs)
     def average(self, model): t[0] += .1; return update(self, model)
-    monkeypatch.setattr(Synthesizer, '__call__', synthesis); monkeypatch.setattr(MovingAverage, 'update', average)
+    monkeypatch.setattr(Synthesizer, '__call__', synthesis)
+    monkeypatch.setattr(MovingAverage, 'update', average)
     class Second(Callback):
         def after_pred(self): t[0] += self.training
     return t, Second
@@ -797,24 +927,30 @@ def test_a_training_keeps_to_its_budget(data, ae, calls, own_time, gate, warmup)
         order, run_valid = -20, False
         def before_fit(self): self.t = []
         def before_batch(self): self.t.append((t[0], len(calls)))
-    learn = fit(data, [tsynd(ae, 'reconstruction', budget=1.8, gate=gate, warmup=warmup, keep=0, measure_every=10**6), Second(), Times()], epochs=16, bs=4)
+    learn = fit(data,
+                [tsynd(ae, 'reconstruction', budget=1.8, gate=gate, warmup=warmup, keep=0,
+                       measure_every=10**6), Second(), Times()], epochs=16, bs=4)
     ts, cost = learn.times.t, learn.tsynd.cost
     plain = max(8, math.ceil(160*warmup))
     first = next(i for i,(_,n) in enumerate(ts) if n)-1
-    assert len(ts) == 160 and first == plain and all(c.n == 2 for c in calls) and learn.tsynd.n_images == 2*len(calls)
-    assert cost['rate'] == pytest.approx((.8-.1*(gate > 0))/4) and cost['ratio'] == pytest.approx(1.8) and cost['images_per_second'] == pytest.approx(.5)
+    assert len(ts) == 160 and first == plain and all(c.n == 2
+                                                     for c in calls) and learn.tsynd.n_images == 2*len(calls)
+    assert (cost['rate'] == pytest.approx((.8-.1*(gate > 0))/4) and cost['ratio'] == pytest.approx(1.8)
+            and cost['images_per_second'] == pytest.approx(.5))
     start = first+8
     (t0,n0),rest = ts[start],160-start
     assert abs(len(calls)-n0-rest*cost['rate']) <= 1 and abs((t[0]-t0)-1.8*rest) <= 4
 
 def test_a_large_budget_raises_the_share_first_to_all(data, ae, calls, own_time):
-    learn = fit(data, [tsynd(ae, 'reconstruction', budget=50., keep=0, measure_every=10**6), own_time[1]()], epochs=3, bs=4)
+    learn = fit(data, [tsynd(ae, 'reconstruction', budget=50., keep=0, measure_every=10**6), own_time[1]()],
+                epochs=3, bs=4)
     assert [c.n for c in calls] == [2]*8+[4]*14 and learn.tsynd.cost['share'] == 1 == learn.tsynd.cost['rate']
     assert learn.tsynd.cost['ratio'] == pytest.approx(1+8)
 
 def test_the_cost_is_known_once_it_is_measured(data, ae):
     with pytest.raises(InputError, match='no measured cost'): tsynd(ae, budget=1.3).cost
-    for t in (fit(data, tsynd(ae)).tsynd, fit(data, tsynd(ae, budget=1.3), epochs=3).tsynd):     # none asked for; 15 batches, one too few
+    # none asked for; 15 batches, one too few
+    for t in (fit(data, tsynd(ae)).tsynd, fit(data, tsynd(ae, budget=1.3), epochs=3).tsynd):
         with pytest.raises(InputError, match='no measured cost') as e: t.cost
         assert '\n' not in str(e.value)
     learn = fit(data, tsynd(ae, budget=1.3), epochs=4)
@@ -847,8 +983,10 @@ def test_a_single_step_is_halved_where_mi_falls_and_grows_back(data, ae, looks, 
     for up in words[:20//every]:
         want.append(length)
         length = min(.8, 2*length) if up else length/2
-    assert [i['step_length'] for i in h] == want and min(want) < .8 and [i['rose'] for i in h] == [float(w) for w in words[:len(h)]]
-    assert [i['distance_latent'] for i in h] == pytest.approx([.3*w for w in want], rel=1e-3)                # it is the step that is made
+    assert [i['step_length'] for i in h] == want and min(want) < .8 and [i['rose'] for i in h] == [float(w)
+        for w in words[:len(h)]]
+    # it is the step that is made
+    assert [i['distance_latent'] for i in h] == pytest.approx([.3*w for w in want], rel=1e-3)
 
 def test_the_guard_starts_anew_with_each_fit(data, ae, looks):
     looks(False)
@@ -859,7 +997,8 @@ def test_the_guard_starts_anew_with_each_fit(data, ae, looks):
 
 def test_what_is_kept_has_no_say(data, ae, looks):
     def run(keep):
-        with seeded(4): return everything(fit(data, tsynd(ae, keep=keep, measure_every=3, step=1., radius=2.), epochs=3))
+        with seeded(4):
+            return everything(fit(data, tsynd(ae, keep=keep, measure_every=3, step=1., radius=2.), epochs=3))
     looks(False)
     assert same(run(0), run(1000)) and same(run(0), run(12))
 
@@ -867,10 +1006,12 @@ def test_what_is_kept_has_no_say(data, ae, looks):
 def test_the_guard_goes_by_the_first_32_images(data, ae, monkeypatch, keep):
     "In the last epoch all 40 are measured as well"
     measure = Synthesizer.measure
-    def told(self, model, syn, **kwargs): s = measure(self, model, syn, **kwargs); return replace(s, mi_after=s.mi_before+(len(syn)-36))
+    def told(self, model, syn, **kwargs):
+        s = measure(self, model, syn, **kwargs); return replace(s, mi_after=s.mi_before+(len(syn)-36))
     monkeypatch.setattr(Synthesizer, 'measure', told)
     t = fit(data, tsynd(ae, keep=keep, measure_every=3, step=.8), epochs=7, bs=40).tsynd
-    assert t.engine.step == .8/2**3 and [h['step_length'] for h in t.history] == [.8, .4, .2] and [h['rose'] for h in t.history] == [0, 0, float(keep > 0)]
+    assert t.engine.step == .8/2**3 and [h['step_length'] for h in t.history] == [.8, .4,
+        .2] and [h['rose'] for h in t.history] == [0, 0, float(keep > 0)]
 
 def test_several_steps_need_no_guard(data, ae, looks):
     looks(False)
@@ -884,7 +1025,9 @@ def test_several_steps_need_no_guard(data, ae, looks):
 def begun(monkeypatch):
     "For each ascent: did it start at the source, image by image?"
     seen, f = [], ascend
-    monkeypatch.setattr('tsynd.targeting.synthesis.ascend', lambda U, z0, r, steps, step, start: (seen.append((start == z0).flatten(1).all(1).tolist()), f(U, z0, r, steps, step, start))[1])
+    monkeypatch.setattr('tsynd.targeting.synthesis.ascend', lambda U, z0, r, steps, step,
+                        start: (seen.append((start == z0).flatten(1).all(1).tolist()),
+                                f(U, z0, r, steps, step, start))[1])
     return seen
 
 def test_warm_starts_from_the_second_epoch_on(data, ae, begun):
@@ -901,7 +1044,8 @@ def test_without_a_source_index_warm_is_cold(data, ae, begun):
     def run(warm):
         with seeded(2), warnings.catch_warnings():
             warnings.simplefilter('error', UserWarning)
-            dls = DataLoaders(Dealt(items, bs=8, num_workers=0), DataLoader(items[:16], bs=8, num_workers=0), device=torch.device('cpu'))
+            dls = DataLoaders(Dealt(items, bs=8, num_workers=0), DataLoader(items[:16], bs=8, num_workers=0),
+                              device=torch.device('cpu'))
             learn = Learner(dls, tiny(), loss_func=CrossEntropyLossFlat(), cbs=tsynd(ae, warm=warm, gate=.5))
             quiet(learn, learn.fit, 2)
         return learn.tsynd.images, copied(learn.model)
@@ -935,7 +1079,8 @@ class Doubled(nn.Module):
         self.forward = self.twice
     def twice(self, x): return 2*self.body(x)
 
-@pytest.mark.parametrize('wrap', [Doubled, lambda: torch.compile(tiny(), backend='eager')], ids=['given','compiled'])
+@pytest.mark.parametrize('wrap', [Doubled, lambda: torch.compile(tiny(), backend='eager')],
+                         ids=['given','compiled'])
 def test_a_model_with_a_forward_of_its_own_keeps_it(data, ae, wrap):
     model,x = wrap(),data.val.batch(slice(4))[0]
     forward = vars(model)['forward']
@@ -947,7 +1092,8 @@ def test_a_model_with_a_forward_of_its_own_keeps_it(data, ae, wrap):
     t = fit(data, [BF16(), tsynd(ae, gate=.5)], epochs=1, model=model).tsynd
     assert vars(model)['forward'] == forward and t.count == 5
 
-@pytest.mark.parametrize('again', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=['copied','pickled'])
+@pytest.mark.parametrize('again', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))],
+                         ids=['copied','pickled'])
 def test_a_model_that_a_broken_fit_left_in_bfloat16_can_be_copied(data, again):
     class Stop(Callback):
         def after_batch(self): raise KeyboardInterrupt()

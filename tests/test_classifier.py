@@ -24,9 +24,11 @@ MULTI = 'multi-label, binary-class'
 def tiny(p=.5, C=2, ch=1, seed=0):
     "A trunk with BatchNorm and a dropout head"
     with seeded(seed):
-        return Classifier(nn.Sequential(nn.Conv2d(ch, 6, 3, 2), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten()), 54, C, p)
+        return Classifier(nn.Sequential(nn.Conv2d(ch, 6, 3, 2), nn.BatchNorm2d(6), nn.ReLU(),
+                                        nn.AdaptiveAvgPool2d(3), nn.Flatten()), 54, C, p)
 
-def images(n=5, ch=1, size=12, seed=0): return torch.rand(n, ch, size, size, generator=torch.Generator().manual_seed(seed))
+def images(n=5, ch=1, size=12, seed=0):
+    return torch.rand(n, ch, size, size, generator=torch.Generator().manual_seed(seed))
 
 def mixed(model):
     "Modes and flags that a careless restore would get wrong"
@@ -46,38 +48,53 @@ class Twice(nn.Module):
 
 class Skip(nn.Module):
     "What was not dropped is added to what was"
-    def __init__(self): super().__init__(); self.a,self.drop,self.b = nn.Linear(144, 20),nn.Dropout(.4),nn.Linear(20, 3)
+    def __init__(self):
+        super().__init__(); self.a,self.drop,self.b = nn.Linear(144, 20),nn.Dropout(.4),nn.Linear(20, 3)
     def forward(self, x): x = self.a(x.flatten(1)); return self.b(x + self.drop(x.relu()))
 
 class Sequence(nn.Module):
     "Channels along a sequence, dropped as a whole"
-    def __init__(self): super().__init__(); self.a,self.drop,self.b = nn.Conv1d(12, 8, 3),nn.Dropout1d(.3),nn.Linear(80, 3)
+    def __init__(self):
+        super().__init__(); self.a,self.drop,self.b = nn.Conv1d(12, 8, 3),nn.Dropout1d(.3),nn.Linear(80, 3)
     def forward(self, x): return self.b(self.drop(self.a(x[:,0])).tanh().flatten(1))
 
 class Volume(nn.Module):
-    def __init__(self): super().__init__(); self.a,self.drop,self.b = nn.Conv3d(1, 6, (1,3,3)),nn.Dropout3d(.3),nn.Linear(600, 3)
+    def __init__(self):
+        super().__init__()
+        self.a,self.drop,self.b = nn.Conv3d(1, 6, (1,3,3)),nn.Dropout3d(.3),nn.Linear(600, 3)
     def forward(self, x): return self.b(self.drop(self.a(x[:,:,None])).tanh().flatten(1))
 
 class MyDropout(nn.Dropout):
     "As users write them"
 
-def planes(drop): return nn.Sequential(nn.Conv2d(1, 8, 3), drop, nn.ReLU(), nn.Conv2d(8, 4, 3), drop.__class__(.2), nn.Flatten(), nn.Linear(256, 3))
+def planes(drop):
+    return nn.Sequential(nn.Conv2d(1, 8, 3), drop, nn.ReLU(), nn.Conv2d(8, 4, 3), drop.__class__(.2),
+                         nn.Flatten(), nn.Linear(256, 3))
 
 MODELS = {  # make a model, channels and size of its images
     'tiny': (lambda: tiny(C=3), 1, 12),
-    'in a Sequential': (lambda: nn.Sequential(nn.Identity(), nn.Sequential(tiny(C=3), nn.Tanh()), nn.Linear(3, 3)), 1, 12),
-    'vgg': (lambda: nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(200, 32), nn.ReLU(True),
-                                  nn.Dropout(.5), nn.Linear(32, 32), nn.ReLU(True), nn.Dropout(.3), nn.Linear(32, 3)), 1, 12),
-    'in place': (lambda: nn.Sequential(nn.Flatten(), nn.Linear(144, 32), nn.Dropout(.5, inplace=True), nn.ReLU(True), nn.Linear(32, 3)), 1, 12),
+    'in a Sequential': (lambda: nn.Sequential(nn.Identity(), nn.Sequential(tiny(C=3), nn.Tanh()),
+                                              nn.Linear(3, 3)), 1, 12),
+    'vgg': (lambda: nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+                                  nn.Flatten(), nn.Linear(200, 32), nn.ReLU(True),
+                                  nn.Dropout(.5), nn.Linear(32, 32), nn.ReLU(True), nn.Dropout(.3),
+                                  nn.Linear(32, 3)), 1, 12),
+    'in place': (lambda: nn.Sequential(nn.Flatten(), nn.Linear(144, 32), nn.Dropout(.5, inplace=True),
+                                       nn.ReLU(True), nn.Linear(32, 3)), 1, 12),
     'dropout on the images': (lambda: nn.Sequential(nn.Dropout(.2), tiny(C=3)), 1, 12),
-    'Dropout1d': (Sequence, 1, 12), 'Dropout2d': (lambda: planes(nn.Dropout2d(.4)), 1, 12), 'Dropout3d': (Volume, 1, 12),
-    'Dropout on maps': (lambda: planes(nn.Dropout(.4)), 1, 12), 'a subclass': (lambda: planes(MyDropout(.4)), 1, 12),
+    'Dropout1d': (Sequence, 1, 12), 'Dropout2d': (lambda: planes(nn.Dropout2d(.4)), 1, 12),
+    'Dropout3d': (Volume, 1, 12),
+    'Dropout on maps': (lambda: planes(nn.Dropout(.4)), 1, 12),
+    'a subclass': (lambda: planes(MyDropout(.4)), 1, 12),
     'shared': (Twice, 1, 12),
     'mobilenet_v3_small': (lambda: torchvision.models.mobilenet_v3_small(num_classes=4), 3, 32),
     'efficientnet_b0': (lambda: torchvision.models.efficientnet_b0(num_classes=4), 3, 32),
-    'timm regnetx_002': (lambda: timm.create_model('regnetx_002', num_classes=4, in_chans=1, drop_rate=.3), 1, 32),
-    'timm convnext_atto': (lambda: timm.create_model('convnext_atto', num_classes=4, in_chans=1, drop_rate=.3), 1, 32),
-    'timm vit_tiny': (lambda: timm.create_model('vit_tiny_patch16_224', num_classes=4, in_chans=1, img_size=32, patch_size=8, depth=3,
+    'timm regnetx_002': (lambda: timm.create_model('regnetx_002', num_classes=4, in_chans=1, drop_rate=.3), 1,
+                         32),
+    'timm convnext_atto': (lambda: timm.create_model('convnext_atto', num_classes=4, in_chans=1,
+                                                     drop_rate=.3), 1, 32),
+    'timm vit_tiny': (lambda: timm.create_model('vit_tiny_patch16_224', num_classes=4, in_chans=1,
+                                                img_size=32, patch_size=8, depth=3,
                                                drop_rate=.2, pos_drop_rate=.1, proj_drop_rate=.1), 1, 32),
     'tsynd timm': (lambda: make_classifier('timm:mobilenetv3_small_050', 1, 4), 1, 32),
     'tsynd resnet18': (lambda: make_classifier('resnet18', 1, 4), 1, 12)}
@@ -86,7 +103,8 @@ def model_and_images(name, n=3):
     make, ch, size = MODELS[name]
     with seeded(0):
         model = make().eval()
-        for m in model.modules():                                               # as after some training: nothing is zero or one
+        # as after some training: nothing is zero or one
+        for m in model.modules():
             if isinstance(m, nn.BatchNorm2d): m.running_mean.normal_(0, .1); m.running_var.uniform_(.5, 1.5)
     return model, images(n, ch, size)
 
@@ -114,7 +132,8 @@ def by_hand(model, x, masks, t):
 def test_each_draw_is_a_plain_forward_with_its_masks(name):
     model, x = model_and_images(name)
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter('error')                                          # no falling back to full passes
+        # no falling back to full passes
+        warnings.simplefilter('error')
         with MCDropout(model, 4, seed=3) as mc: out = mc(x)
     assert not mc.full and out.shape == (4, 3, out.shape[2]) and len(mc.masks) >= len(dropout_layers(model))
     for t in range(4): close(out[t], by_hand(model, x, mc.masks, t))
@@ -126,7 +145,8 @@ def test_sharing_the_trunk_is_exact_and_so_is_its_gradient(name):
     def run(full):
         xg = x.clone().requires_grad_()
         with MCDropout(model, 4, seed=3, full=full) as mc: out = mc(xg)
-        return out.detach(), torch.autograd.grad((out*torch.arange(out.numel()).view_as(out)).sum()/out.numel(), xg)[0]
+        return (out.detach(),
+                torch.autograd.grad((out*torch.arange(out.numel()).view_as(out)).sum()/out.numel(), xg)[0])
     (a,ga),(b,gb) = run(None), run(True)
     close(a, b); torch.testing.assert_close(ga, gb, atol=1e-4*gb.abs().max().item(), rtol=1e-3)
     assert ga.abs().sum() > 0 and all(p.grad is None for p in model.parameters())
@@ -157,14 +177,19 @@ def test_masks_keep_one_minus_p_and_scale_what_they_keep(kind, p):
     if kind == 'planes': assert ((per_plane == 0) | (per_plane == 1)).all()     # all of a channel or nothing
     independent = per_plane if kind == 'planes' else kept.float().flatten(1)
     se = (p*(1-p)/T)**.5
-    assert ((independent.mean(0)-(1-p)).abs() < 5*se).all()                     # for every unit, over the draws
+    # for every unit, over the draws
+    assert ((independent.mean(0)-(1-p)).abs() < 5*se).all()
     corr = torch.corrcoef(independent.T)-torch.eye(independent.shape[1])
-    assert corr.abs().max() < 5*T**-.5                                          # units are dropped independently
+    # units are dropped independently
+    assert corr.abs().max() < 5*T**-.5
     lag = ((independent[1:]-1+p)*(independent[:-1]-1+p)).mean()
     assert abs(lag) < 5*p*(1-p)/independent[1:].numel()**.5                     # and so are the draws
 
-@pytest.mark.parametrize('layer,x,shape', [(nn.Dropout, (2,7), (7,)), (nn.Dropout, (2,5,6,7), (5,6,7)), (nn.Dropout1d, (2,5,7), (5,1)),
-                                           (nn.Dropout2d, (2,5,6,7), (5,1,1)), (nn.Dropout3d, (2,5,6,7,8), (5,1,1,1)), (MyDropout, (2,5,7), (5,7))])
+@pytest.mark.parametrize('layer,x,shape', [(nn.Dropout, (2,7), (7,)), (nn.Dropout, (2,5,6,7), (5,6,7)),
+                                           (nn.Dropout1d, (2,5,7), (5,1)),
+                                           (nn.Dropout2d, (2,5,6,7), (5,1,1)),
+                                           (nn.Dropout3d, (2,5,6,7,8), (5,1,1,1)),
+                                           (MyDropout, (2,5,7), (5,7))])
 def test_masks_have_the_shape_of_what_is_dropped_together(layer, x, shape):
     with MCDropout(nn.Sequential(layer(.5), nn.Flatten()), 3) as mc: mc(torch.ones(x))
     assert [tuple(m.shape) for m in mc.masks.values()] == [(3,1,*shape)]
@@ -197,7 +222,8 @@ def test_other_dtypes(dtype):
     model, x = tiny().to(dtype), images().to(dtype)
     out = mc_logits(model, x, 4)
     assert out.dtype == dtype
-    torch.testing.assert_close(out.float(), mc_logits(tiny(), images(), 4), atol=.05 if dtype == torch.bfloat16 else 1e-5, rtol=0)
+    torch.testing.assert_close(out.float(), mc_logits(tiny(), images(), 4),
+                               atol=.05 if dtype == torch.bfloat16 else 1e-5, rtol=0)
 
 def test_idle_layers_are_left_alone():
     model = nn.Sequential(nn.Dropout(0.), tiny())
@@ -228,17 +254,26 @@ def test_a_skip_and_a_single_image_need_no_falling_back():
 
 class SequenceFirst(nn.Module):
     "A transformer that takes (positions, images, features)"
-    def __init__(self): super().__init__(); self.f,self.out = nn.TransformerEncoderLayer(12, 2, 24, dropout=.3),nn.Linear(12, 3)
+    def __init__(self):
+        super().__init__()
+        self.f,self.out = nn.TransformerEncoderLayer(12, 2, 24, dropout=.3),nn.Linear(12, 3)
     def forward(self, x): return self.out(self.f(x[:,0].permute(1, 0, 2)).mean(0))
 
-@pytest.mark.parametrize('n,T', [(5,4), (5,5), (3,2), (1,4), (2,3)])              # 12 positions: T divides them or not, as does T·n
+# 12 positions: T divides them or not, as does T·n
+@pytest.mark.parametrize('n,T', [(5,4), (5,5), (3,2), (1,4), (2,3)])
 def test_dropout_on_a_sequence_that_comes_first_is_refused(n, T):
-    with pytest.raises(InputError, match=rf'sees shape \(12, {n*T}, .* {n*T}, as its first dimension; make the model batch-first'): mc_logits(SequenceFirst(), images(n), T)
+    with pytest.raises(InputError,
+                       match=rf'sees shape \(12, {n*T}, .* {n*T}, as its first dimension; make the model '
+                             rf'batch-first'):
+        mc_logits(SequenceFirst(), images(n), T)
 
 def test_windows_of_an_image_are_no_sequence():
-    with seeded(0): model = timm.create_model('swin_tiny_patch4_window7_224', in_chans=1, num_classes=3, img_size=56, proj_drop_rate=.2, depths=(1,1), embed_dim=24, num_heads=(2,2)).eval()
+    with seeded(0):
+        model = timm.create_model('swin_tiny_patch4_window7_224', in_chans=1, num_classes=3, img_size=56,
+                                  proj_drop_rate=.2, depths=(1,1), embed_dim=24, num_heads=(2,2)).eval()
     x = images(2, size=56)
-    with pytest.warns(UserWarning, match='each of the 4 draws'), MCDropout(model, 4, seed=3) as mc: out = mc(x)
+    with pytest.warns(UserWarning, match='each of the 4 draws'), MCDropout(model, 4, seed=3) as mc:
+        out = mc(x)
     for t in range(4): close(out[t], by_hand(model, x, mc.masks, t))
 
 def test_wrong_images_do_not_mark_the_model():
@@ -251,7 +286,8 @@ def test_wrong_images_do_not_mark_the_model():
         with MCDropout(model, 4) as mc: mc(images(2))
     assert not mc.full and vars(model).keys() == before.keys()
 
-@pytest.mark.parametrize('out', [lambda x: x.sum(1), lambda x: x[:,None], lambda x: x[:1]], ids=['1d', '3d', 'fewer rows'])
+@pytest.mark.parametrize('out', [lambda x: x.sum(1), lambda x: x[:,None], lambda x: x[:1]],
+                         ids=['1d', '3d', 'fewer rows'])
 def test_a_model_that_returns_something_else_is_an_error(out):
     class Odd(nn.Module):
         def __init__(self): super().__init__(); self.f = tiny()
@@ -260,8 +296,10 @@ def test_a_model_that_returns_something_else_is_an_error(out):
         warnings.simplefilter('ignore')
         with pytest.raises((RuntimeError, InputError), match='expected'): mc_logits(Odd(), images(), 4)
 
-@pytest.mark.parametrize('make,word', [(lambda: tiny(p=1.), 'drop of the classifier has p = 1'), (lambda: tiny(p=0.), '1 dropout layers, all with p = 0'),
-                                       (lambda: nn.Linear(2, 2), 'no dropout layer')], ids=['p=1','p=0','none'])
+@pytest.mark.parametrize('make,word', [(lambda: tiny(p=1.), 'drop of the classifier has p = 1'),
+                                       (lambda: tiny(p=0.), '1 dropout layers, all with p = 0'),
+                                       (lambda: nn.Linear(2, 2), 'no dropout layer')],
+                                       ids=['p=1','p=0','none'])
 def test_models_without_useful_dropout_are_refused(make, word):
     model = make()
     for f in (check_dropout, MCDropout, lambda m: mc_logits(m, images())):
@@ -292,7 +330,8 @@ class Broken(nn.Module):
         if self.fail: raise self.fail
         return self.bn(x)
 
-@pytest.mark.parametrize('error', [KeyError('k'), RuntimeError('r'), KeyboardInterrupt()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize('error', [KeyError('k'), RuntimeError('r'), KeyboardInterrupt()],
+                         ids=lambda e: type(e).__name__)
 def test_exceptions_leave_no_trace(error):
     model = mixed(Broken())
     before = state(model)
@@ -308,7 +347,8 @@ def test_frozen_is_frozen_inside():
     before = state(model, other)
     with frozen(model, other):
         for m in (model, other):
-            assert not any(k.training for k in m.modules()) and not any(p.requires_grad for p in m.parameters())
+            assert not any(k.training for k in m.modules()) and not any(p.requires_grad
+                for p in m.parameters())
         assert not model(images()).requires_grad
         torch.rand(3)
         model.trunk[1].running_mean.add_(1)                                     # what a visitor should not do
@@ -368,13 +408,15 @@ def test_predictions_do_not_depend_on_the_batch_size(n, bs, byte):
     close(got, want)
     assert got.shape == (n,2) and not got.requires_grad and model.training
 
-def test_half_precision_predictions_come_back_in_single(): assert predict(tiny().bfloat16(), images().bfloat16()).dtype == torch.float32
+def test_half_precision_predictions_come_back_in_single():
+    assert predict(tiny().bfloat16(), images().bfloat16()).dtype == torch.float32
 
-def test_predictions_of_a_model_without_weights(): assert torch.equal(predict(nn.Flatten(), images()), images().flatten(1))
+def test_predictions_of_a_model_without_weights():
+    assert torch.equal(predict(nn.Flatten(), images()), images().flatten(1))
 
 def test_probabilities_of_classes_and_labels():
     x = torch.tensor([[0., 1000.], [-1000., 0.]])
-    assert probabilities(x).tolist() == [[0,1],[0,1]] and probabilities(x, True).tolist() == [[.5,1],[0,.5]]
+    assert probabilities(x).tolist() == [[0,1],[0,1]] and probabilities(x, MULTI).tolist() == [[.5,1],[0,.5]]
 
 def made_scores(y, C, task, seed=0, skill=1.):
     rng = np.random.default_rng(seed)
@@ -385,9 +427,12 @@ def made_scores(y, C, task, seed=0, skill=1.):
 def scikit(y, p, task):
     if task == MULTI:
         return dict(accuracy=(y == (p > .5)).mean(), auc=skm.roc_auc_score(y, p, average='macro'),
-                    balanced_accuracy=np.mean([skm.recall_score(a, b > .5, average='macro') for a,b in zip(y.T, p.T)]))
-    auc = skm.roc_auc_score(y, p[:,1]) if p.shape[1] == 2 else skm.roc_auc_score(y, p, multi_class='ovr', average='macro')
-    return dict(accuracy=skm.accuracy_score(y, p.argmax(1)), auc=auc, balanced_accuracy=skm.balanced_accuracy_score(y, p.argmax(1)))
+                    balanced_accuracy=np.mean([skm.recall_score(a, b > .5, average='macro')
+                                               for a,b in zip(y.T, p.T)]))
+    auc = skm.roc_auc_score(y, p[:,1]) if p.shape[1] == 2 else skm.roc_auc_score(y, p, multi_class='ovr',
+        average='macro')
+    return dict(accuracy=skm.accuracy_score(y, p.argmax(1)), auc=auc,
+                balanced_accuracy=skm.balanced_accuracy_score(y, p.argmax(1)))
 
 @pytest.mark.parametrize('seed', range(3))
 @pytest.mark.parametrize('name', ['breastmnist','octmnist','retinamnist','chestmnist'])
@@ -395,13 +440,16 @@ def test_metrics_agree_with_the_evaluator_and_scikit_learn(tmp_path, name, seed)
     write_npz(tmp_path, name, n=(30,30,67), seed=seed)
     with pytest.warns(UserWarning, match='MD5'): data = load_medmnist(name, tmp_path, download=False)
     y = data.test.y.numpy()
-    p = made_scores(y.astype(int), data.n_classes, data.task, seed)
-    got, theirs = metrics(data.test.y, torch.from_numpy(p), data.task), Evaluator(name, 'test', root=str(tmp_path)).evaluate(p)
-    assert got['auc'] == pytest.approx(theirs.AUC, abs=1e-12) and got['accuracy'] == pytest.approx(theirs.ACC, abs=1e-12)
-    assert got == pytest.approx(scikit(y, p, data.task), abs=1e-9) and .5 < got['auc'] < 1
+    p = made_scores(y.astype(int), data.n_classes, data.task.name, seed)
+    got, theirs = metrics(data.test.y, torch.from_numpy(p), data.task), Evaluator(name, 'test',
+        root=str(tmp_path)).evaluate(p)
+    assert got['auc'] == pytest.approx(theirs.AUC, abs=1e-12) and got['accuracy'] == pytest.approx(theirs.ACC,
+        abs=1e-12)
+    assert got == pytest.approx(scikit(y, p, data.task.name), abs=1e-9) and .5 < got['auc'] < 1
 
 def test_there_are_four_tasks_and_each_is_tested():
-    assert {medmnist.INFO[n]['task'] for n in ('breastmnist','octmnist','retinamnist','chestmnist')} == {v['task'] for v in medmnist.INFO.values()}
+    assert {medmnist.INFO[n]['task'] for n in ('breastmnist','octmnist','retinamnist',
+                                               'chestmnist')} == {v['task'] for v in medmnist.INFO.values()}
 
 @pytest.mark.parametrize('name', ['breastmnist','pneumoniamnist'])
 def test_metrics_agree_on_the_official_test_split(medmnist_root, name):
@@ -412,17 +460,23 @@ def test_metrics_agree_on_the_official_test_split(medmnist_root, name):
     assert (got['auc'], got['accuracy']) == pytest.approx((theirs.AUC, theirs.ACC), abs=1e-12)
     assert got == pytest.approx(scikit(data.test.y.numpy(), p, data.task), abs=1e-9)
 
-@pytest.mark.parametrize('y,task,want', [([1], 'binary-class', 1.), ([0], 'binary-class', 0.), ([1], 'multi-class', 1.), ([0], 'ordinal-regression', 0.), ([[0,1]], MULTI, 1.), ([[1,1]], MULTI, .5)])
-def test_metrics_of_a_single_image(y, task, want): assert metrics(y, [[.3,.7]], task) == dict(accuracy=want, auc=None, balanced_accuracy=want)
+@pytest.mark.parametrize('y,task,want', [([1], 'binary-class', 1.), ([0], 'binary-class', 0.),
+                                         ([1], 'multi-class', 1.), ([0], 'ordinal-regression', 0.),
+                                         ([[0,1]], MULTI, 1.), ([[1,1]], MULTI, .5)])
+def test_metrics_of_a_single_image(y, task, want):
+    assert metrics(y, [[.3,.7]], task) == dict(accuracy=want, auc=None, balanced_accuracy=want)
 
 def test_an_absent_class_has_no_auc():
     p = np.eye(3)[[0,1,1,2]]*.8+.1
-    assert metrics([0,1,1,1], p, 'multi-class') == dict(accuracy=.75, auc=None, balanced_accuracy=pytest.approx((1+2/3)/2))
+    assert metrics([0,1,1,1], p, 'multi-class') == dict(accuracy=.75, auc=None,
+                                                        balanced_accuracy=pytest.approx((1+2/3)/2))
     assert metrics(np.array([[1,0],[1,1]]), np.array([[.9,.2],[.8,.7]]), MULTI)['auc'] is None
-    assert metrics([1,1], np.array([[.1,.9],[.6,.4]]), 'binary-class') == dict(accuracy=.5, auc=None, balanced_accuracy=.5)
+    assert metrics([1,1], np.array([[.1,.9],[.6,.4]]), 'binary-class') == dict(accuracy=.5, auc=None,
+        balanced_accuracy=.5)
 
 def test_probabilities_that_are_not_finite_are_refused():
-    with pytest.raises(InputError, match='1 values that are not finite'): metrics([0,1], np.array([[.5,.5],[np.nan,1]]), 'binary-class')
+    with pytest.raises(InputError, match='1 values that are not finite'):
+        metrics([0,1], np.array([[.5,.5],[np.nan,1]]), 'binary-class')
 
 
 # Models and training
@@ -440,8 +494,11 @@ def test_normalisation_is_inside():
     model(torch.tensor([0, .25, .5, 1]).view(1,1,2,2))
     assert seen[0].flatten().tolist() == [-1, -.5, 0, 1]
 
-@pytest.mark.parametrize('args,word', [(dict(model='resnet'), 'expected small_resnet'), (dict(model='timm:no_such'), 'no model of that name'),
-                                       (dict(p=-.1), 'dropout is -0.1'), (dict(p=.96), 'dropout is 0.96'), (dict(p=float('nan')), 'dropout is nan')], ids=str)
+@pytest.mark.parametrize('args,word',
+                         [(dict(model='resnet'), 'expected small_resnet'),
+                          (dict(model='timm:no_such'), 'no model of that name'),
+                                       (dict(p=-.1), 'dropout is -0.1'), (dict(p=.96), 'dropout is 0.96'),
+                                       (dict(p=float('nan')), 'dropout is nan')], ids=str)
 def test_impossible_models_are_refused(args, word):
     with pytest.raises(InputError) as e: make_classifier(**args)
     assert word in str(e.value) and '\n' not in str(e.value)
@@ -455,7 +512,8 @@ def test_what_is_saved_comes_back(tmp_path, name):
     assert not again.training and again.drop.p == .25 and again.config == model.config
     assert same(dict(again.state_dict()), dict(model.state_dict()))
 
-@pytest.mark.parametrize('change', [dict(model='resnet'), dict(n_classes=5), dict(colour=1), dict(p=2)], ids=str)
+@pytest.mark.parametrize('change', [dict(model='resnet'), dict(n_classes=5), dict(colour=1), dict(p=2)],
+                         ids=str)
 def test_bad_files_get_one_sentence(tmp_path, change):
     save_model(tmp_path/'c', make_classifier('small_resnet', 1, 4))
     facts = json.loads((tmp_path/'c.json').read_text())
@@ -466,7 +524,8 @@ def test_bad_files_get_one_sentence(tmp_path, change):
 
 def test_an_autoencoder_is_no_classifier(tmp_path):
     save_model(tmp_path/'ae', Autoencoder(width=4))
-    with pytest.raises(InputError, match="'Autoencoder', expected 'Classifier'"): load_classifier(tmp_path/'ae')
+    with pytest.raises(InputError, match="'Autoencoder', expected 'Classifier'"):
+        load_classifier(tmp_path/'ae')
 
 @pytest.fixture(scope='module')
 def data(): return phantom(32, 12, 12, size=12)
@@ -497,7 +556,8 @@ def test_several_labels_are_trained_with_their_own_loss(tmp_path):
     model = tiny(C=14).eval()
     learn = classifier_learner(data, model, bs=10)
     x,y = learn.dls.one_batch()
-    assert learn.loss_func(model(x), y).item() == pytest.approx(F.binary_cross_entropy_with_logits(model(x), y).item(), abs=1e-6)
+    assert learn.loss_func(model(x), y).item() == pytest.approx(F.binary_cross_entropy_with_logits(model(x),
+        y).item(), abs=1e-6)
     losses = [F.binary_cross_entropy_with_logits(predict(m, data.train.x), data.train.y).item()
               for m in (tiny(C=14), train_classifier(data, tiny(C=14), epochs=6, lr=2e-2, bs=10).model)]
     assert losses[1] < losses[0]-.05
@@ -507,7 +567,8 @@ def test_the_bar_counts_and_closes(data, bars):
     assert [(b.n, b.total, b.closed) for b in bars] == [(8,8,True)]
 
 def test_a_loss_that_is_no_longer_finite_stops_it_in_one_sentence(data, bars):
-    with pytest.raises(InputError) as e: train_classifier(data, tiny(), epochs=3, bs=8, lr=float('inf'), progress=True)
+    with pytest.raises(InputError) as e:
+        train_classifier(data, tiny(), epochs=3, bs=8, lr=float('inf'), progress=True)
     assert 'loss is nan in epoch 0' in str(e.value) and '\n' not in str(e.value)
     assert [b.closed for b in bars] == [True]
 
@@ -517,8 +578,10 @@ def test_any_other_exception_closes_the_bar_too(data, bars):
     with pytest.raises(KeyError): train_classifier(data, model, epochs=1, bs=8, progress=True)
     assert [b.closed for b in bars] == [True]
 
-@pytest.mark.parametrize('kwargs,word', [(dict(epochs=0), 'epochs is 0'), (dict(epochs=1.5), 'epochs is 1.5'), (dict(bs=0), 'batch size is 0'),
-                                         (dict(p=2), 'dropout is 2'), (dict(model='x'), "model is 'x'")], ids=str)
+@pytest.mark.parametrize('kwargs,word', [(dict(epochs=0), 'epochs is 0'), (dict(epochs=1.5), 'epochs is 1.5'),
+                                         (dict(bs=0), 'batch size is 0'),
+                                         (dict(p=2), 'dropout is 2'), (dict(model='x'), "model is 'x'")],
+                                         ids=str)
 def test_impossible_trainings_are_refused(data, kwargs, word):
     with pytest.raises(InputError, match=word): train_classifier(data, **kwargs)
 
@@ -531,7 +594,8 @@ def test_the_learner_is_a_whole_fastai_learner(data):
         preds,y = learn.get_preds(ds_idx=0)
         assert torch.equal(y, data.train.y)
         close(preds, probabilities(predict(learn.model, data.train.x)))
-        assert learn.validate()[0] == pytest.approx(F.cross_entropy(predict(learn.model, data.val.x), data.val.y).item(), abs=1e-5)
+        assert learn.validate()[0] == pytest.approx(F.cross_entropy(predict(learn.model, data.val.x),
+            data.val.y).item(), abs=1e-5)
         assert learn.lr_find(num_it=8, show_plot=False).valley > 0
 
 

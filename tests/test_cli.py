@@ -18,7 +18,8 @@ from tsynd.experiments import new_folder, RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = Path(sys.executable).parent
-SMOKE = ('--quick', '--size', '12', '--subset', '16', '--ae-steps', '4', '--epochs', '2', '--steps', '1', '--T', '4', '--bs', '8')
+SMOKE = ('--quick', '--size', '12', '--subset', '16', '--ae-steps', '4', '--epochs', '2', '--steps', '1',
+         '--T', '4', '--bs', '8')
 FILES = {'metrics.json', 'synthetic.npz', 'provenance.csv', 'report.html', 'figures', 'models'}
 
 
@@ -36,12 +37,14 @@ def screen(text):
     for raw in text.split('\n'):
         line = ''
         for part in raw.split('\r'): line = part + line[len(part):]
-        if line.strip() and not re.match(r'tsynd: warning: .* has MD5|robustness: 100%', line): lines.append(line.rstrip())
+        if line.strip() and not re.match(r'tsynd: warning: .* has MD5|robustness: 100%', line):
+            lines.append(line.rstrip())
     return lines
 
 def listing(folder):
     "What is in a folder: names, and checksums of the files"
-    return sorted((p.relative_to(folder).as_posix(), hashlib.md5(p.read_bytes()).hexdigest() if p.is_file() else '') for p in folder.rglob('*'))
+    return sorted((p.relative_to(folder).as_posix(), hashlib.md5(p.read_bytes()).hexdigest()
+                   if p.is_file() else '') for p in folder.rglob('*'))
 
 def refused(folder, *argv, words, code=2):
     "Run in `folder`: one line on stderr with `words`, nothing on stdout, nothing left behind"
@@ -68,30 +71,37 @@ def here(tmp_path, monkeypatch):
 def no_training(monkeypatch):
     "What is refused under this was refused before anything long began"
     def never(*args, **kwargs): raise AssertionError('training began')
-    for f in ('train_autoencoder', 'train_classifier'): monkeypatch.setattr(f'tsynd.experiments.experiment.{f}', never)
+    for f in ('train_autoencoder', 'train_classifier'):
+        monkeypatch.setattr(f'tsynd.experiments.experiment.{f}', never)
 
 
 # What is said
 
 def test_every_option_reaches_the_configuration(monkeypatch, tmp_path):
     seen = []
-    def take(c, out, root=None, *args, **kwargs): seen.append((c, Path(out), root)); raise InputError('enough')
+    def take(c, out, root=None, *args, **kwargs):
+        seen.append((c, Path(out), root)); raise InputError('enough')
     monkeypatch.setattr('tsynd.experiments.run', take)            # where the command finds it
     monkeypatch.chdir(tmp_path)
     values = {int: 7, float: .7, str: 'name'}
     for name, typ, default, _ in options():
         value = not default if typ is bool else 1.7 if name == 'budget' else values[typ]
         option = f"--{'no-' if default is True else ''}{name}"
-        assert said('run', *([value] if name == 'dataset' else [option] if typ is bool else [option, value]))[0] == 2
+        assert said('run',
+                    *([value] if name == 'dataset' else [option] if typ is bool else [option, value]))[0] == 2
         assert seen.pop()[0] == replace(RunConfig(), **{name.replace('-', '_'): value})
     assert said('run', 'breastmnist', '--root', 'data', '--out', 'there', '--quick')[0] == 2
     assert seen.pop() == (RunConfig('breastmnist', quick=True), Path('there'), 'data')
     assert said('run')[0] == 2 and seen.pop() == (RunConfig(), Path('runs')/'phantom-mi-seed0', None)
 
-@pytest.mark.parametrize('argv, see', [(('run','--subsett','5'), 'tsynd run --help'), (('study','x.toml','--job','2','more'), 'tsynd study --help'), (('report','a','b'), 'tsynd report --help')])
+@pytest.mark.parametrize('argv, see',
+                         [(('run','--subsett','5'), 'tsynd run --help'),
+                          (('study','x.toml','--job','2','more'), 'tsynd study --help'),
+                          (('report','a','b'), 'tsynd report --help')])
 def test_options_that_are_not_known(argv, see):
     code, out, err = said(*argv)
-    assert code == 2 and not out and err.count('\n') == 1 and err.startswith('tsynd: ') and f'see {see}' in err and any(a in err for a in argv[1:])
+    assert (code == 2 and not out and err.count('\n') == 1 and err.startswith('tsynd: ')
+            and f'see {see}' in err and any(a in err for a in argv[1:]))
 
 def test_a_run_that_made_no_image_says_so(here):
     code, _, err = said('run', *SMOKE, '--warmup', '1', '--out', 'x')
@@ -100,8 +110,11 @@ def test_a_run_that_made_no_image_says_so(here):
 def test_help_teaches_with_examples_that_are_commands():
     code, text, err = said('run', '--help')
     assert code == 0 and err == '' and EXAMPLES in text
-    for option in ('--root', '--out', '--quick', 'MEDMNIST_ROOT', *(f'--{n}' for n, *_ in options() if n != 'dataset')): assert option in text
-    lines = [re.split(r'\s{3,}', line.strip())[0] for line in EXAMPLES.splitlines() if line.startswith('  tsynd')]
+    for option in ('--root', '--out', '--quick', 'MEDMNIST_ROOT',
+                   *(f'--{n}' for n, *_ in options() if n != 'dataset')):
+        assert option in text
+    lines = [re.split(r'\s{3,}', line.strip())[0] for line in EXAMPLES.splitlines()
+             if line.startswith('  tsynd')]
     assert len(lines) >= 5
     assert {parser().parse_args(shlex.split(line)[1:]).command for line in lines} == {'run', 'study'}
     assert all(name in EXAMPLES for name in medmnist_info())
@@ -114,7 +127,8 @@ def test_version_and_no_command():
 def test_default_folder_is_new_and_named_after_the_options(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert default_out() == Path('runs/phantom-mi-seed0')
-    names = {str(default_out(**c)) for c in (dict(), dict(dataset='octmnist'), dict(subset=9), dict(size=64), dict(objective='random'), dict(seed=1), dict(quick=True))}
+    names = {str(default_out(**c)) for c in (dict(), dict(dataset='octmnist'), dict(subset=9), dict(size=64),
+                                             dict(objective='random'), dict(seed=1), dict(quick=True))}
     assert len(names) == 7
     for expected in ('', '-2', '-3'):
         out = default_out(bs=5)
@@ -140,14 +154,16 @@ def offline(folder, *argv, path=()):
     (folder/'cwd').mkdir(); (folder/'home').mkdir()
     env = {k: v for k, v in os.environ.items() if not re.match(r'(?i).*_proxy$|MEDMNIST_ROOT|PYTHONPATH', k)}
     paths = [folder/'site', *path, *filter(None, os.environ.get('PYTHONPATH', '').split(os.pathsep))]
-    env |= dict(HOME=str(folder/'home'), WATCH_LOG=str(folder/'log'), PYTHONPATH=os.pathsep.join(map(str, paths)), OMP_NUM_THREADS='1')
+    env |= dict(HOME=str(folder/'home'), WATCH_LOG=str(folder/'log'),
+                PYTHONPATH=os.pathsep.join(map(str, paths)), OMP_NUM_THREADS='1')
     res = subprocess.run([str(a) for a in argv], cwd=folder/'cwd', env=env, capture_output=True, text=True)
     return res, (folder/'log').read_text().splitlines() if (folder/'log').exists() else []
 
 def check_run(folder, data):
     assert {p.name for p in folder.iterdir()} == FILES
     m = json.loads((folder/'metrics.json').read_text())
-    assert m['data']['name'] == data and m['conditions'] == ['clean', 'perturbed', 'PGD 1/255', 'PGD 2/255', 'PGD 4/255']
+    assert m['data']['name'] == data and m['conditions'] == ['clean', 'perturbed', 'PGD 1/255', 'PGD 2/255',
+        'PGD 4/255']
     return m
 
 @pytest.mark.xdist_group('watch')
@@ -155,14 +171,18 @@ def test_the_watch_on_the_network_works(tmp_path):
     "Otherwise the next tests prove nothing"
     ask = "import socket\ntry: socket.create_connection(('127.0.0.1', 9))\nexcept OSError as e: print(e)"
     res, asked = offline(tmp_path/'a', sys.executable, '-c', ask)
-    assert res.stdout.strip() == 'the network is closed' and len(asked) == 1 and asked[0].startswith('socket.getaddrinfo')
+    assert (res.stdout.strip() == 'the network is closed' and len(asked) == 1
+            and asked[0].startswith('socket.getaddrinfo'))
     res, asked = offline(tmp_path/'b', SCRIPTS/'tsynd', 'run', 'breastmnist', '--root', '.')
     assert res.returncode == 2 and asked, 'a missing file is asked for'
-    assert len(screen(res.stderr)) == 1 and 'breastmnist.npz does not exist and could not be downloaded' in res.stderr and 'zenodo.org' in res.stderr
+    assert (len(screen(res.stderr)) == 1
+            and 'breastmnist.npz does not exist and could not be downloaded' in res.stderr
+            and 'zenodo.org' in res.stderr)
     assert list((tmp_path/'b'/'cwd').iterdir()) == []
 
 @pytest.mark.xdist_group('watch')
-@pytest.mark.parametrize('argv', [['--help'], ['run', '--help'], ['--version'], ['run', '--subset', 'many']], ids=' '.join)
+@pytest.mark.parametrize('argv', [['--help'], ['run', '--help'], ['--version'], ['run', '--subset', 'many']],
+                         ids=' '.join)
 def test_help_imports_nothing_heavy(tmp_path, argv):
     code = f'''
         import sys
@@ -176,29 +196,37 @@ def test_help_imports_nothing_heavy(tmp_path, argv):
 @pytest.mark.xdist_group('wheel')
 def test_the_wheel_runs_offline_outside_the_source_tree(tmp_path):
     tree, target = tmp_path/'tree', tmp_path/'target'
-    files = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split('\0')
+    files = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, text=True,
+                           check=True).stdout.split('\0')
     for f in filter(lambda f: f and (ROOT/f).is_file(), files):
         (tree/f).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT/f, tree/f)
     quiet = dict(cwd=tmp_path, capture_output=True, text=True)
-    built = subprocess.run([sys.executable, '-m', 'build', '--wheel', '--no-isolation', '--outdir', tmp_path/'dist', tree], **quiet)
+    built = subprocess.run([sys.executable, '-m', 'build', '--wheel', '--no-isolation', '--outdir',
+                            tmp_path/'dist', tree], **quiet)
     assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-2000:]
     wheel, = (tmp_path/'dist').iterdir()
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.split('/')[0] for n in names} == {'tsynd', f'tsynd-{tsynd.__version__}.dist-info'}
-    assert {n for n in names if n.startswith('tsynd/')} == {f for f in files if re.fullmatch(r'tsynd/\w+\.py', f)}
-    subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', '--target', target, wheel], check=True, **quiet)
+    assert {n for n in names if n.startswith('tsynd/')} == {f for f in files if re.fullmatch(r'tsynd/\w+\.py',
+        f)}
+    subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', '--target',
+                    target, wheel], check=True, **quiet)
     shutil.rmtree(tree)
-    res, _ = offline(tmp_path/'a', sys.executable, '-c', 'import tsynd, tsynd.cli; print(tsynd.__file__, tsynd.cli.__file__)', path=[target])
+    res, _ = offline(tmp_path/'a', sys.executable, '-c',
+                     'import tsynd, tsynd.cli; print(tsynd.__file__, tsynd.cli.__file__)', path=[target])
     assert all(target in Path(f).parents for f in res.stdout.split()) and res.returncode == 0
-    res, asked = offline(tmp_path/'b', sys.executable, target/'bin'/'tsynd', 'run', '--quick', '--size', '16', '--ae-steps', '5', path=[target])
+    res, asked = offline(tmp_path/'b', sys.executable, target/'bin'/'tsynd', 'run', '--quick', '--size', '16',
+                         '--ae-steps', '5', path=[target])
     assert res.returncode == 0 and asked == [], res.stderr[-2000:]
-    assert 'Warning' not in res.stderr and all(f'{k}:' in res.stderr for k in ('autoencoder', 'baseline', 'tsynd', 'robustness'))
+    assert 'Warning' not in res.stderr and all(f'{k}:' in res.stderr for k in ('autoencoder', 'baseline',
+        'tsynd', 'robustness'))
     assert re.search(r'\[\d\d:\d\d<\d\d:\d\d', res.stderr), 'the time left'
     printed = re.search(r'report: (\S+)', res.stdout)[1]
     assert printed == 'runs/phantom-16px-mi-seed0-quick/report.html' and 'balanced accuracy' in res.stdout
     m = check_run((tmp_path/'b'/'cwd'/printed).parent, 'phantom')
-    assert m['versions']['tsynd'] == tsynd.__version__ and (m['data']['train'], m['data']['test']) == (100, 100)
+    assert m['versions']['tsynd'] == tsynd.__version__ and (m['data']['train'], m['data']['test']) == (100,
+        100)
     assert m['config']['quick'] is True and m['data']['shape'] == [1, 16, 16]
     assert [p.name for p in (tmp_path/'b'/'cwd').iterdir()] == ['runs']
 
@@ -206,23 +234,39 @@ def test_the_wheel_runs_offline_outside_the_source_tree(tmp_path):
 # Bad input: parameters
 
 @pytest.mark.parametrize('argv, words', [
-    ('brestmnist', ["'brestmnist'", 'unknown', 'breastmnist']), ('breastmnist3d', ['unknown', 'breastmnist']), ('xyz', ['unknown', 'known are phantom', 'octmnist']),
+    ('brestmnist', ["'brestmnist'", 'unknown', 'breastmnist']), ('breastmnist3d', ['unknown', 'breastmnist']),
+    ('xyz', ['unknown', 'known are phantom', 'octmnist']),
     ('PHANTOM', ['did you mean phantom']),
-    ('--subset 0', ['subset is 0', 'at least 2']), ('--subset 1', ['subset is 1', 'at least 2']), ('--subset -5', ['subset is -5', 'at least 2']),
-    ('--subset 201', ['subset is 201', 'only 200']), ('--subset many', ["'many'", '--subset', 'whole number']), ('--subset 1.5', ["'1.5'", '--subset']),
-    ('--bs 0', ['bs is 0', 'at least 1']), ('--bs -1', ['bs is -1']), ('--T 1', ['T is 1', 'at least 2']), ('--T 0', ['T is 0']), ('--T 0 --objective random', ['T is 0', 'at least 1']),
-    ('--radius 0', ['radius is 0.0', 'more than 0']), ('--radius -1', ['radius is -1.0', 'more than 0']), ('--radius nan', ['radius is nan']), ('--radius inf', ['radius is inf']),
-    ('--steps 0', ['steps is 0', 'at least 1']), ('--epochs 0', ['epochs is 0', 'at least 1']), ('--ae-steps 0', ['steps is 0', 'at least 1']),
-    ('--warmup 2', ['warmup is 2.0', 'at most 1']), ('--warmup -1', ['warmup is -1.0']), ('--weight -1', ['weight is -1.0', 'at least 0']), ('--weight inf', ['weight is inf']),
-    ('--share 0', ['share is 0.0', 'more than 0']), ('--share 1.5', ['share is 1.5', 'at most 1']), ('--every 0', ['every is 0', 'at least 1']),
-    ('--lr 0', ['lr is 0.0', 'more than 0']), ('--lr nan', ['lr is nan']), ('--seed -1', ['seed is -1', 'at least 0']), ('--seed 99999999999999999999999', ['seed is 9999', 'at most']),
-    ('--objective foo', ["'foo'", 'expected one of mi', 'reconstruction']), ('--model foo', ["'foo'", 'small_resnet, resnet18 or timm:NAME']), ('--model timm:foo', ["'timm:foo'", 'no model']),
-    ('--size 30', ['size is 30', 'multiple of 4']), ('--size 0', ['size is 0', 'at least 4']), ('breastmnist --size 30', ['size is 30', '28, 64, 128 and 224']),
+    ('--subset 0', ['subset is 0', 'at least 2']), ('--subset 1', ['subset is 1', 'at least 2']),
+    ('--subset -5', ['subset is -5', 'at least 2']),
+    ('--subset 201', ['subset is 201', 'only 200']),
+    ('--subset many', ["'many'", '--subset', 'whole number']), ('--subset 1.5', ["'1.5'", '--subset']),
+    ('--bs 0', ['bs is 0', 'at least 1']), ('--bs -1', ['bs is -1']), ('--T 1', ['T is 1', 'at least 2']),
+    ('--T 0', ['T is 0']), ('--T 0 --objective random', ['T is 0', 'at least 1']),
+    ('--radius 0', ['radius is 0.0', 'more than 0']), ('--radius -1', ['radius is -1.0', 'more than 0']),
+    ('--radius nan', ['radius is nan']), ('--radius inf', ['radius is inf']),
+    ('--steps 0', ['steps is 0', 'at least 1']), ('--epochs 0', ['epochs is 0', 'at least 1']),
+    ('--ae-steps 0', ['steps is 0', 'at least 1']),
+    ('--warmup 2', ['warmup is 2.0', 'at most 1']), ('--warmup -1', ['warmup is -1.0']),
+    ('--weight -1', ['weight is -1.0', 'at least 0']), ('--weight inf', ['weight is inf']),
+    ('--share 0', ['share is 0.0', 'more than 0']), ('--share 1.5', ['share is 1.5', 'at most 1']),
+    ('--every 0', ['every is 0', 'at least 1']),
+    ('--lr 0', ['lr is 0.0', 'more than 0']), ('--lr nan', ['lr is nan']),
+    ('--seed -1', ['seed is -1', 'at least 0']),
+    ('--seed 99999999999999999999999', ['seed is 9999', 'at most']),
+    ('--objective foo', ["'foo'", 'expected one of mi', 'reconstruction']),
+    ('--model foo', ["'foo'", 'small_resnet, resnet18 or timm:NAME']),
+    ('--model timm:foo', ["'timm:foo'", 'no model']),
+    ('--size 30', ['size is 30', 'multiple of 4']), ('--size 0', ['size is 0', 'at least 4']),
+    ('breastmnist --size 30', ['size is 30', '28, 64, 128 and 224']),
     ('--device tpu', ["'tpu'", 'cpu, cuda or mps']), ('--device meta', ["'meta'", '--device cpu']),
-    ('--autoencoder nowhere', ['nowhere.json', 'does not exist', '.safetensors']), ('--nosuch', ['--nosuch', '--help']), ('phantom twice', ['twice', '--help'])])
-def test_a_parameter_is_refused(here, no_training, argv, words): refused(here, 'run', *argv.split(), words=words)
+    ('--autoencoder nowhere', ['nowhere.json', 'does not exist', '.safetensors']),
+    ('--nosuch', ['--nosuch', '--help']), ('phantom twice', ['twice', '--help'])])
+def test_a_parameter_is_refused(here, no_training, argv, words):
+    refused(here, 'run', *argv.split(), words=words)
 
-@pytest.mark.parametrize('argv, words', [(['ru'], ["'ru'", 'run']), (['report'], ['folder', '--help']), (['--quick'], ['--quick'])], ids=str)
+@pytest.mark.parametrize('argv, words', [(['ru'], ["'ru'", 'run']), (['report'], ['folder', '--help']),
+                                         (['--quick'], ['--quick'])], ids=str)
 def test_a_command_is_refused(here, argv, words): refused(here, *argv, words=words)
 
 def test_cuda_is_refused_where_there_is_none(here, no_training, monkeypatch):
@@ -238,7 +282,8 @@ def test_a_model_for_another_size_is_refused(here, no_training):
     refused(here, 'run', '--model', 'timm:vit_tiny_patch16_224', words=['timm:vit_tiny_patch16_224', '28'])
 
 def test_training_that_diverges_is_refused(here, monkeypatch):
-    monkeypatch.setattr('tsynd.models.classifier.Classifier.forward', lambda self, x: self.out(self.drop(self.trunk(x)))*math.nan)
+    monkeypatch.setattr('tsynd.models.classifier.Classifier.forward', lambda self,
+                        x: self.out(self.drop(self.trunk(x)))*math.nan)
     refused(here, 'run', *SMOKE, words=['loss ', 'is nan', 'must be finite', 'learning rate'])
 
 
@@ -268,21 +313,29 @@ def no_images(file): broken(file, lambda a: a.update({k: a[k][:0] for k in ('val
 def pickled(file): np.savez(file, train_images=np.array([dict()], dtype=object))
 
 @pytest.mark.parametrize('make, words', [
-    (truncated, ['not a complete numpy archive', 'download it again']), (no_archive, ['not a complete numpy archive']), (pickled, ['not a complete numpy archive']),
+    (truncated, ['not a complete numpy archive', 'download it again']),
+    (no_archive, ['not a complete numpy archive']), (pickled, ['not a complete numpy archive']),
     (foreign, ['no array train_images', 'six arrays']), (no_test, ['no array test_images']),
-    (colour, ['train_images', '24×28×28×3', 'N×28×28 uint8']), (larger, ['train_images', '24×64×64', 'N×28×28']),
-    (nan_pixels, ['val_images', 'float64', '1 pixels are NaN', 'uint8']), (label_two, ['test_labels', '0 to 2', 'expected 0 to 1']),
-    (short_labels, ['train_labels', '23×1', 'expected 24×1']), (no_images, ['val_images', 'no image', 'at least one'])], ids=lambda v: getattr(v, '__name__', ''))
+    (colour, ['train_images', '24×28×28×3', 'N×28×28 uint8']),
+    (larger, ['train_images', '24×64×64', 'N×28×28']),
+    (nan_pixels, ['val_images', 'float64', '1 pixels are NaN', 'uint8']),
+    (label_two, ['test_labels', '0 to 2', 'expected 0 to 1']),
+    (short_labels, ['train_labels', '23×1', 'expected 24×1']),
+    (no_images, ['val_images', 'no image', 'at least one'])], ids=lambda v: getattr(v, '__name__', ''))
 @pytest.mark.parametrize('by', ['option', 'variable'])
 def test_a_data_file_is_refused(here, no_training, monkeypatch, make, words, by):
     (here/'data').mkdir()
     make(here/'data'/'breastmnist.npz')
     if by == 'variable': monkeypatch.setenv('MEDMNIST_ROOT', 'data')
-    refused(here, 'run', 'breastmnist', '--quick', *(['--root', 'data'] if by == 'option' else []), words=['breastmnist.npz', *words])
+    refused(here, 'run', 'breastmnist', '--quick', *(['--root', 'data'] if by == 'option' else []),
+            words=['breastmnist.npz', *words])
 
 @pytest.mark.parametrize('argv, words', [
-    (['--root', 'data'], ['data/breastmnist.npz does not exist', 'zenodo.org', '--root']), (['--root', 'data', '--size', 64], ['data/breastmnist_64.npz does not exist']),
-    (['--root', 'new/folder'], ['new/folder/breastmnist.npz does not exist']), (['--root', 'file'], ['file/breastmnist.npz does not exist']), ([], ['.medmnist/breastmnist.npz does not exist'])],
+    (['--root', 'data'], ['data/breastmnist.npz does not exist', 'zenodo.org', '--root']),
+    (['--root', 'data', '--size', 64], ['data/breastmnist_64.npz does not exist']),
+    (['--root', 'new/folder'], ['new/folder/breastmnist.npz does not exist']),
+    (['--root', 'file'], ['file/breastmnist.npz does not exist']),
+    ([], ['.medmnist/breastmnist.npz does not exist'])],
     ids=str)
 def test_a_missing_file_without_a_network_is_refused(here, no_training, argv, words):
     (here/'data').mkdir(); (here/'file').touch()
@@ -291,7 +344,8 @@ def test_a_missing_file_without_a_network_is_refused(here, no_training, argv, wo
 @pytest.mark.parametrize('argv', [[], ['--subset', 20], ['--quick']], ids=str)
 def test_a_class_without_an_image_is_refused(here, no_training, argv):
     broken(here/'breastmnist.npz', lambda a: a['train_labels'].fill(1))
-    refused(here, 'run', 'breastmnist', '--root', '.', *argv, words=['breastmnist', "no image of 'malignant'", 'larger subset'])
+    refused(here, 'run', 'breastmnist', '--root', '.', *argv,
+            words=['breastmnist', "no image of 'malignant'", 'larger subset'])
 
 def test_a_subset_without_one_image_per_class_is_refused(here, no_training):
     write_npz(here, 'organamnist')
@@ -307,9 +361,12 @@ def test_a_label_without_an_image_is_refused(here, no_training):
 
 def of_colour(path): save_model(path, Autoencoder(ch=3))
 def of_another_kind(path): save_model(path, make_classifier())
-def no_json(path): path.with_suffix('.json').write_text('{'); path.with_suffix('.safetensors').write_bytes(b'')
+def no_json(path):
+    path.with_suffix('.json').write_text('{'); path.with_suffix('.safetensors').write_bytes(b'')
 def no_weights(path): save_model(path, Autoencoder()); path.with_suffix('.safetensors').unlink()
-def cut_weights(path): save_model(path, Autoencoder()); f = path.with_suffix('.safetensors'); f.write_bytes(f.read_bytes()[:5000])
+def cut_weights(path):
+    save_model(path, Autoencoder()); f = path.with_suffix('.safetensors')
+    f.write_bytes(f.read_bytes()[:5000])
 def other_weights(path):
     save_model(path, Autoencoder(width=8))
     facts = json.loads(path.with_suffix('.json').read_text())
@@ -320,8 +377,11 @@ def other_config(path):
 def a_list(path): save_model(path, Autoencoder()); path.with_suffix('.json').write_text('[]')
 
 @pytest.mark.parametrize('make, words', [
-    (of_colour, ['3-channel', 'the data has 1']), (of_another_kind, ["'Classifier'", "expected 'Autoencoder'"]), (no_json, ['not a model saved by tsynd']), (no_weights, ['does not exist']),
-    (cut_weights, ['not a model saved by tsynd']), (other_weights, []), (other_config, []), (a_list, [])], ids=lambda v: getattr(v, '__name__', ''))
+    (of_colour, ['3-channel', 'the data has 1']),
+    (of_another_kind, ["'Classifier'", "expected 'Autoencoder'"]), (no_json, ['not a model saved by tsynd']),
+    (no_weights, ['does not exist']),
+    (cut_weights, ['not a model saved by tsynd']), (other_weights, []), (other_config, []), (a_list, [])],
+    ids=lambda v: getattr(v, '__name__', ''))
 @pytest.mark.parametrize('suffix', ['', '.json'], ids=['bare', 'json'])
 def test_an_autoencoder_is_refused(here, no_training, make, words, suffix):
     make(here/'model')
@@ -330,7 +390,8 @@ def test_an_autoencoder_is_refused(here, no_training, make, words, suffix):
 def test_a_grey_autoencoder_is_refused_for_colour_images(here, no_training):
     write_npz(here, 'pathmnist')
     save_model(here/'model', Autoencoder(ch=1))
-    refused(here, 'run', 'pathmnist', '--root', '.', '--autoencoder', 'model', words=['model', '1-channel', 'the data has 3'])
+    refused(here, 'run', 'pathmnist', '--root', '.', '--autoencoder', 'model',
+            words=['model', '1-channel', 'the data has 3'])
 
 
 # Bad input: the output folder
@@ -342,15 +403,19 @@ def taken(here):
     return here
 
 @pytest.mark.parametrize('out, words', [
-    ('full', ['exists and is not an empty folder', '--out']), ('file', ['exists', '--out']), ('file/x', ['cannot be written', '--out']), ('file/x/y/z', ['cannot be written']),
-    ('.', ['exists and is not an empty folder']), ('dangling', ['--out']), ('new/'+'x'*300, ['cannot be written', 'too long']), ('y'*300, ['cannot be written', 'too long']),
+    ('full', ['exists and is not an empty folder', '--out']), ('file', ['exists', '--out']),
+    ('file/x', ['cannot be written', '--out']), ('file/x/y/z', ['cannot be written']),
+    ('.', ['exists and is not an empty folder']), ('dangling', ['--out']),
+    ('new/'+'x'*300, ['cannot be written', 'too long']), ('y'*300, ['cannot be written', 'too long']),
     ('/dev/null', ['--out'])], ids=lambda v: v[:20] if isinstance(v, str) else '')
-def test_an_output_folder_is_refused(taken, no_training, out, words): refused(taken, 'run', '--quick', '--out', out, words=[out[:200], *words])
+def test_an_output_folder_is_refused(taken, no_training, out, words):
+    refused(taken, 'run', '--quick', '--out', out, words=[out[:200], *words])
 
 def test_a_folder_without_permission_is_refused(here, no_training, monkeypatch):
     def denied(*args, **kwargs): raise PermissionError(13, 'Permission denied')
     monkeypatch.setattr('tempfile.mkdtemp', denied)
-    refused(here, 'run', '--quick', '--out', 'a/b/x', words=['a/b/x', 'cannot be written (Permission denied)', '--out'])
+    refused(here, 'run', '--quick', '--out', 'a/b/x', words=['a/b/x', 'cannot be written (Permission denied)',
+        '--out'])
 
 def test_a_folder_that_cannot_be_listed_is_refused(taken, no_training, monkeypatch):
     def denied(self): raise PermissionError(13, 'Permission denied')
@@ -369,7 +434,8 @@ def test_a_folder_that_is_empty_or_new_is_filled(taken, out):
 # Whatever happens in the middle, nothing is left
 
 MIDDLE = ['tsynd.experiments.experiment.load_data', 'tsynd.experiments.experiment.train_autoencoder',
-          'tsynd.models.autoencoder.Autoencoder.measure_sigma', 'tsynd.targeting.synthesis.Synthesizer.measure',
+          'tsynd.models.autoencoder.Autoencoder.measure_sigma',
+          'tsynd.targeting.synthesis.Synthesizer.measure',
           'tsynd.experiments.experiment.robustness_table', 'tsynd.experiments.results.save_npz',
           'tsynd.reports.run.gallery_plot', 'os.replace']
 
@@ -405,10 +471,12 @@ def test_sigterm_leaves_nothing_either(here):
         def remove(folder, rmtree=results.shutil.rmtree): os.kill(os.getpid(), signal.SIGTERM); rmtree(folder)
         experiment.train_autoencoder, results.shutil.rmtree = training, remove
         sys.exit(cli.main(['run', '--quick', '--out', 'a/x']))'''
-    p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(stop)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(stop)],
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert p.stdout.readline() == 'training\n' and len(listing(here)) == 3
     p.terminate()
-    assert screen(p.communicate()[1]) == ['tsynd: interrupted; nothing was written'] and p.returncode == 130 and listing(here) == []
+    assert screen(p.communicate()[1]) == ['tsynd: interrupted; nothing was '
+                                          'written'] and p.returncode == 130 and listing(here) == []
 
 def test_signals_are_given_back_and_another_thread_sets_none(here):
     before, codes = signal.getsignal(signal.SIGTERM), [main(['report', 'x'])]
@@ -418,7 +486,10 @@ def test_signals_are_given_back_and_another_thread_sets_none(here):
 
 @pytest.mark.xdist_group('middle')
 @pytest.mark.parametrize('error', [RuntimeError, ValueError, OSError])
-@pytest.mark.parametrize('point', ['tsynd.experiments.experiment.load_data', 'tsynd.targeting.synthesis.Synthesizer.measure', 'tsynd.experiments.results.save_npz'])
+@pytest.mark.parametrize('point',
+                         ['tsynd.experiments.experiment.load_data',
+                          'tsynd.targeting.synthesis.Synthesizer.measure',
+                          'tsynd.experiments.results.save_npz'])
 def test_a_bug_shows_its_traceback_and_leaves_nothing(here, monkeypatch, point, error):
     def fails(*args, **kwargs): raise error('a bug of ours')
     monkeypatch.setattr(point, fails)
@@ -448,9 +519,14 @@ def test_the_report_is_drawn_again_just_so(made, tmp_path):
 
 @reports
 @pytest.mark.parametrize('edit, words', [
-    (lambda f: (f/'metrics.json').unlink(), ['x has no metrics.json', 'tsynd run']), (lambda f: (f/'provenance.csv').unlink(), ['x has no provenance.csv']),
-    (lambda f: (f/'metrics.json').write_text('{"config":'), ['metrics.json is not JSON']), (lambda f: (f/'metrics.json').write_text('{}'), ['metrics.json has no entry config']),
-    (lambda f: (f/'synthetic.npz').write_bytes(b'x'), ['synthetic.npz is not a complete numpy archive', 'make the run again']), (lambda f: (f/'synthetic.npz').unlink(), ['synthetic.npz does not exist', 'make the run again']), (lambda f: shutil.rmtree(f), ['x is no folder', 'tsynd run'])])
+    (lambda f: (f/'metrics.json').unlink(), ['x has no metrics.json', 'tsynd run']),
+    (lambda f: (f/'provenance.csv').unlink(), ['x has no provenance.csv']),
+    (lambda f: (f/'metrics.json').write_text('{"config":'), ['metrics.json is not JSON']),
+    (lambda f: (f/'metrics.json').write_text('{}'), ['metrics.json has no entry config']),
+    (lambda f: (f/'synthetic.npz').write_bytes(b'x'),
+     ['synthetic.npz is not a complete numpy archive', 'make the run again']),
+     (lambda f: (f/'synthetic.npz').unlink(), ['synthetic.npz does not exist', 'make the run again']),
+     (lambda f: shutil.rmtree(f), ['x is no folder', 'tsynd run'])])
 def test_a_folder_that_is_no_run_is_refused(made, here, edit, words):
     shutil.copytree(made, here/'x')
     edit(here/'x')
@@ -467,9 +543,12 @@ def test_a_file_is_no_run(here):
 
 @reports
 def test_synthetic_images_of_the_phantom_are_a_data_set(made):
-    data = load_npz(made/'synthetic.npz', dict(task='binary-class', label={'0': 'benign', '1': 'malignant'}, n_channels=1), 'synthetic', 12)
-    assert len(data.train) > 0 and data.test.factors.shape == (len(data.test), 8) and data.train.factors is None
-    assert all(math.isfinite(v) for v in json.loads((made/'metrics.json').read_text())['arms']['tsynd']['metrics']['clean'].values())
+    data = load_npz(made/'synthetic.npz', dict(task='binary-class', label={'0': 'benign', '1': 'malignant'},
+                                               n_channels=1), 'synthetic', 12)
+    assert len(data.train) > 0 and data.test.factors.shape == (len(data.test),
+        8) and data.train.factors is None
+    assert all(math.isfinite(v)
+               for v in json.loads((made/'metrics.json').read_text())['arms']['tsynd']['metrics']['clean'].values())
 
 
 # A study
@@ -487,11 +566,14 @@ def test_a_study_from_the_command_line_and_its_failed_cells(tmp_path, capsys, mo
     page = tmp_path/'studies'/'mine'/'report.html'
     out, err = capsys.readouterr()
     assert page.exists() and str(page.relative_to(tmp_path)) in out
-    assert 'phantom-9999-0-baseline failed: InputError: subset is 9999' in err                    # and the rest is reported
+    # and the rest is reported
+    assert 'phantom-9999-0-baseline failed: InputError: subset is 9999' in err
     before = page.stat().st_mtime_ns
     assert main(['report', str(page.parent)]) == 0 and page.stat().st_mtime_ns > before
 
-@pytest.mark.parametrize('text, said', [(STUDY.replace('mixup', 'mixpu'), "arm is 'mixpu'"), (STUDY.replace('seeds', 'sedes'), "has a key 'sedes'"), ('nothing', 'is not TOML')])
+@pytest.mark.parametrize('text, said', [(STUDY.replace('mixup', 'mixpu'), "arm is 'mixpu'"),
+                                        (STUDY.replace('seeds', 'sedes'), "has a key 'sedes'"),
+                                        ('nothing', 'is not TOML')])
 def test_a_study_with_a_slip_says_so_in_one_line(tmp_path, capsys, text, said):
     (tmp_path/'mine.toml').write_text(text)
     assert main(['study', str(tmp_path/'mine.toml'), '--out', str(tmp_path/'out')]) == 2

@@ -22,7 +22,8 @@ MULTI = 'multi-label, binary-class'
 every = pytest.mark.parametrize('dataset,name', ALL)
 
 
-def images(n=6, ch=1, size=28, seed=0): return torch.rand(n, ch, size, size, generator=torch.Generator().manual_seed(seed))
+def images(n=6, ch=1, size=28, seed=0):
+    return torch.rand(n, ch, size, size, generator=torch.Generator().manual_seed(seed))
 
 def lesions(n, size, seed=0):
     f = torch.rand(n, len(FACTORS), generator=torch.Generator().manual_seed(seed))
@@ -38,10 +39,14 @@ def only(name): return next(d for d,k in ALL if k == name)
 # The lists
 
 def test_families_are_the_published_ones():
-    light = {'brightness_up','brightness_down','contrast_up','contrast_down','gamma_corr_up','gamma_corr_down'}
-    xray = {'pixelate','jpeg_compression','gaussian_noise','speckle_noise','impulse_noise','shot_noise','gaussian_blur'} | light
-    breast = {'pixelate','jpeg_compression','speckle_noise','motion_blur','brightness_up','brightness_down','contrast_down'}
-    assert {d: set(v) for d,v in LEVELS.items()} == dict(breastmnist=breast, chestmnist=xray, pneumoniamnist=xray)
+    light = {'brightness_up','brightness_down','contrast_up','contrast_down','gamma_corr_up',
+             'gamma_corr_down'}
+    xray = {'pixelate','jpeg_compression','gaussian_noise','speckle_noise','impulse_noise','shot_noise',
+            'gaussian_blur'} | light
+    breast = {'pixelate','jpeg_compression','speckle_noise','motion_blur','brightness_up','brightness_down',
+              'contrast_down'}
+    assert {d: set(v) for d,v in LEVELS.items()} == dict(breastmnist=breast, chestmnist=xray,
+                                                         pneumoniamnist=xray)
     assert all(len(levels) == 5 for v in LEVELS.values() for levels in v.values())
     assert set(CORRUPTIONS) == breast | xray
 
@@ -86,7 +91,8 @@ def test_severities_share_what_is_drawn(name):
     "Two severities differ less than two draws of the same severity"
     x, d = lesions(6, 28), only(name)
     a, b, c = corrupt(x, name, 4, d), corrupt(x, name, 5, d), corrupt(x, name, 5, d, seed=1)
-    if name != 'shot_noise': assert rms(a, b) < rms(b, c)                         # counts have no scale to share
+    # counts have no scale to share
+    if name != 'shot_noise': assert rms(a, b) < rms(b, c)
 
 @every
 def test_extremes_and_layouts(dataset, name):
@@ -107,19 +113,22 @@ def noisy(f, v, level): return f(flat(v), level, streams(image_seeds(4, 3)))
 
 @pytest.mark.parametrize('v', [.2,.5])
 @pytest.mark.parametrize('f,level,sd', [
-    ('gaussian_noise', .05, lambda v: .05), ('speckle_noise', .2, lambda v: .2*v), ('speckle_noise', .45, lambda v: .45*v),
+    ('gaussian_noise', .05, lambda v: .05), ('speckle_noise', .2, lambda v: .2*v),
+    ('speckle_noise', .45, lambda v: .45*v),
     ('shot_noise', 300, lambda v: (v/300)**.5), ('shot_noise', 5, lambda v: (v/5)**.5)])
 def test_noise_has_its_mean_and_standard_deviation(f, level, sd, v):
     n = noisy(CORRUPTIONS[f], v, level)
     assert abs(n.std()-sd(v)) < .02*sd(v) and abs(n.mean()-v) < .02*sd(v)
     assert not torch.equal(n[0], n[1])
 
-@pytest.mark.parametrize('dataset,name', [(d,k) for d,k in ALL if k in ('gaussian_noise','speckle_noise','shot_noise')])
+@pytest.mark.parametrize('dataset,name',
+                         [(d,k) for d,k in ALL if k in ('gaussian_noise','speckle_noise','shot_noise')])
 def test_the_levels_of_noise_reach_the_image(dataset, name):
     v = .3
     for s,level in enumerate(LEVELS[dataset][name], 1):
         sd = dict(gaussian_noise=level, speckle_noise=level*v, shot_noise=(v/level)**.5)[name]
-        if sd > .09: continue                                                      # beyond, [0, 1] cuts it off
+        # beyond, [0, 1] cuts it off
+        if sd > .09: continue
         assert abs((corrupt(flat(v), name, s, dataset)-v).std() - sd) < .02*sd
 
 def test_shot_noise_counts_whole_photons():
@@ -133,7 +142,8 @@ def test_impulses_are_black_and_white_in_equal_parts(share):
     assert abs((n != flat(.4)).float().mean()-share) < 4*(share/n.numel())**.5
     assert abs((n == 1).float().mean()-share/2) < 4*(share/2/n.numel())**.5
     few = noisy(impulse_noise, .4, share/2) != flat(.4)
-    assert ((n != flat(.4)) | ~few).all()                                          # a higher share hits the same pixels, and more
+    # a higher share hits the same pixels, and more
+    assert ((n != flat(.4)) | ~few).all()
 
 def test_channels_have_noise_of_their_own():
     for name in ('gaussian_noise','speckle_noise','impulse_noise','shot_noise'):
@@ -145,18 +155,23 @@ def test_channels_have_noise_of_their_own():
 
 def pil(x, f):
     "f on every image as PIL sees it"
-    return torch.stack([torch.from_numpy(np.array(f(Image.fromarray((im[0]*255).round().byte().numpy())))) for im in x])[:,None]/255
+    return torch.stack([torch.from_numpy(np.array(f(Image.fromarray((im[0]*255).round().byte().numpy()))))
+                        for im in x])[:,None]/255
 
 @every
 def test_light_agrees_with_pil(dataset, name):
-    enhance = {'brightness': ImageEnhance.Brightness, 'contrast': ImageEnhance.Contrast}.get(name.rsplit('_', 1)[0])
+    enhance = {'brightness': ImageEnhance.Brightness, 'contrast': ImageEnhance.Contrast}.get(name.rsplit('_',
+        1)[0])
     if not enhance: return
     x = (lesions(4, 64)*255).round()/255
     for s,v in enumerate(LEVELS[dataset][name], 1):
-        assert (corrupt(x, name, s, dataset) - pil(x, lambda im: enhance(im).enhance(v))).abs().max() < 1.6/255   # PIL rounds the mean, and cuts
+        # PIL rounds the mean, and cuts
+        assert (corrupt(x, name, s, dataset) - pil(x,
+                                                   lambda im: enhance(im).enhance(v))).abs().max() < 1.6/255
 
 def test_light_does_exactly_what_it_says():
-    x = .2 + .1*images()                                                           # far from 0 and 1: nothing is cut
+    # far from 0 and 1: nothing is cut
+    x = .2 + .1*images()
     m = x.mean((1,2,3), keepdim=True)
     def same(a, b): assert torch.allclose(a, b, atol=1e-6)
     for d in LEVELS:
@@ -176,7 +191,8 @@ def test_light_has_a_direction():
         def mean(k): return corrupt(x, k, s, 'chestmnist').mean()
         assert mean('brightness_down') < x.mean() < mean('brightness_up')
         assert mean('gamma_corr_up') < x.mean() < mean('gamma_corr_down')
-        assert corrupt(x, 'contrast_down', s, 'chestmnist').std() < x.std() < corrupt(x, 'contrast_up', s, 'chestmnist').std()
+        assert corrupt(x, 'contrast_down', s, 'chestmnist').std() < x.std() < corrupt(x, 'contrast_up', s,
+            'chestmnist').std()
 
 def test_bright_values_are_cut():
     assert torch.equal(brightness(images(), 2) == 1, images() >= .5)
@@ -194,11 +210,15 @@ def test_pixelation_keeps_constants_means_and_sizes(blocks):
     x = images(3, 1, 28)
     assert torch.allclose(pixelate(flat(.3, 2, 1, 28), blocks), flat(.3, 2, 1, 28), atol=1e-6)
     assert torch.allclose(pixelate(x, blocks).mean((1,2,3)), x.mean((1,2,3)), atol=1e-6)
-    assert torch.allclose(F.avg_pool2d(pixelate(F.interpolate(x, scale_factor=8), blocks), 8), pixelate(x, blocks), atol=1e-5)
-    wide = pixelate(images(1, 1, 64)[:,:,:32], 8)[0,0]                           # 8 blocks along each side, 4 by 8 pixels
-    assert torch.allclose(wide[:4,:8], wide[0,0].expand(4, 8), atol=1e-6) and (wide[3,7]-wide[4,7]).abs() > 1e-4
+    assert torch.allclose(F.avg_pool2d(pixelate(F.interpolate(x, scale_factor=8), blocks), 8),
+                          pixelate(x, blocks), atol=1e-5)
+    # 8 blocks along each side, 4 by 8 pixels
+    wide = pixelate(images(1, 1, 64)[:,:,:32], 8)[0,0]
+    assert torch.allclose(wide[:4,:8], wide[0,0].expand(4, 8),
+                          atol=1e-6) and (wide[3,7]-wide[4,7]).abs() > 1e-4
 
-@pytest.mark.parametrize('dataset,name', [('chestmnist','gaussian_blur'), ('breastmnist','motion_blur'), ('breastmnist','pixelate')])
+@pytest.mark.parametrize('dataset,name', [('chestmnist','gaussian_blur'), ('breastmnist','motion_blur'),
+                                          ('breastmnist','pixelate')])
 def test_blurs_keep_constants_and_lose_detail(dataset, name):
     sharp, means = lesions(6, 64), []
     for s in range(1,6):
@@ -207,14 +227,17 @@ def test_blurs_keep_constants_and_lose_detail(dataset, name):
         assert abs(c.mean()-sharp.mean()) < .004
         assert c.max() <= sharp.max()+1e-5 and c.min() >= sharp.min()-1e-5
         means.append((c[...,1:]-c[...,:-1]).abs().mean())
-    assert all(a > b for a,b in zip(means, means[1:])) and means[0] < (sharp[...,1:]-sharp[...,:-1]).abs().mean()
+    assert all(a > b for a,b in zip(means, means[1:])) and means[0] < (sharp[...,1:]-sharp[...,
+        :-1]).abs().mean()
 
 def test_gaussian_blur_has_its_width_in_shares_of_the_side():
     for size in (28,64,224):
         dot = torch.zeros(1,1,size+1,size+1); dot[...,size//2,size//2] = 1
         for s,share in enumerate(LEVELS['chestmnist']['gaussian_blur'], 1):
-            if share*size < .8: continue                                           # a narrower one is hardly sampled
-            d2 = ((torch.arange(size+1)-size//2.)**2 * corrupt(dot, 'gaussian_blur', s, 'chestmnist')[0,0].sum(0)).sum()
+            # a narrower one is hardly sampled
+            if share*size < .8: continue
+            d2 = ((torch.arange(size+1)-size//2.)**2 * corrupt(dot, 'gaussian_blur', s, 'chestmnist')[0,
+                0].sum(0)).sum()
             assert abs(d2**.5 - share*(size+1)) < .03*share*size
 
 @pytest.mark.parametrize('size', [29,113,225])
@@ -226,11 +249,15 @@ def test_a_moved_point_leaves_a_tail(size, angle):
     u = torch.linspace(0, .3, 2000); w = torch.exp(-u**2/(2*.15**2)); w = w/w.sum()
     mx, my, mean = (tail.sum(0)*at).sum()/size, (tail.sum(1)*at).sum()/size, (u*w).sum()
     assert abs(tail.sum()-1) < 1e-4
-    assert abs(mx-mean*math.cos(math.radians(angle))) < .003 and abs(my-mean*math.sin(math.radians(angle))) < .003
-    along = (tail*(at[None]*math.cos(math.radians(angle)) + at[:,None]*math.sin(math.radians(angle)))**2).sum()/size**2
+    assert (abs(mx-mean*math.cos(math.radians(angle))) < .003
+            and abs(my-mean*math.sin(math.radians(angle))) < .003)
+    along = (tail*(at[None]*math.cos(math.radians(angle))
+                   + at[:,None]*math.sin(math.radians(angle)))**2).sum()/size**2
     assert abs(along - (u*u*w).sum()) < .03*(u*u*w).sum() + .5/size**2
-    across = (tail*(at[:,None]*math.cos(math.radians(angle)) - at[None]*math.sin(math.radians(angle)))**2).sum()
-    assert across < .5                                                             # pixels²: no wider than interpolation makes it
+    across = (tail*(at[:,
+                       None]*math.cos(math.radians(angle)) - at[None]*math.sin(math.radians(angle)))**2).sum()
+    # pixels²: no wider than interpolation makes it
+    assert across < .5
 
 def test_motion_is_within_45_degrees_of_the_horizontal():
     dot = torch.zeros(200,1,57,57); dot[...,28,28] = 1
@@ -241,7 +268,8 @@ def test_motion_is_within_45_degrees_of_the_horizontal():
     assert angle.abs().max() < 46 and abs(angle.std()-90/12**.5) < 3 and abs(angle.mean()) < 6
 
 def test_tail_is_as_long_as_published():
-    for (length,sd),(radius,sigma) in zip(LEVELS['breastmnist']['motion_blur'], ((5,5),(9,7),(9,10),(13,10),(17,12))):
+    for (length,sd),(radius,sigma) in zip(LEVELS['breastmnist']['motion_blur'],
+                                          ((5,5),(9,7),(9,10),(13,10),(17,12))):
         assert math.isclose(224*length, 2*radius) and math.isclose(224*sd, sigma)
 
 @every
@@ -253,7 +281,8 @@ def test_same_anatomy_at_every_size(dataset, name):
         large, x = F.avg_pool2d(largest, 8//k), F.avg_pool2d(largest, 8)
         for s in (3,5):
             small, shrunk = corrupt(x, name, s, dataset), F.avg_pool2d(corrupt(large, name, s, dataset), k)
-            assert rms(small, shrunk) < dict(pixelate=.15, motion_blur=.25).get(name, .03)*rms(small, x), (k, s)
+            assert rms(small, shrunk) < dict(pixelate=.15, motion_blur=.25).get(name, .03)*rms(small, x), (k,
+                s)
 
 
 # JPEG
@@ -269,7 +298,8 @@ def test_jpeg_is_close_to_pils(ch, mode):
     for q in (50,10):
         for im,ours in zip(x, jpeg(x, q)):
             f = io.BytesIO()
-            Image.fromarray((im*255).round().byte().permute(1,2,0).squeeze(-1).numpy(), mode).save(f, 'JPEG', quality=q)
+            Image.fromarray((im*255).round().byte().permute(1,2,0).squeeze(-1).numpy(), mode).save(f, 'JPEG',
+                quality=q)
             theirs = torch.from_numpy(np.array(Image.open(f))).view(64, 64, ch).permute(2,0,1)/255
             assert (ours-theirs).abs().mean() < 2/255
 
@@ -278,12 +308,18 @@ def test_jpeg_is_close_to_pils(ch, mode):
 
 @pytest.mark.parametrize('kwargs,message', [
     (dict(name='motion'), "breastmnist: corruption 'motion' is unknown, expected some of pixelate"),
-    (dict(name=None), 'corruption None is unknown'), (dict(name=['pixelate']), r"corruption \['pixelate'\] is unknown"),
-    (dict(name='gaussian_noise'), "'gaussian_noise' is unknown"), (dict(dataset='breast'), "data set 'breast' is unknown"),
-    (dict(severity=6), 'severity is 6'), (dict(severity=-1), 'severity is -1'), (dict(severity=1.5), 'severity is 1.5'),
-    (dict(severity=True), 'severity is True'), (dict(bs=0), 'batch size is 0'), (dict(bs=2.5), 'batch size is 2.5'),
-    (dict(x=images()*2-1), 'undo a normalisation'), (dict(x=images()[0]), 'shape 1×28×28'), (dict(x=images()[:0]), 'at least one'),
-    (dict(x=(images()*255).byte()), 'torch.uint8'), (dict(x=images()/0), 'NaN or infinite'), (dict(x=images(ch=2)), '2 channels, expected 1')])
+    (dict(name=None), 'corruption None is unknown'),
+    (dict(name=['pixelate']), r"corruption \['pixelate'\] is unknown"),
+    (dict(name='gaussian_noise'), "'gaussian_noise' is unknown"),
+    (dict(dataset='breast'), "data set 'breast' is unknown"),
+    (dict(severity=6), 'severity is 6'), (dict(severity=-1), 'severity is -1'),
+    (dict(severity=1.5), 'severity is 1.5'),
+    (dict(severity=True), 'severity is True'), (dict(bs=0), 'batch size is 0'),
+    (dict(bs=2.5), 'batch size is 2.5'),
+    (dict(x=images()*2-1), 'undo a normalisation'), (dict(x=images()[0]), 'shape 1×28×28'),
+    (dict(x=images()[:0]), 'at least one'),
+    (dict(x=(images()*255).byte()), 'torch.uint8'), (dict(x=images()/0), 'NaN or infinite'),
+    (dict(x=images(ch=2)), '2 channels, expected 1')])
 def test_bad_input_to_corrupt(kwargs, message):
     with pytest.raises(InputError, match=message):
         corrupt(**dict(x=images(), name='pixelate', severity=3, dataset='breastmnist') | kwargs)
@@ -304,10 +340,13 @@ class Bright(nn.Module):
 def test_table_by_hand():
     x = torch.tensor([.3,.26,.3,.6])[:,None,None,None].expand(4,1,28,28)
     y = torch.tensor([0,0,0,1])
-    rows = corruption_table(Bright(), x, y, 'binary-class', 'breastmnist', names=('brightness_up','brightness_down'))
-    assert [(r['corruption'], r['severity']) for r in rows] == [('clean',0), *(('brightness_up',s) for s in range(1,6)),
+    rows = corruption_table(Bright(), x, y, 'binary-class', 'breastmnist',
+                            names=('brightness_up','brightness_down'))
+    assert [(r['corruption'], r['severity']) for r in rows] == [('clean',0),
+        *(('brightness_up',s) for s in range(1,6)),
                                                                 *(('brightness_down',s) for s in range(1,6))]
-    want = [0] + [0,0,0,1/3,.5] + [.5]*5     # ×1.8: .54 .468 .54; ×2: .6 .52 .6, all above; darker: .33 and below
+    # ×1.8: .54 .468 .54; ×2: .6 .52 .6, all above; darker: .33 and below
+    want = [0] + [0,0,0,1/3,.5] + [.5]*5
     assert [r['balanced_error'] for r in rows] == pytest.approx(want)
     assert [r['accuracy'] for r in rows] == pytest.approx([1] + [1,1,1,.5,.25] + [.75]*5)
     assert all(r['auc'] == 1 and r['n'] == 4 for r in rows)
@@ -315,38 +354,49 @@ def test_table_by_hand():
 
 def test_table_is_what_corrupt_and_the_model_say():
     model, x, y = small_resnet().train(), lesions(30, 28), torch.arange(30)%2
-    rows = corruption_table(model, x, y, 'binary-class', 'pneumoniamnist', ['shot_noise','gaussian_blur'], (2,4), seed=7, bs=8)
+    rows = corruption_table(model, x, y, 'binary-class', 'pneumoniamnist', ['shot_noise','gaussian_blur'],
+                            (2,4), seed=7, bs=8)
     for r in rows:
-        c = x if r['corruption'] == 'clean' else corrupt(x, r['corruption'], r['severity'], 'pneumoniamnist', seed=7)
+        c = x if r['corruption'] == 'clean' else corrupt(x, r['corruption'], r['severity'], 'pneumoniamnist',
+                                                         seed=7)
         p = predict(model, c).softmax(1)
         assert r['balanced_error'] == pytest.approx(1-balanced_accuracy_score(y, p.argmax(1)))
         assert r['auc'] == pytest.approx(roc_auc_score(y, p[:,1]))
     assert len(rows) == 5 and model.training
-    assert corruption_table(model, x, y, 'binary-class', 'pneumoniamnist', ['shot_noise','gaussian_blur'], (2,4), seed=7) == rows
-    assert corruption_table(model, x, y, 'binary-class', 'pneumoniamnist', 'shot_noise', (2,), seed=7) == rows[:2]
+    assert corruption_table(model, x, y, 'binary-class', 'pneumoniamnist', ['shot_noise','gaussian_blur'],
+                            (2,4), seed=7) == rows
+    assert corruption_table(model, x, y, 'binary-class', 'pneumoniamnist', 'shot_noise', (2,),
+                            seed=7) == rows[:2]
 
 def test_table_on_a_stratified_subset_counts_its_images():
     x, y, calls = images(40), torch.tensor([0]*32 + [1]*8), []
     model = Bright()
-    rows = corruption_table(model, x, y, 'binary-class', n=10, seed=3, progress=lambda done,total: calls.append((done,total)))
+    rows = corruption_table(model, x, y, 'binary-class', n=10, seed=3, progress=lambda done,
+                            total: calls.append((done,total)))
     i = stratified_order(y, 3)[:10]
     assert rows == corruption_table(Bright(), x[i], y[i], 'binary-class', seed=3)
     assert len(rows) == 36 and model.calls == 36 and {r['n'] for r in rows} == {10}
     assert calls == [(10*k, 360) for k in range(1,37)]
 
-@pytest.mark.parametrize('task,C', [('binary-class',2), ('multi-class',5), ('ordinal-regression',4), (MULTI,3)])
+@pytest.mark.parametrize('task,C', [('binary-class',2), ('multi-class',5), ('ordinal-regression',4),
+                                    (MULTI,3)])
 @pytest.mark.parametrize('ch,size', [(1,28), (3,64)])
 def test_table_for_every_task(task, C, ch, size):
     x = images(16, ch, size)
     y = (torch.arange(16*C).view(16, C)%(C+1) > 0).float() if task == MULTI else torch.arange(16)%C
-    rows = corruption_table(small_resnet(ch, C), x, y, task, names=['pixelate','speckle_noise'], severities=(1,5))
+    rows = corruption_table(small_resnet(ch, C), x, y, task, names=['pixelate','speckle_noise'],
+                            severities=(1,5))
     assert len(rows) == 5 and all(0 <= r['balanced_error'] <= 1 and 0 <= r['auc'] <= 1 for r in rows)
 
 @pytest.mark.parametrize('kwargs,message', [
-    (dict(names=['blurr']), "'blurr' is unknown"), (dict(names='gaussian_blur'), "'gaussian_blur' is unknown"),
-    (dict(severities=(0,1)), 'severity is 0, but must be a whole number, at least 1'), (dict(n=0), 'n is 0'), (dict(n=.5), 'n is 0.5'),
-    (dict(bs=0), 'bs is 0'), (dict(dataset='phantoms'), "'phantoms' is unknown"), (dict(x=images()*3), 'undo a normalisation'),
-    (dict(y=torch.zeros(5, dtype=torch.int64)), 'expected 6 class numbers'), (dict(task=MULTI), 'expected float zeros and ones')])
+    (dict(names=['blurr']), "'blurr' is unknown"),
+    (dict(names='gaussian_blur'), "'gaussian_blur' is unknown"),
+    (dict(severities=(0,1)), 'severity is 0, but must be a whole number, at least 1'), (dict(n=0), 'n is 0'),
+    (dict(n=.5), 'n is 0.5'),
+    (dict(bs=0), 'bs is 0'), (dict(dataset='phantoms'), "'phantoms' is unknown"),
+    (dict(x=images()*3), 'undo a normalisation'),
+    (dict(y=torch.zeros(5, dtype=torch.int64)), 'expected 6 class numbers'),
+    (dict(task=MULTI), 'expected float zeros and ones')])
 def test_bad_input_to_the_table_is_found_before_any_work(kwargs, message):
     model = Bright()
     with pytest.raises(InputError, match=message):
@@ -354,7 +404,8 @@ def test_bad_input_to_the_table_is_found_before_any_work(kwargs, message):
     assert model.calls == 0
 
 def test_labels_the_model_does_not_know():
-    with pytest.raises(InputError, match='expected 6 class numbers from 0 to 1'): corruption_table(Bright(), images(), torch.arange(6)%3, 'multi-class')
+    with pytest.raises(InputError, match='expected 6 class numbers from 0 to 1'):
+        corruption_table(Bright(), images(), torch.arange(6)%3, 'multi-class')
 
 
 # The summary
@@ -373,17 +424,21 @@ def test_summary_by_hand():
                 motion_blur=dict(balanced_error=.3, auc=.65, rise=.2, relative=3, be=.9/.9, rbe=.6/.3),
                 mean=dict(balanced_error=.25, auc=.675, rise=.15, relative=2.5, be=.75, rbe=1.25))
     for k,row in want.items(): assert {c: s[k][c] for c in row} == pytest.approx(row), k
-    assert 'be' not in corruption_summary(ours)[0] and corruption_summary(ours)[0]['rise'] == pytest.approx(.1)
+    assert ('be' not in corruption_summary(ours)[0]
+            and corruption_summary(ours)[0]['rise'] == pytest.approx(.1))
     itself = corruption_summary(ref, ref)[-1]
     assert itself['be'] == pytest.approx(1) and itself['rbe'] == pytest.approx(1)
 
 def test_no_quotient_without_a_denominator():
     perfect = corruption_summary(rows(0, a=[.2,.2], b=[0,0]))
-    assert [r['relative'] for r in perfect] == [None]*3 and [r['rise'] for r in perfect] == pytest.approx([.2,0,.1])
+    assert [r['relative'] for r in perfect] == [None]*3 and [r['rise'] for r in perfect] == pytest.approx([.2,
+        0,.1])
     ours, ref = rows(.1, a=[.3,.3], b=[.2,.2]), rows(.2, a=[.3,.5], b=[.2,.19])
-    assert [r['rbe'] for r in corruption_summary(ours, ref)] == pytest.approx([1, None, 1])     # b: the reference gains
+    # b: the reference gains
+    assert [r['rbe'] for r in corruption_summary(ours, ref)] == pytest.approx([1, None, 1])
     assert [r['rbe'] for r in corruption_summary(rows(.1, b=[.2]), rows(.2, b=[.1]))] == [None, None]
-    assert [r['be'] for r in corruption_summary(ours, rows(0, a=[.3,.3], b=[0,.01]))] == pytest.approx([1, None, None])
+    assert [r['be'] for r in corruption_summary(ours, rows(0, a=[.3,.3], b=[0,.01]))] == pytest.approx([1,
+        None, None])
     near = rows(.2, a=[.205,.205], b=[.3,.3])
     assert corruption_summary(ours, near)[0]['rbe'] is None
     assert corruption_summary(ours, near, least=.001)[0]['rbe'] == pytest.approx(40)
@@ -393,10 +448,13 @@ def test_an_auc_that_is_missing_stays_missing():
     assert [o['auc'] for o in corruption_summary(r)] == [None, pytest.approx(.7), None]
 
 @pytest.mark.parametrize('args,message', [
-    (([],), 'rows hold nothing, expected clean'), ((rows(.1),), 'rows hold clean, expected clean and at least one'),
+    (([],), 'rows hold nothing, expected clean'),
+    ((rows(.1),), 'rows hold clean, expected clean and at least one'),
     ((rows(.1, a=[.2])[1:],), 'rows hold a, expected clean'), ((rows(.1, a=[.2])*2,), 'twice'),
-    ((rows(.1, a=[.2], b=[.2,.3]),), 'different severities'), ((rows(.1, a=[.2]), rows(.1, b=[.2])), 'rows and reference rows differ'),
-    ((rows(.1, a=[.2]), rows(.1, n=8, a=[.2])), 'rows and reference rows differ'), ((rows(.1, a=[.2]), []), 'reference rows hold nothing'),
+    ((rows(.1, a=[.2], b=[.2,.3]),), 'different severities'),
+    ((rows(.1, a=[.2]), rows(.1, b=[.2])), 'rows and reference rows differ'),
+    ((rows(.1, a=[.2]), rows(.1, n=8, a=[.2])), 'rows and reference rows differ'),
+    ((rows(.1, a=[.2]), []), 'reference rows hold nothing'),
     ((rows(.1, a=[.2]), None, 0), 'least is 0')])
 def test_bad_input_to_the_summary(args, message):
     with pytest.raises(InputError, match=message): corruption_summary(*args)
@@ -405,9 +463,11 @@ def test_pictures():
     axs = show_corruptions(images(), 'pneumoniamnist', ['jpeg_compression','shot_noise'], (0,3))
     assert axs.shape == (2,2)
     shown = [[torch.as_tensor(a.images[0].get_array()) for a in row] for row in axs]
-    assert torch.equal(shown[0][0], images()[0,0]) and torch.equal(shown[1][1], corrupt(images(), 'shot_noise', 3, 'pneumoniamnist')[0,0])
+    assert torch.equal(shown[0][0], images()[0,0]) and torch.equal(shown[1][1],
+        corrupt(images(), 'shot_noise', 3, 'pneumoniamnist')[0,0])
     assert axs[1,0].texts[0].get_text() == 'shot noise' and axs[0,1].get_title() == '3'
-    with pytest.raises(InputError, match="'motion_blur' is unknown"): show_corruptions(images(), 'pneumoniamnist', ['motion_blur'])
+    with pytest.raises(InputError, match="'motion_blur' is unknown"):
+        show_corruptions(images(), 'pneumoniamnist', ['motion_blur'])
 
 @pytest.mark.parametrize('dataset', ['breastmnist','pneumoniamnist'])
 def test_real_images(dataset, medmnist_root):

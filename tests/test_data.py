@@ -20,12 +20,14 @@ MULTI = 'multi-label, binary-class'
 def split(n=10, C=2, seed=0, multilabel=False):
     rng = np.random.default_rng(seed)
     x = torch.from_numpy(rng.integers(0, 256, (n,1,4,4), dtype=np.uint8))
-    y = torch.from_numpy((rng.random((n, C)) < .3).astype(np.float32)) if multilabel else torch.from_numpy(rng.permutation(np.arange(n)%C))
+    y = torch.from_numpy((rng.random((n,
+                                      C)) < .3).astype(np.float32)) if multilabel else torch.from_numpy(rng.permutation(np.arange(n)%C))
     return Split(x, y, torch.arange(n)+1000)
 
 def image_data(n=10, C=2, **kwargs):
     multi = kwargs.get('multilabel')
-    return ImageData('made', MULTI if multi else 'multi-class', [f'c{i}' for i in range(C)], *(split(n, C, s, multi) for s in range(3)))
+    return ImageData('made', MULTI if multi else 'multi-class', [f'c{i}' for i in range(C)],
+                     *(split(n, C, s, multi) for s in range(3)))
 
 def quiet_load(*args, **kwargs):
     with warnings.catch_warnings():
@@ -46,21 +48,28 @@ def test_a_task_of_another_name_is_refused(task):
     one_sentence(e); assert f'task is {task!r}, expected one of binary-class; ' in str(e.value)
     assert {i['task'] for i in medmnist.INFO.values()} <= set(TASKS)
 
-WRONG = {'16 bits': dict(x=lambda x: x.to(torch.uint16)), 'floats': dict(x=lambda x: x/255), 'no channel': dict(x=lambda x: x[:,0]), 'channels last': dict(x=lambda x: x.permute(0,2,3,1)),
-         'four channels': dict(x=lambda x: x.repeat(1,4,1,1)), 'numpy images': dict(x=lambda x: x.numpy()), 'numpy labels': dict(y=lambda y: y.numpy()), 'fewer labels': dict(y=lambda y: y[1:]),
-         'a column': dict(y=lambda y: y[:,None]), 'from one': dict(y=lambda y: y+1), 'float labels': dict(y=lambda y: y.float()), 'fewer positions': dict(index=lambda i: i[1:])}
+WRONG = {'16 bits': dict(x=lambda x: x.to(torch.uint16)), 'floats': dict(x=lambda x: x/255),
+         'no channel': dict(x=lambda x: x[:,0]), 'channels last': dict(x=lambda x: x.permute(0,2,3,1)),
+         'four channels': dict(x=lambda x: x.repeat(1,4,1,1)), 'numpy images': dict(x=lambda x: x.numpy()),
+         'numpy labels': dict(y=lambda y: y.numpy()), 'fewer labels': dict(y=lambda y: y[1:]),
+         'a column': dict(y=lambda y: y[:,None]), 'from one': dict(y=lambda y: y+1),
+         'float labels': dict(y=lambda y: y.float()), 'fewer positions': dict(index=lambda i: i[1:])}
 
 @pytest.mark.parametrize('where', ['train','val','test'])
 @pytest.mark.parametrize('what', WRONG)
 def test_what_is_put_together_wrongly_is_refused(what, where):
     part = split()
-    with pytest.raises(InputError) as e: ImageData('made', 'binary-class', ['c0','c1'], **(dict(train=part, val=part, test=part) | {where: replace(part, **{k: f(getattr(part, k)) for k,f in WRONG[what].items()})}))
+    with pytest.raises(InputError) as e:
+        ImageData('made', 'binary-class', ['c0','c1'],
+                  **(dict(train=part, val=part, test=part)
+                     | {where: replace(part, **{k: f(getattr(part, k)) for k,f in WRONG[what].items()})}))
     assert one_sentence(e).startswith(f'made, {where}: ') and 'expected' in str(e.value)
 
 
 # Parameters and random streams
 
-@pytest.mark.parametrize('value', [3, 3., np.int64(3), np.int32(3), np.float32(3), np.float64(3)], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize('value', [3, 3., np.int64(3), np.int32(3), np.float32(3), np.float64(3)],
+                         ids=lambda v: type(v).__name__)
 def test_numbers_of_every_type_are_numbers(value): check_range('steps', value, lo=1)
 
 @pytest.mark.parametrize('value', ['3', None, float('nan'), float('inf'), -float('inf'), [3]], ids=str)
@@ -94,23 +103,29 @@ def test_seeded_covers_all_streams_and_nests_and_survives_exceptions():
 
 def test_there_are_twelve_sets_of_four_tasks():
     assert sorted(medmnist_info()) == sorted(NAMES) and len(NAMES) == 12
-    assert {v['task'] for v in medmnist_info().values()} == {'binary-class', 'multi-class', 'ordinal-regression', MULTI}
+    assert {v['task'] for v in medmnist_info().values()} == {'binary-class', 'multi-class',
+        'ordinal-regression', MULTI}
 
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('name', NAMES)
 def test_every_layout_is_read(tmp_path, name, size):
     path = write_npz(tmp_path, name, size)
     assert path == medmnist_path(name, tmp_path, size)
-    with pytest.warns(UserWarning, match='MD5 .* as published'): data = load_medmnist(name, tmp_path, size, download=False)
+    with pytest.warns(UserWarning, match='MD5 .* as published'):
+        data = load_medmnist(name, tmp_path, size, download=False)
     info, arrays = medmnist.INFO[name], make_arrays(name, size)
     C, ch, multi = len(info['label']), info['n_channels'], info['task'] == MULTI
-    assert (data.name, data.task.name, data.n_classes, data.shape, data.task.several) == (name, info['task'], C, (ch,size,size), multi)
+    assert (data.name, data.task.name, data.n_classes, data.shape, data.task.several) == (name, info['task'],
+        C, (ch,size,size), multi)
     assert data.classes == [info['label'][str(i)] for i in range(C)]
     for part,n in zip(('train','val','test'), (40,24,24)):
         s, x, y = getattr(data, part), arrays[f'{part}_images'], arrays[f'{part}_labels']
-        assert s.x.shape == (n,ch,size,size) and s.x.dtype == torch.uint8 and s.index.tolist() == list(range(n))
-        assert np.array_equal(s.x[:,0], x[...,0] if ch==3 else x) and np.array_equal(s.x[:,-1], x[...,-1] if ch==3 else x)
-        assert s.y.shape == ((n,C) if multi else (n,)) and s.y.dtype == (torch.float32 if multi else torch.int64)
+        assert s.x.shape == (n,ch,size,
+                             size) and s.x.dtype == torch.uint8 and s.index.tolist() == list(range(n))
+        assert np.array_equal(s.x[:,0], x[...,0] if ch==3 else x) and np.array_equal(s.x[:,-1],
+            x[...,-1] if ch==3 else x)
+        assert s.y.shape == ((n,C) if multi else (n,)) and s.y.dtype == (torch.float32
+            if multi else torch.int64)
         assert np.array_equal(s.y.numpy(), y if multi else y[:,0])
         assert (s.y.unique().tolist() == [0,1]) if multi else (s.y.unique().tolist() == list(range(C)))
     xb,yb = image_dls(subset(data, 20), bs=8).one_batch()
@@ -136,7 +151,8 @@ def test_the_published_checksum_of_that_size_needs_no_warning(tmp_path, size):
         warnings.simplefilter('error')
         assert load_npz(path, info, 'breastmnist', size).md5 == md5
     info = info | {'MD5': 'a'*32, 'MD5_64': 'b'*32}
-    with pytest.warns(UserWarning, match=('a' if size == 28 else 'b')*32): load_npz(path, info, 'breastmnist', size)
+    with pytest.warns(UserWarning, match=('a' if size == 28 else 'b')*32):
+        load_npz(path, info, 'breastmnist', size)
 
 @pytest.mark.parametrize('name', ['pathmnist','chestmnist','breastmnist'])
 def test_what_is_saved_comes_back(tmp_path, name):
@@ -148,7 +164,8 @@ def test_what_is_saved_comes_back(tmp_path, name):
         assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y)
     written = read_npz(tmp_path/'again.npz')
     assert written['extra'].tolist() == [0,1,2]
-    for k,v in make_arrays(name).items(): assert np.array_equal(written[k], v) and written[k].dtype == np.uint8
+    for k,v in make_arrays(name).items():
+        assert np.array_equal(written[k], v) and written[k].dtype == np.uint8
 
 def test_float_images_are_rounded_not_cut():
     x = torch.tensor([0., .4999/255, .5001/255, 254.6/255, 1., 1.2, -.1]).view(-1,1,1,1)
@@ -180,28 +197,50 @@ def nan_pixels(x):
     return x
 
 BAD = {  # what to change in the arrays of a set: the words the message must hold
-    'missing array': ('breastmnist', lambda a: {k: v for k,v in a.items() if k != 'val_labels'}, ['val_labels', 'six arrays']),
+    'missing array': ('breastmnist', lambda a: {k: v for k,v in a.items() if k != 'val_labels'},
+                      ['val_labels', 'six arrays']),
     'no array at all': ('breastmnist', lambda a: {'x': np.zeros(3)}, ['train_images', 'another data set']),
-    'NaN pixels': ('breastmnist', lambda a: change(a, 'train_images', nan_pixels), ['train_images', 'float32', '2 pixels are NaN', 'uint8']),
-    'float images': ('breastmnist', lambda a: change(a, 'test_images', lambda x: x/255), ['test_images', 'float64', 'uint8']),
-    'wrong size': ('breastmnist', lambda a: change(a, 'val_images', lambda x: x[:,:27]), ['val_images', '24×27×28', 'N×28×28 uint8']),
-    'a list of rows': ('breastmnist', lambda a: change(a, 'train_images', lambda x: x.reshape(len(x), -1)), ['train_images', '40×784']),
-    'colour for grey': ('breastmnist', lambda a: change(a, 'train_images', lambda x: np.stack([x]*3, -1)), ['40×28×28×3', 'N×28×28 uint8']),
-    'grey for colour': ('pathmnist', lambda a: change(a, 'train_images', lambda x: x[...,0]), ['40×28×28', 'N×28×28×3 uint8']),
-    'four channels': ('pathmnist', lambda a: change(a, 'train_images', lambda x: x[...,[0,1,2,2]]), ['40×28×28×4', 'N×28×28×3 uint8']),
-    'channels first': ('pathmnist', lambda a: change(a, 'test_images', lambda x: x.transpose(0,3,1,2)), ['test_images', '24×3×28×28']),
-    'empty split': ('breastmnist', lambda a: {k: v[:0] if k[:3]=='val' else v for k,v in a.items()}, ['val_images', 'no image']),
-    'label too large': ('breastmnist', lambda a: change(a, 'train_labels', set_item(2)), ['train_labels', '0 to 2', 'expected 0 to 1']),
-    'label negative': ('octmnist', lambda a: change(a, 'val_labels', set_item(-1)), ['val_labels', '-1 to 3', 'expected 0 to 3']),
-    'label two of several': ('chestmnist', lambda a: change(a, 'test_labels', set_item(2)), ['test_labels', '0 to 2', 'expected 0 to 1']),
-    'float labels': ('breastmnist', lambda a: change(a, 'train_labels', lambda y: y*1.), ['train_labels', 'float64', 'integers']),
-    'NaN labels': ('breastmnist', lambda a: change(a, 'train_labels', lambda y: y*np.nan), ['train_labels', 'integers']),
-    'fewer labels than images': ('breastmnist', lambda a: change(a, 'train_labels', lambda y: y[:-1]), ['train_labels', '39×1', '40×1']),
-    'fewer images than labels': ('chestmnist', lambda a: change(a, 'val_images', lambda x: x[1:]), ['val_labels', '24×14', '23×14']),
-    'one-hot labels': ('breastmnist', lambda a: change(a, 'test_labels', lambda y: np.eye(2, dtype=np.uint8)[y[:,0]]), ['24×2', '24×1']),
-    'one of several labels': ('chestmnist', lambda a: change(a, 'train_labels', lambda y: y[:,:1]), ['40×1', '40×14']),
-    'labels without a shape': ('breastmnist', lambda a: change(a, 'train_labels', lambda y: y.sum()), ['train_labels', '40×1']),
-    'pickled objects': ('breastmnist', lambda a: change(a, 'train_images', lambda x: x.astype(object)), ['not a complete numpy archive']),
+    'NaN pixels': ('breastmnist', lambda a: change(a, 'train_images', nan_pixels),
+                   ['train_images', 'float32', '2 pixels are NaN', 'uint8']),
+    'float images': ('breastmnist', lambda a: change(a, 'test_images', lambda x: x/255),
+                     ['test_images', 'float64', 'uint8']),
+    'wrong size': ('breastmnist', lambda a: change(a, 'val_images', lambda x: x[:,:27]),
+                   ['val_images', '24×27×28', 'N×28×28 uint8']),
+    'a list of rows': ('breastmnist', lambda a: change(a, 'train_images', lambda x: x.reshape(len(x), -1)),
+                       ['train_images', '40×784']),
+    'colour for grey': ('breastmnist', lambda a: change(a, 'train_images', lambda x: np.stack([x]*3, -1)),
+                        ['40×28×28×3', 'N×28×28 uint8']),
+    'grey for colour': ('pathmnist', lambda a: change(a, 'train_images', lambda x: x[...,0]),
+                        ['40×28×28', 'N×28×28×3 uint8']),
+    'four channels': ('pathmnist', lambda a: change(a, 'train_images', lambda x: x[...,[0,1,2,2]]),
+                      ['40×28×28×4', 'N×28×28×3 uint8']),
+    'channels first': ('pathmnist', lambda a: change(a, 'test_images', lambda x: x.transpose(0,3,1,2)),
+                       ['test_images', '24×3×28×28']),
+    'empty split': ('breastmnist', lambda a: {k: v[:0] if k[:3]=='val' else v for k,v in a.items()},
+                    ['val_images', 'no image']),
+    'label too large': ('breastmnist', lambda a: change(a, 'train_labels', set_item(2)),
+                        ['train_labels', '0 to 2', 'expected 0 to 1']),
+    'label negative': ('octmnist', lambda a: change(a, 'val_labels', set_item(-1)),
+                       ['val_labels', '-1 to 3', 'expected 0 to 3']),
+    'label two of several': ('chestmnist', lambda a: change(a, 'test_labels', set_item(2)),
+                             ['test_labels', '0 to 2', 'expected 0 to 1']),
+    'float labels': ('breastmnist', lambda a: change(a, 'train_labels', lambda y: y*1.),
+                     ['train_labels', 'float64', 'integers']),
+    'NaN labels': ('breastmnist', lambda a: change(a, 'train_labels', lambda y: y*np.nan),
+                   ['train_labels', 'integers']),
+    'fewer labels than images': ('breastmnist', lambda a: change(a, 'train_labels', lambda y: y[:-1]),
+                                 ['train_labels', '39×1', '40×1']),
+    'fewer images than labels': ('chestmnist', lambda a: change(a, 'val_images', lambda x: x[1:]),
+                                 ['val_labels', '24×14', '23×14']),
+    'one-hot labels': ('breastmnist',
+                       lambda a: change(a, 'test_labels', lambda y: np.eye(2, dtype=np.uint8)[y[:,0]]),
+                       ['24×2', '24×1']),
+    'one of several labels': ('chestmnist', lambda a: change(a, 'train_labels', lambda y: y[:,:1]),
+                              ['40×1', '40×14']),
+    'labels without a shape': ('breastmnist', lambda a: change(a, 'train_labels', lambda y: y.sum()),
+                               ['train_labels', '40×1']),
+    'pickled objects': ('breastmnist', lambda a: change(a, 'train_images', lambda x: x.astype(object)),
+                        ['not a complete numpy archive']),
 }
 
 @pytest.mark.parametrize('case', BAD)
@@ -212,7 +251,8 @@ def test_bad_arrays_get_one_sentence(tmp_path, case):
     text = one_sentence(e)
     assert [w for w in [str(path), *words] if w not in text] == []
 
-@pytest.mark.parametrize('name,other', [('breastmnist','pathmnist'), ('breastmnist','chestmnist'), ('chestmnist','breastmnist'),
+@pytest.mark.parametrize('name,other', [('breastmnist','pathmnist'), ('breastmnist','chestmnist'),
+                                        ('chestmnist','breastmnist'),
                                         ('breastmnist','octmnist'), ('pathmnist','organamnist')])
 def test_another_set_under_the_name_is_refused(tmp_path, name, other):
     write_npz(tmp_path, other).rename(tmp_path/f'{name}.npz')
@@ -221,7 +261,8 @@ def test_another_set_under_the_name_is_refused(tmp_path, name, other):
 
 def test_another_size_under_the_name_is_refused(tmp_path):
     write_npz(tmp_path, 'breastmnist', 64).rename(tmp_path/'breastmnist.npz')
-    with pytest.raises(InputError, match='64×64, expected N×28×28 uint8'): load_medmnist('breastmnist', tmp_path, download=False)
+    with pytest.raises(InputError, match='64×64, expected N×28×28 uint8'):
+        load_medmnist('breastmnist', tmp_path, download=False)
 
 def test_a_flat_list_of_labels_is_fine(tmp_path):
     a = make_arrays('octmnist')
@@ -233,8 +274,10 @@ def npy(a):
     f = io.BytesIO(); np.save(f, a, allow_pickle=True)
     return f.getvalue()
 
-@pytest.mark.parametrize('content', [b'', b'PK', b'no archive', bytes(2000), npy(np.zeros(5)), npy(np.array([{}])), b'\x80\x04N.'],
-                         ids=['empty', 'two bytes', 'text', 'zeros', 'bare array', 'bare object', 'bare pickle'])
+@pytest.mark.parametrize('content', [b'', b'PK', b'no archive', bytes(2000), npy(np.zeros(5)),
+                                     npy(np.array([{}])), b'\x80\x04N.'],
+                         ids=['empty', 'two bytes', 'text', 'zeros', 'bare array', 'bare object',
+                              'bare pickle'])
 def test_what_is_no_archive_is_refused(tmp_path, content):
     path = tmp_path/'breastmnist.npz'
     path.write_bytes(content)
@@ -260,17 +303,20 @@ def test_a_truncated_file_is_refused_wherever_it_ends(archive, share):
 @given(place=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255), end=st.booleans())
 def test_a_damaged_byte_is_an_input_error_or_harmless(archive, place, value, end):
     whole, path = bytearray(archive.read_bytes()), archive.with_name('damaged.npz')
-    at = len(whole)-600+int(600*place) if end else int(place*len(whole))   # the directory, at the end, is where it hurts
+    # the directory, at the end, is where it hurts
+    at = len(whole)-600+int(600*place) if end else int(place*len(whole))
     assume(whole[at] != value)
     whole[at] = value
     path.write_bytes(whole)
     try: quiet_load(path, medmnist.INFO['breastmnist'], 'breastmnist')
     except InputError as e: assert str(path) in str(e)
 
-@pytest.mark.parametrize('at,value', [(8,1), (8,64), (10,255), (6,99)], ids=['encrypted', 'strongly encrypted', 'unknown compression', 'from the future'])
+@pytest.mark.parametrize('at,value', [(8,1), (8,64), (10,255), (6,99)],
+                         ids=['encrypted', 'strongly encrypted', 'unknown compression', 'from the future'])
 def test_an_archive_of_a_kind_that_cannot_be_read_is_refused(archive, at, value):
     content, path = bytearray(archive.read_bytes()), archive.with_name('odd.npz')
-    content[content.index(b'PK\x01\x02')+at] = value                           # in the directory's first entry
+    # in the directory's first entry
+    content[content.index(b'PK\x01\x02')+at] = value
     path.write_bytes(content)
     with pytest.raises(InputError) as e: read_npz(path)
     assert str(path) in one_sentence(e)
@@ -278,7 +324,8 @@ def test_an_archive_of_a_kind_that_cannot_be_read_is_refused(archive, at, value)
 
 # Missing files
 
-@pytest.mark.parametrize('name,near', [('brestmnist','breastmnist'), ('BreastMNIST','breastmnist'), ('pneumonia','pneumoniamnist'),
+@pytest.mark.parametrize('name,near', [('brestmnist','breastmnist'), ('BreastMNIST','breastmnist'),
+                                       ('pneumonia','pneumoniamnist'),
                                        ('fantom','phantom'), ('organmnist','organ'),
                                        ('PATHMNIST','pathmnist')])
 def test_unknown_names_get_suggestions(name, near):
@@ -301,7 +348,8 @@ def test_unknown_sizes_are_refused(size):
 def test_sizes_that_the_phantom_cannot_have_are_refused(size):
     with pytest.raises(InputError, match='multiple of 4, at least 12'): load_data('phantom', size=size)
 
-@pytest.mark.parametrize('error', [RuntimeError('no'), urllib.error.URLError('no network'), TimeoutError('slow'), ConnectionResetError('gone')],
+@pytest.mark.parametrize('error', [RuntimeError('no'), urllib.error.URLError('no network'),
+                                   TimeoutError('slow'), ConnectionResetError('gone')],
                          ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize('deep', [False, True])
 def test_a_failed_download_leaves_nothing(tmp_path, monkeypatch, error, deep):
@@ -313,15 +361,18 @@ def test_a_failed_download_leaves_nothing(tmp_path, monkeypatch, error, deep):
     root = tmp_path/'a'/'b' if deep else tmp_path
     with pytest.raises(InputError) as e: load_medmnist('breastmnist', root, 64)
     text = one_sentence(e)
-    assert str(root/'breastmnist_64.npz') in text and medmnist.INFO['breastmnist']['url_64'] in text and '--root' in text
-    assert [p for p in tmp_path.rglob('*') if not p.is_dir()] == [] and not (root.exists() and list(root.iterdir()))
+    assert (str(root/'breastmnist_64.npz') in text and medmnist.INFO['breastmnist']['url_64'] in text
+            and '--root' in text)
+    assert [p for p in tmp_path.rglob('*') if not p.is_dir()] == [] and not (root.exists()
+        and list(root.iterdir()))
 
 def test_an_interrupted_download_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(url, root, filename, md5):
         with open(f'{root}/{filename}', 'wb') as f: f.write(b'PK half of it')
         raise KeyboardInterrupt
     monkeypatch.setattr(torchvision.datasets.utils, 'download_url', interrupted)
-    with pytest.raises((KeyboardInterrupt, InputError)): load_medmnist('breastmnist', tmp_path)   # medmnist swallows it
+    # medmnist swallows it
+    with pytest.raises((KeyboardInterrupt, InputError)): load_medmnist('breastmnist', tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 def test_a_download_arrives_whole(tmp_path, monkeypatch):
@@ -340,7 +391,8 @@ def test_a_download_arrives_whole(tmp_path, monkeypatch):
 def test_no_download_when_told_not_to(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets.utils, 'download_url', lambda *a, **k: pytest.fail('downloaded'))
     with pytest.raises(InputError) as e: load_medmnist('breastmnist', tmp_path, download=False)
-    assert str(tmp_path/'breastmnist.npz') in one_sentence(e) and '--root' in str(e.value) and list(tmp_path.iterdir()) == []
+    assert (str(tmp_path/'breastmnist.npz') in one_sentence(e) and '--root' in str(e.value)
+            and list(tmp_path.iterdir()) == [])
 
 def test_a_root_that_is_a_file_is_refused(tmp_path):
     (tmp_path/'file').write_text('')
@@ -359,8 +411,10 @@ def test_no_seed_puts_an_image_of_a_hole_into_training(seed):
 
 @pytest.mark.parametrize('seed', [-1, 1.5])
 def test_a_phantom_needs_a_seed_from_0_on(seed):
-    with pytest.raises(InputError, match=f'seed is {seed}, but must be a whole number, at least 0'): load_data('phantom', seed=seed)
-    with pytest.raises(InputError, match=f'seed is {seed}, but must be a whole number, at least 0'): subset(phantom(), 10, seed=seed)
+    with pytest.raises(InputError, match=f'seed is {seed}, but must be a whole number, at least 0'):
+        load_data('phantom', seed=seed)
+    with pytest.raises(InputError, match=f'seed is {seed}, but must be a whole number, at least 0'):
+        subset(phantom(), 10, seed=seed)
 
 def test_the_phantom_can_be_rendered_at_every_size_and_has_a_gradient():
     f = torch.rand(3, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
@@ -373,7 +427,8 @@ def test_the_phantom_can_be_rendered_at_every_size_and_has_a_gradient():
 
 def test_the_label_rule_is_the_stated_one():
     f = torch.full((4,8), .5); f[:,1] = torch.tensor([0,1,.4,.6]); f[:,3] = torch.tensor([1,0,.6,.4])
-    assert phantom_labels(f).tolist() == [int(.6*a+.4*b > .5) for a,b in zip(f[:,1].tolist(), f[:,3].tolist())] == [0,1,0,1]
+    assert phantom_labels(f).tolist() == [int(.6*a+.4*b > .5) for a,b in zip(f[:,1].tolist(),
+        f[:,3].tolist())] == [0,1,0,1]
 
 def test_the_test_split_has_images_of_both_holes():
     f = phantom(30, 10, 200, size=12).test.factors
@@ -382,17 +437,21 @@ def test_the_test_split_has_images_of_both_holes():
 def test_holes_of_ones_own():
     mine = {'slab': {'spiculation': (.2,.7)}, 'corner': {'shadow': (.5,1.), 'x': (0.,.5)}}
     f = torch.full((4,8), .1); f[1,1] = .2; f[2,3] = 1; f[3,3],f[3,5] = .9,.6
-    assert in_hole(f, 'slab', mine).tolist() == [False,True,False,False] and in_hole(f, 'corner', mine).tolist() == [False,False,True,False]
+    assert in_hole(f, 'slab', mine).tolist() == [False,True,False,False] and in_hole(f, 'corner',
+        mine).tolist() == [False,False,True,False]
     assert in_hole(f, holes=mine).tolist() == [False,True,True,False]
     data = phantom(60, 10, 60, size=12, holes=mine)
     for s in (data.train, data.val): assert not in_hole(s.factors, holes=mine).any()
-    assert in_hole(data.test.factors, holes=mine).any() and in_hole(data.train.factors).any()   # and ours instead of the default ones
+    # and ours instead of the default ones
+    assert in_hole(data.test.factors, holes=mine).any() and in_hole(data.train.factors).any()
 
 def test_the_default_holes_are_the_stated_ones():
-    assert phantom(60, 10, 10, size=12).md5 == phantom(60, 10, 10, size=12, holes=HOLES).md5 != phantom(60, 10, 10, size=12, holes=False).md5
+    assert phantom(60, 10, 10, size=12).md5 == phantom(60, 10, 10, size=12, holes=HOLES).md5 != phantom(60,
+        10, 10, size=12, holes=False).md5
 
 def test_a_hole_that_leaves_nothing_is_refused():
-    with pytest.raises(InputError) as e: phantom(60, 10, 10, size=12, holes={'all': {'spiculation': (.01,1.)}})
+    with pytest.raises(InputError) as e:
+        phantom(60, 10, 10, size=12, holes={'all': {'spiculation': (.01,1.)}})
     assert 'holes leave only' in one_sentence(e)
 
 def test_holes_can_be_filled():
@@ -429,7 +488,8 @@ def test_every_prefix_is_stratified(args):
     share = counts.double()/len(y)
     for n in range(K, len(y)+1):
         got = torch.stack([(s[order[:n]]==c).sum() for c in present])
-        assert (got >= 1).all() and ((got-n*share).abs() <= K).all()          # off by the one-of-each rule at most
+        # off by the one-of-each rule at most
+        assert (got >= 1).all() and ((got-n*share).abs() <= K).all()
     assert torch.equal(stratified_order(y, 3), stratified_order(y, 3))
 
 @given(labellings, st.integers(0, 20))
@@ -448,7 +508,8 @@ def test_subsets_are_nested_and_stratified(args, seed):
         assert len(small.train) == len(small.val) == k and len(small.test) == n
         now = set(small.train.index.tolist())
         assert len(now) == k and before <= now
-        assert torch.equal(small.train.y, y[small.train.index]) and small.train.x.flatten().tolist() == small.train.index.tolist()
+        assert torch.equal(small.train.y,
+                           y[small.train.index]) and small.train.x.flatten().tolist() == small.train.index.tolist()
         if not multi: assert small.train.y.unique().tolist() == list(range(C))
         before = now
 
@@ -469,12 +530,14 @@ def test_an_absent_class_is_named(multi, y):
     data = ImageData('made', MULTI if multi else 'multi-class', ['one','two','three'], s, s, s)
     for check in (check_classes, image_dls):
         with pytest.raises(InputError) as e: check(data)
-        assert "'two'" in one_sentence(e) and "'one'" not in str(e.value) and ("'three'" in str(e.value)) == multi
+        assert ("'two'" in one_sentence(e) and "'one'" not in str(e.value)
+                and ("'three'" in str(e.value)) == multi)
 
 
 # Batches
 
-loaders = st.fixed_dictionaries(dict(N=st.integers(1, 40), C=st.integers(1, 5), bs=st.integers(1, 45), n=st.none() | st.integers(1, 90),
+loaders = st.fixed_dictionaries(dict(N=st.integers(1, 40), C=st.integers(1, 5), bs=st.integers(1, 45),
+                                     n=st.none() | st.integers(1, 90),
                                      seed=st.integers(0, 1000)))
 
 def loader(o, **kwargs):
@@ -500,7 +563,8 @@ def test_every_image_equally_often_in_an_epoch(o, shuffle):
         seen,sizes = epoch(dl)
         counts = np.bincount(seen, minlength=o['N'])
         assert len(seen) == n and counts.max()-counts.min() <= 1
-        assert len(sizes) == len(dl) == math.ceil(n/o['bs']) and max(sizes) <= o['bs'] and max(sizes)-min(sizes) <= 1
+        assert (len(sizes) == len(dl) == math.ceil(n/o['bs']) and max(sizes) <= o['bs']
+                and max(sizes)-min(sizes) <= 1)
         if not shuffle: assert seen == [i%o['N'] for i in range(n)]
 
 @given(loaders)
@@ -511,7 +575,8 @@ def test_every_class_equally_often_when_balanced(o):
         seen,_ = epoch(dl)
         classes = np.bincount(dl.dataset.y[seen], minlength=C)
         assert len(seen) == n and classes.max()-classes.min() <= 1
-        for c in range(C):                                                     # and within a class no image is preferred
+        # and within a class no image is preferred
+        for c in range(C):
             mine = np.bincount(seen, minlength=o['N'])[(dl.dataset.y==c).numpy()]
             assert mine.max()-mine.min() <= 1
 
@@ -547,7 +612,8 @@ def test_an_impossible_batch_size_is_refused(bs):
     with pytest.raises(InputError, match=f'bs is {bs}'): ImageDL(split(40), bs=bs)
 
 def test_epochs_and_seeds_differ():
-    orders = [epoch(dl)[0] for s in range(4) for dl in [ImageDL(split(40), bs=8, shuffle=True, seed=s)] for _ in range(4)]
+    orders = [epoch(dl)[0] for s in range(4) for dl in [ImageDL(split(40), bs=8, shuffle=True, seed=s)]
+              for _ in range(4)]
     assert len(set(map(tuple, orders))) == 16
 
 def test_several_labels_are_balanced_over_their_strata():
@@ -556,7 +622,8 @@ def test_several_labels_are_balanced_over_their_strata():
     counts = np.unique(strata(s.y)[epoch(dl)[0]], return_counts=True)[1]
     assert counts.max()-counts.min() <= 1 and counts.sum() == 100
 
-@pytest.mark.parametrize('kwargs', [dict(bs=0), dict(bs=-1), dict(bs=float('nan')), dict(bs=2.5), dict(seed=-1)], ids=str)
+@pytest.mark.parametrize('kwargs', [dict(bs=0), dict(bs=-1), dict(bs=float('nan')), dict(bs=2.5),
+                                    dict(seed=-1)], ids=str)
 def test_impossible_batches_are_refused(kwargs):
     with pytest.raises(InputError) as e: image_dls(image_data(40), **kwargs).one_batch()
     one_sentence(e)
@@ -578,12 +645,14 @@ def test_a_look_at_a_batch_changes_nothing_in_the_middle_of_an_epoch():
     undisturbed = [quiet.batch_index(i) for i,_ in enumerate(quiet)]
     for i,(x,_) in enumerate(dl):
         dl.one_batch()
-        assert torch.equal(dl.batch_index(i), undisturbed[i]) and torch.equal((x*255).round().byte(), dl.dataset.x[dl.batch_index(i)-1000])
+        assert torch.equal(dl.batch_index(i), undisturbed[i]) and torch.equal((x*255).round().byte(),
+            dl.dataset.x[dl.batch_index(i)-1000])
 
 def test_validation_is_served_in_order_and_whole():
     for even,sizes in ((True, [4,5,4,5,5]), (False, [5,5,5,5,3])):
         dls = image_dls(image_data(23), bs=5, seed=3, even=even)
-        assert epoch(dls.valid) == (list(range(23)), sizes) and epoch(dls.valid)[0] == list(range(23)) and epoch(dls.train)[1] == sizes
+        assert epoch(dls.valid) == (list(range(23)),
+                                    sizes) and epoch(dls.valid)[0] == list(range(23)) and epoch(dls.train)[1] == sizes
 
 def test_two_learners_of_one_seed_see_the_same_batches():
     data = image_data(40, 3)

@@ -30,10 +30,13 @@ from tsynd.reports import python_lines
 from tsynd.robustness import attack_loss, pgd
 from tsynd.targeting import OBJECTIVES, synthesize
 
-SMOKE = ('--quick', '--ae-steps', 4, '--T', 4, '--bs', 8, '--share', 1, '--every', 1, '--gate', 0)   # a judge that knows nothing would drop them all
-PHANTOM = dict(subset=24, size=12, epochs=2, bs=8, ae_steps=10, T=4, steps=2, share=1., every=1, gate=0., attack_n=30, quick=True)
+# a judge that knows nothing would drop them all
+SMOKE = ('--quick', '--ae-steps', 4, '--T', 4, '--bs', 8, '--share', 1, '--every', 1, '--gate', 0)
+PHANTOM = dict(subset=24, size=12, epochs=2, bs=8, ae_steps=10, T=4, steps=2, share=1., every=1, gate=0.,
+               attack_n=30, quick=True)
 ARMS, MODELS = ('baseline', 'tsynd'), ('autoencoder', 'baseline', 'tsynd')
-FILES = {'metrics.json', 'synthetic.npz', 'provenance.csv', 'report.html', *(f'models/{m}.{s}' for m in MODELS for s in ('json', 'safetensors')),
+FILES = {'metrics.json', 'synthetic.npz', 'provenance.csv', 'report.html',
+         *(f'models/{m}.{s}' for m in MODELS for s in ('json', 'safetensors')),
          *(f'figures/{f}.png' for f in ('gallery', 'mi_images', 'mi_training', 'robustness', 'training'))}
 
 
@@ -48,11 +51,14 @@ class Ran:
     @cached_property
     def m(self): return json.loads((self.folder/'metrics.json').read_text())
     @cached_property
-    def rows(self): return pd.read_csv(self.folder/'provenance.csv', dtype=dict(label=str, label_name=str), keep_default_na=False)
+    def rows(self):
+        return pd.read_csv(self.folder/'provenance.csv', dtype=dict(label=str, label_name=str),
+                           keep_default_na=False)
     @cached_property
     def arrays(self): return dict(np.load(self.folder/'synthetic.npz'))
     @property
-    def files(self): return {p.relative_to(self.folder).as_posix() for p in self.folder.rglob('*') if p.is_file()}
+    def files(self):
+        return {p.relative_to(self.folder).as_posix() for p in self.folder.rglob('*') if p.is_file()}
     @property
     def numbers(self): return {k: v for k, v in self.m.items() if k != 'timing'}
     def weights(self, model): return load_file(self.folder/'models'/f'{model}.safetensors')
@@ -61,7 +67,8 @@ class Ran:
 def cli(folder, *argv):
     "`tsynd run … --out folder` in this process"
     out, err = io.StringIO(), io.StringIO()
-    with cheap(), redirect_stdout(out), redirect_stderr(err): code = main(['run', *map(str, argv), '--out', str(folder)])
+    with cheap(), redirect_stdout(out), redirect_stderr(err):
+        code = main(['run', *map(str, argv), '--out', str(folder)])
     return Ran(folder, code, out.getvalue(), err.getvalue())
 
 def small(folder, root=None, finish=None, **config):
@@ -90,13 +97,15 @@ def probabilities(model, images, multilabel):
 
 # Precision
 
-@pytest.mark.parametrize('flags, has', [('fpu avx512f avx512_vnni', False), ('avx512_bf16 amx_tile', True), ('amx_bf16', True), ('asimd i8mm bf16 dgh', True),
+@pytest.mark.parametrize('flags, has', [('fpu avx512f avx512_vnni', False), ('avx512_bf16 amx_tile', True),
+                                        ('amx_bf16', True), ('asimd i8mm bf16 dgh', True),
                                         ('svebf16', False), ('', False), (None, False)], ids=str)
 def test_the_processor_says_whether_it_multiplies_bfloat16(tmp_path, monkeypatch, flags, has):
     cpu = tmp_path/'cpuinfo'
     if flags is not None: cpu.write_text(f'model name\t: Some CPU\nflags\t\t: {flags}\n')
     assert has_bf16(torch.device('cpu'), cpu) == has and not has_bf16(torch.device('mps'), cpu)
-    monkeypatch.setattr('torch.cuda.is_bf16_supported', lambda including_emulation=True: including_emulation or 'by itself')
+    monkeypatch.setattr('torch.cuda.is_bf16_supported', lambda including_emulation=True: including_emulation
+                        or 'by itself')
     assert has_bf16(torch.device('cuda'), cpu) == 'by itself'
 
 @pytest.mark.parametrize('has', [True, False])
@@ -105,7 +114,8 @@ def test_training_is_in_bfloat16_where_it_is_asked_for_and_there(monkeypatch, as
     monkeypatch.setattr('tsynd.experiments.experiment.has_bf16', lambda d: has)
     seen, c = set(), RunConfig(**(PHANTOM | dict(bf16=asked, quick=False, epochs=1)))
     class Look(Callback):
-        def before_fit(self): self.model.trunk[0].register_forward_hook(lambda m, inp, out: seen.add(out.dtype))
+        def before_fit(self):
+            self.model.trunk[0].register_forward_hook(lambda m, inp, out: seen.add(out.dtype))
     facts = train_arm(c, prepare_data(c), [Look()])[1]
     want = 'bfloat16' if asked and has else 'float32'
     assert precision(c) == facts['precision'] == want and seen == {getattr(torch, want)}
@@ -145,9 +155,13 @@ def layout_run(root, name, size=28, *argv):
     return Layout(**vars(ran), name=name, size=size, n=n, subset=k, file=file)
 
 
-LAYOUTS = [(n, 28) for n in NAMES] + [(n, 64) for n in ('breastmnist', 'bloodmnist', 'chestmnist', 'retinamnist')]   # at 64 pixels one of each kind
+# at 64 pixels one of each kind
+LAYOUTS = [(n, 28) for n in NAMES] + [(n, 64) for n in ('breastmnist', 'bloodmnist', 'chestmnist',
+                                                        'retinamnist')]
 
-@pytest.fixture(scope='module', params=[pytest.param((n, s), id=f'{n}-{s}', marks=pytest.mark.xdist_group(f'{n}-{s}')) for n,s in LAYOUTS])
+@pytest.fixture(scope='module',
+                params=[pytest.param((n, s), id=f'{n}-{s}', marks=pytest.mark.xdist_group(f'{n}-{s}'))
+                        for n,s in LAYOUTS])
 def layout(request, tmp_path_factory): return layout_run(tmp_path_factory.mktemp('layout'), *request.param)
 
 
@@ -170,18 +184,24 @@ def test_metrics_are_complete(layout):
             assert all(0 <= v[k] <= 1 for k in v if k != 'n')
         assert f['optimizer_steps'] == math.ceil(layout.subset/8) and f['images_seen'] == layout.subset
         assert [h['epoch'] for h in f['history']] == [0]
-        assert all(math.isfinite(h[k]) for h in f['history'] for k in ('train_loss', 'valid_loss')) and 0 <= f['history'][0]['valid_auc'] <= 1
+        assert all(math.isfinite(h[k]) for h in f['history']
+                   for k in ('train_loss', 'valid_loss')) and 0 <= f['history'][0]['valid_auc'] <= 1
     d = m['data']
-    assert (d['train'], d['val'], d['test']) == (layout.subset, min(layout.n[1], layout.subset), layout.n[2]) and d['attacked'] == layout.n[2]
+    assert (d['train'], d['val'], d['test']) == (layout.subset, min(layout.n[1], layout.subset),
+                                                 layout.n[2]) and d['attacked'] == layout.n[2]
     assert d['classes'] == layout.classes and d['task'] == layout.info['task'] and d['name'] == layout.name
     assert d['shape'] == [layout.info['n_channels'], layout.size, layout.size]
-    assert d['md5'] == hashlib.md5(layout.file.read_bytes()).hexdigest() and layout.info['python_class'] in d['source']
+    assert (d['md5'] == hashlib.md5(layout.file.read_bytes()).hexdigest()
+            and layout.info['python_class'] in d['source'])
     c = RunConfig(**m['config'])
-    assert (c.dataset, c.size, c.subset, c.epochs, c.T, c.steps, c.bs, c.ae_steps) == (layout.name, layout.size, layout.subset, 1, 4, 1, 8, 4)
+    assert (c.dataset, c.size, c.subset, c.epochs, c.T, c.steps, c.bs, c.ae_steps) == (layout.name,
+        layout.size, layout.subset, 1, 4, 1, 8, 4)
     side = layout.size//4
     assert m['autoencoder']['latent_shape'] == [4, side, side] and m['autoencoder']['compression'] == .25
     assert all(math.isfinite(m['autoencoder'][k]) for k in ('psnr', 'psnr_train', 'ssim'))
-    for t in m['arms']['tsynd']['trace']: assert all(math.isfinite(v) for v in t.values()) and t['mi_before'] <= (C*math.log(2) if layout.multilabel else math.log(C))
+    for t in m['arms']['tsynd']['trace']:
+        assert all(math.isfinite(v) for v in t.values()) and t['mi_before'] <= (C*math.log(2)
+            if layout.multilabel else math.log(C))
     assert all(v > 0 for v in m['timing'].values()) and m['versions']['tsynd'] == tsynd.__version__
 
 
@@ -197,17 +217,25 @@ def test_synthetic_images_and_their_provenance(layout):
     rows, syn, real, C = layout.rows, layout.arrays, layout.real, len(layout.classes)
     n, i = len(rows), rows.source_index
     assert n == layout.m['arms']['tsynd']['synthetic_images'] > 0 == layout.m['arms']['baseline']['synthetic_images']
-    data = load_npz(layout.folder/'synthetic.npz', {k: v for k, v in layout.info.items() if not k.startswith('MD5')}, layout.name, layout.size)
-    assert [len(data.train), len(data.val), len(data.test)] == [n, min(layout.n[1], layout.subset), layout.n[2]]
+    data = load_npz(layout.folder/'synthetic.npz',
+                    {k: v for k, v in layout.info.items() if not k.startswith('MD5')}, layout.name,
+                    layout.size)
+    assert [len(data.train), len(data.val), len(data.test)] == [n, min(layout.n[1], layout.subset),
+        layout.n[2]]
     assert set(i) <= set(layout.data.train.index.tolist())
-    assert np.array_equal(syn['train_source'], real['train_images'][i]) and np.array_equal(syn['train_labels'], real['train_labels'][i])
+    assert np.array_equal(syn['train_source'],
+                          real['train_images'][i]) and np.array_equal(syn['train_labels'],
+                              real['train_labels'][i])
     for k in ('images', 'labels'):
-        assert sorted(map(bytes, syn[f'val_{k}'])) == sorted(map(bytes, real[f'val_{k}'][layout.data.val.index]))
+        assert sorted(map(bytes, syn[f'val_{k}'])) == sorted(map(bytes,
+            real[f'val_{k}'][layout.data.val.index]))
         assert sorted(map(bytes, syn[f'test_{k}'])) == sorted(map(bytes, real[f'test_{k}']))
     assert syn['train_images'].shape == syn['train_reconstruction'].shape == syn['train_source'].shape
-    assert (rows.radius == .3).all() and rows.distance_latent.between(0, .3*(1+1e-4)).all() and rows.distance_latent.max() > 0
+    assert (rows.radius == .3).all() and rows.distance_latent.between(0,
+        .3*(1+1e-4)).all() and rows.distance_latent.max() > 0
     assert ((rows.distance_pixel > 0) == (rows.distance_latent > 0)).all()
-    for k in ('mi_source', 'mi_before', 'mi_after'): assert rows[k].between(0, (C*math.log(2) if layout.multilabel else math.log(C))+1e-5).all()
+    for k in ('mi_source', 'mi_before', 'mi_after'):
+        assert rows[k].between(0, (C*math.log(2) if layout.multilabel else math.log(C))+1e-5).all()
     assert rows.p_before.between(0, 1).all() and rows.p_after.between(0, 1).all()
     if not layout.multilabel:
         assert rows.label.tolist() == [str(v) for v in syn['train_labels'][:, 0]]
@@ -234,13 +262,15 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
         self.ids |= {v for k, v in attrs if k == 'id'}
-        self.refs += [(tag, k, v) for k, v in attrs if k in ('src', 'srcset', 'href', 'data', 'action', 'poster')]
+        self.refs += [(tag, k, v) for k, v in attrs if k in ('src', 'srcset', 'href', 'data', 'action',
+            'poster')]
     def handle_data(self, data): self.text += data + ' '
 
 
 def test_report_stands_alone(layout):
     page = Page((layout.folder/'report.html').read_text(encoding='utf-8'))
-    assert {'html', 'body', 'table', 'img', 'picture'} <= page.tags and not page.tags & {'script', 'link', 'iframe', 'object', 'embed', 'base'}
+    assert {'html', 'body', 'table', 'img', 'picture'} <= page.tags and not page.tags & {'script', 'link',
+        'iframe', 'object', 'embed', 'base'}
     pictures = [v for tag, k, v in page.refs if k in ('src', 'srcset')]
     assert len(pictures) >= 8 + 4*min(9, len(layout.rows))
     for v in pictures:
@@ -254,11 +284,14 @@ def test_report_stands_alone(layout):
 
 
 def test_printed_table_has_the_numbers_of_metrics_json(layout):
-    printed = re.findall(r'(accuracy|auc|balanced accuracy) +([\d.]+) +([\d.]+) +(-?[\d.]+)$', layout.out, re.M)
+    printed = re.findall(r'(accuracy|auc|balanced accuracy) +([\d.]+) +([\d.]+) +(-?[\d.]+)$', layout.out,
+                         re.M)
     m = layout.m['arms']
-    values = [(k.replace('_', ' '), *(100*m[a]['metrics'][c][k] for a in ARMS)) for c in layout.m['conditions'] for k in ('accuracy', 'auc', 'balanced_accuracy')]
+    values = [(k.replace('_', ' '), *(100*m[a]['metrics'][c][k] for a in ARMS))
+              for c in layout.m['conditions'] for k in ('accuracy', 'auc', 'balanced_accuracy')]
     assert [p[0] for p in printed] == [v[0] for v in values]
-    assert [tuple(map(float, p[1:])) for p in printed] == [pytest.approx((b, t, t-b), abs=.0501) for _, b, t in values]
+    assert [tuple(map(float, p[1:])) for p in printed] == [pytest.approx((b, t, t-b), abs=.0501)
+                                                           for _, b, t in values]
     assert str(layout.data).split(':')[0] in layout.out and str(layout.folder/'report.html') in layout.out
 
 
@@ -267,19 +300,23 @@ def test_printed_table_has_the_numbers_of_metrics_json(layout):
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as m:
-        m.setattr('tsynd.experiments.experiment.TSynD', partial(TSynD, warm=False))            # each ascent from its source
-        return small(tmp_path_factory.mktemp('trained')/'x', size=28, subset=32, ae_steps=150, epochs=8, T=8, steps=4, quick=False, radius=.5)
+        # each ascent from its source
+        m.setattr('tsynd.experiments.experiment.TSynD', partial(TSynD, warm=False))
+        return small(tmp_path_factory.mktemp('trained')/'x', size=28, subset=32, ae_steps=150, epochs=8, T=8,
+                     steps=4, quick=False, radius=.5)
 
 traineds = pytest.mark.xdist_group('trained')
 
 @traineds
 def test_reconstructions_are_those_of_the_saved_autoencoder(trained):
     a = trained.arrays
-    with torch.no_grad(): again = load_autoencoder(trained.folder/'models'/'autoencoder')(to_tensor(a['train_source']))
+    with torch.no_grad():
+        again = load_autoencoder(trained.folder/'models'/'autoencoder')(to_tensor(a['train_source']))
     assert (again-to_tensor(a['train_reconstruction'])).abs().max() <= .51/255
     near = ((a['train_reconstruction'][:, None].astype(float) - a['train_source'][None])**2).mean((2, 3))
     twins = trained.rows.source_index.to_numpy()
-    assert (twins[near.argmin(1)] == twins).all()                                  # nearest to their own source
+    # nearest to their own source
+    assert (twins[near.argmin(1)] == twins).all()
     assert trained.m['autoencoder']['psnr'] > 20
 
 @traineds
@@ -287,20 +324,23 @@ def test_distances_are_those_of_the_saved_images(trained):
     a, rows = trained.arrays, trained.rows
     distance = np.sqrt(((a['train_images'].astype(float)-a['train_reconstruction'])**2).mean((1, 2)))/255
     assert distance.min() > 1/255 and rows.distance_pixel.to_numpy() == pytest.approx(distance, abs=.2/255)
-    assert (rows.distance_latent <= .5*(1+1e-4)).all() and rows.distance_latent.mean() > .2 and (rows.radius == .5).all()
+    assert ((rows.distance_latent <= .5*(1+1e-4)).all() and rows.distance_latent.mean() > .2
+            and (rows.radius == .5).all())
 
 @traineds
 def test_synthetic_images_are_less_certain_than_where_they_started(trained):
     rows = trained.rows
     assert (rows.mi_after > rows.mi_before).mean() > .8 and rows.mi_after.mean() > 1.5*rows.mi_before.mean()
     last = pd.DataFrame(trained.m['arms']['tsynd']['trace']).query('epoch == 7')
-    assert last[['mi_before', 'mi_after', 'p_before']].mean().tolist() == pytest.approx(rows[['mi_before', 'mi_after', 'p_before']].mean().tolist(), rel=1e-4)
+    assert last[['mi_before', 'mi_after', 'p_before']].mean().tolist() == pytest.approx(rows[['mi_before',
+        'mi_after', 'p_before']].mean().tolist(), rel=1e-4)
 
 
 # Several labels per image
 
 @pytest.fixture(scope='module')
-def chest(tmp_path_factory): return layout_run(tmp_path_factory.mktemp('chest'), 'chestmnist', 28, '--lr', .01, '--epochs', 6)
+def chest(tmp_path_factory):
+    return layout_run(tmp_path_factory.mktemp('chest'), 'chestmnist', 28, '--lr', .01, '--epochs', 6)
 
 chests = pytest.mark.xdist_group('chest')
 
@@ -309,7 +349,8 @@ def test_labels_of_chestmnist_are_fourteen_digits(chest):
     y = chest.arrays['train_labels']
     assert y.shape == (len(chest.rows), 14)
     assert chest.rows.label.tolist() == [''.join(map(str, v)) for v in y]
-    assert chest.rows.label_name.tolist() == [', '.join(c for c, v in zip(chest.classes, row) if v) for row in y]
+    assert chest.rows.label_name.tolist() == [', '.join(c for c, v in zip(chest.classes, row) if v)
+                                              for row in y]
     assert 0 < y.mean() < 1
 
 @chests
@@ -318,8 +359,10 @@ def test_measures_of_chestmnist_are_decisions_per_label(chest):
     for arm in ARMS:
         p = probabilities(load_classifier(chest.folder/'models'/arm), x, True)
         got, right = chest.m['arms'][arm]['metrics']['clean'], (p > .5) == (y > 0)
-        assert got['accuracy'] == pytest.approx(getACC(y, p, chest.info['task']), abs=1e-6) == pytest.approx(right.mean(), abs=1e-6)
-        assert got['auc'] == pytest.approx(np.mean([roc_auc_score(y[:, c], p[:, c]) for c in range(14)]), abs=1e-6)
+        assert got['accuracy'] == pytest.approx(getACC(y, p, chest.info['task']),
+                                                abs=1e-6) == pytest.approx(right.mean(), abs=1e-6)
+        assert got['auc'] == pytest.approx(np.mean([roc_auc_score(y[:, c], p[:, c]) for c in range(14)]),
+                                           abs=1e-6)
         assert len(np.unique(p > .5)) == 2, 'a model that says the same of everything proves nothing'
 
 @chests
@@ -335,12 +378,15 @@ def test_attack_on_chestmnist_is_the_share_of_wrong_decisions(chest):
 
 @chests
 def test_uncertainty_on_chestmnist_is_a_sum_over_labels(chest):
-    ae, model = load_autoencoder(chest.folder/'models'/'autoencoder'), load_classifier(chest.folder/'models'/'tsynd')
+    ae, model = (load_autoencoder(chest.folder/'models'/'autoencoder'),
+                 load_classifier(chest.folder/'models'/'tsynd'))
     x, y = to_tensor(chest.arrays['train_source']), torch.from_numpy(chest.arrays['train_labels']).float()
     syn = synthesize(ae, model, x, y, seed=5, T=4, steps=1, task='multi-label, binary-class')
     H = lambda p: -(p*np.log(p) + (1-p)*np.log(1-p))
-    for images, mi, prob in ((syn.reconstruction, syn.mi_before, syn.p_before), (syn.x, syn.mi_after, syn.p_after)):
-        p = mc_logits(model, images, 32, seed=2**31+6).double().sigmoid().detach().numpy()      # T, image, label
+    for images, mi, prob in ((syn.reconstruction, syn.mi_before, syn.p_before),
+                             (syn.x, syn.mi_after, syn.p_after)):
+        # T, image, label
+        p = mc_logits(model, images, 32, seed=2**31+6).double().sigmoid().detach().numpy()
         mean = p.mean(0)
         assert mi.numpy() == pytest.approx((H(mean)-H(p).mean(0)).sum(1), abs=1e-5)
         assert prob.numpy() == pytest.approx(np.exp(np.log(np.where(y > 0, mean, 1-mean)).mean(1)), abs=1e-5)
@@ -360,7 +406,8 @@ def without_class(root, part, name='bloodmnist', absent=3):
     y[y == absent] = absent-1
     np.savez(root/f'{name}.npz', **a)
 
-def nulls(m): return {(a, c, k) for a in ARMS for c, v in m['arms'][a]['metrics'].items() for k in v if v[k] is None}
+def nulls(m):
+    return {(a, c, k) for a in ARMS for c, v in m['arms'][a]['metrics'].items() for k in v if v[k] is None}
 
 @pytest.mark.xdist_group('absent')
 def test_a_class_absent_from_the_test_split_has_no_auc(tmp_path, monkeypatch):
@@ -376,7 +423,8 @@ def test_a_class_absent_from_the_test_split_has_no_auc(tmp_path, monkeypatch):
 def test_auc_is_missing_only_where_a_class_is(tmp_path):
     write_npz(tmp_path, 'bloodmnist', n=(24, 16, 16))
     ran = small(tmp_path/'x', tmp_path, finish=write_report, dataset='bloodmnist', size=28, attack_n=3)
-    assert ran.m['conditions'] == ['clean', 'perturbed', 'PGD 0/255', 'PGD 4/255'] and ran.m['data']['attacked'] == 3
+    assert ran.m['conditions'] == ['clean', 'perturbed', 'PGD 0/255',
+                                   'PGD 4/255'] and ran.m['data']['attacked'] == 3
     assert nulls(ran.m) == {(a, c, 'auc') for a in ARMS for c in ('PGD 0/255', 'PGD 4/255')}
     assert [v['n'] for v in ran.m['arms']['tsynd']['metrics'].values()] == [16, 16, 3, 3]
 
@@ -386,7 +434,8 @@ def test_the_page_of_a_complete_run_has_no_gap(tmp_path):
     text = (ran.folder/'report.html').read_text(encoding='utf-8')
     assert 'undefined' not in text
     empty = re.findall(r'<dt>([^<]*)</dt><dd>–[^<]*</dd>', text)
-    assert [k for k in empty if k not in ('subset', 'autoencoder', 'budget')] == []          # settings that were left open
+    # settings that were left open
+    assert [k for k in empty if k not in ('subset', 'autoencoder', 'budget')] == []
 
 
 # The same again
@@ -398,11 +447,13 @@ bases = pytest.mark.xdist_group('base')
 
 @bases
 def test_the_same_command_gives_the_same_numbers(tmp_path):
-    a, b, c = (cli(tmp_path/k, '--subset', 16, '--size', 12, '--epochs', 2, *SMOKE, '--seed', s) for k, s in (('a', 3), ('b', 3), ('c', 4)))
+    a, b, c = (cli(tmp_path/k, '--subset', 16, '--size', 12, '--epochs', 2, *SMOKE, '--seed', s)
+               for k, s in (('a', 3), ('b', 3), ('c', 4)))
     assert a.files == b.files == FILES
     assert a.numbers == b.numbers and a.m['timing'] != b.m['timing']
     assert same(a.arrays, b.arrays)
-    for f in FILES - {'metrics.json', 'report.html', 'synthetic.npz'}: assert (a.folder/f).read_bytes() == (b.folder/f).read_bytes(), f
+    for f in FILES - {'metrics.json', 'report.html', 'synthetic.npz'}:
+        assert (a.folder/f).read_bytes() == (b.folder/f).read_bytes(), f
     assert a.numbers['arms'] != c.numbers['arms'] and not same(a.arrays, c.arrays)
 
 @bases
@@ -420,11 +471,14 @@ def test_images_of_ones_own(tmp_path):
     mine = replace(phantom(40, 16, 16, size=12), name='mine')
     with cheap(): run(RunConfig(**PHANTOM), tmp_path/'x', progress=False, finish=write_report, data=mine)
     ran = Ran(tmp_path/'x')
-    assert (ran.m['config']['dataset'], ran.m['data']['name'], ran.m['data']['train'], ran.m['data']['test']) == ('mine', 'mine', 24, 16)
-    assert {*ran.rows.source_index} <= {*mine.train.index.tolist()} and 'mine, 24 training images' in (ran.folder/'report.html').read_text(encoding='utf-8')
+    assert (ran.m['config']['dataset'], ran.m['data']['name'], ran.m['data']['train'],
+            ran.m['data']['test']) == ('mine', 'mine', 24, 16)
+    assert ({*ran.rows.source_index} <= {*mine.train.index.tolist()}
+            and 'mine, 24 training images' in (ran.folder/'report.html').read_text(encoding='utf-8'))
     lines = python_lines(ran.m['config'])
     compile(lines, 'lines', 'exec')
-    assert lines.split('\n')[1].startswith('data = ...') and "out='runs/mine', data=data)" in lines and 'data = subset(data, 24, seed=0)' in lines
+    assert (lines.split('\n')[1].startswith('data = ...') and "out='runs/mine', data=data)" in lines
+            and 'data = subset(data, 24, seed=0)' in lines)
 
 @bases
 def test_the_python_lines_of_the_report_are_that_configuration(base):
@@ -433,7 +487,8 @@ def test_the_python_lines_of_the_report_are_that_configuration(base):
     assert asdict(resolve(c, prepare_data(c))) == base.m['config']
 
 @bases
-@pytest.mark.parametrize('config', [dict(seed=0), dict(seed=3), dict(seed=3, size=12), dict(seed=3, subset=50)], ids=str)
+@pytest.mark.parametrize('config', [dict(seed=0), dict(seed=3), dict(seed=3, size=12),
+                                    dict(seed=3, subset=50)], ids=str)
 def test_the_python_lines_of_the_report_load_the_same_images(config):
     c = RunConfig(**config)
     line = re.search(r'^data = (.*)$', python_lines(asdict(c)), re.M)[1]
@@ -446,7 +501,8 @@ def test_a_saved_autoencoder_is_as_good_as_the_one_trained_here(base, tmp_path):
     again = small(tmp_path/'x', autoencoder=path)
     assert again.m['config']['autoencoder'] == path and again.m['autoencoder']['steps'] is None
     assert again.m['autoencoder']['psnr'] == base.m['autoencoder']['psnr']
-    assert same(again.arrays, base.arrays) and again.rows.equals(base.rows) and again.m['arms'] == base.m['arms']
+    assert same(again.arrays,
+                base.arrays) and again.rows.equals(base.rows) and again.m['arms'] == base.m['arms']
     assert same(again.weights('autoencoder'), base.weights('autoencoder'))
 
 
@@ -457,14 +513,16 @@ def test_synthesis_at_weight_zero_changes_nothing(base, tmp_path):
     ran = small(tmp_path/'x', weight=0.)
     arms = ran.m['arms']
     assert arms['baseline'] == base.m['arms']['baseline']
-    assert {k: arms['tsynd'][k] for k in ('metrics', 'history', 'batch_order')} == {k: arms['baseline'][k] for k in ('metrics', 'history', 'batch_order')}
+    assert {k: arms['tsynd'][k] for k in ('metrics', 'history', 'batch_order')} == {k: arms['baseline'][k]
+        for k in ('metrics', 'history', 'batch_order')}
     assert same(ran.weights('tsynd'), ran.weights('baseline'))
     assert len(ran.rows) > 0 and not same(base.weights('tsynd'), base.weights('baseline'))
 
 @bases
 def test_a_run_that_never_gets_warm_has_no_synthetic_image(base, tmp_path):
     ran = small(tmp_path/'x', finish=write_report, warmup=1.)
-    assert ran.files == FILES - {'synthetic.npz', *(f'figures/{f}.png' for f in ('gallery', 'mi_images', 'mi_training'))}
+    assert ran.files == FILES - {'synthetic.npz',
+                                 *(f'figures/{f}.png' for f in ('gallery', 'mi_images', 'mi_training'))}
     assert len(ran.rows) == 0 and set(ran.rows) == set(base.rows)
     assert ran.m['arms']['tsynd']['synthetic_images'] == 0 and ran.m['arms']['tsynd']['trace'] == []
     assert same(ran.weights('tsynd'), base.weights('baseline'))
@@ -474,20 +532,25 @@ def test_a_run_that_never_gets_warm_has_no_synthetic_image(base, tmp_path):
 @pytest.mark.parametrize('objective', OBJECTIVES)
 def test_objectives_share_their_baseline(base, tmp_path, objective):
     ran = small(tmp_path/'x', objective=objective, finish=write_report if objective == 'entropy' else None)
-    assert ran.m['arms']['baseline'] == base.m['arms']['baseline'] and same(ran.weights('autoencoder'), base.weights('autoencoder'))
+    assert ran.m['arms']['baseline'] == base.m['arms']['baseline'] and same(ran.weights('autoencoder'),
+        base.weights('autoencoder'))
     assert (ran.m['arms']['tsynd'] == base.m['arms']['tsynd']) == (objective == 'mi')
     d, moved = ran.rows.distance_latent, (ran.rows.mi_after != ran.rows.mi_before)
     if objective == 'reconstruction': assert (d == 0).all() and not moved.any()
     elif objective == 'random': assert d.tolist() == pytest.approx([.3]*len(d), rel=1e-4) and moved.all()
     else: assert (d <= .3*(1+1e-4)).all() and moved.any()
-    if objective == 'entropy': assert 'TSynD engine, entropy' in (ran.folder/'report.html').read_text(encoding='utf-8')
+    if objective == 'entropy':
+        assert 'TSynD engine, entropy' in (ran.folder/'report.html').read_text(encoding='utf-8')
 
 @bases
-@pytest.mark.parametrize('config, n', [(dict(), (40, 24)), (dict(share=.5), (20, 12)), (dict(every=2), (16, 8)), (dict(warmup=.5), (24, 24)), (dict(epochs=3, warmup=0.), (72, 24))], ids=str)
+@pytest.mark.parametrize('config, n',
+                         [(dict(), (40, 24)), (dict(share=.5), (20, 12)), (dict(every=2), (16, 8)),
+                          (dict(warmup=.5), (24, 24)), (dict(epochs=3, warmup=0.), (72, 24))], ids=str)
 def test_synthetic_images_are_counted(tmp_path, config, n):
     "2 epochs of 3 batches of 8; the first batch is warm-up"
     ran = small(tmp_path/'x', **config)
-    assert (ran.m['arms']['tsynd']['synthetic_images'], len(ran.rows)) == n       # in all, and in the last epoch
+    # in all, and in the last epoch
+    assert (ran.m['arms']['tsynd']['synthetic_images'], len(ran.rows)) == n
     assert same(ran.weights('baseline'), ran.weights('tsynd')) is False
 
 @pytest.mark.xdist_group('trained')
@@ -495,8 +558,10 @@ def test_synthetic_images_are_counted(tmp_path, config, n):
 def test_other_classifiers_come_back_from_their_files(tmp_path, model):
     ran = small(tmp_path/'x', model=model, subset=8, bs=4, attack_n=4, epochs=1)
     for arm in ARMS:
-        expected = scores(ran.arrays['test_labels'], probabilities(load_classifier(ran.folder/'models'/arm), ran.arrays['test_images'], False), 'binary-class')
-        assert {k: ran.m['arms'][arm]['metrics']['clean'][k] for k in expected} == pytest.approx(expected, abs=1e-6)
+        expected = scores(ran.arrays['test_labels'], probabilities(load_classifier(ran.folder/'models'/arm),
+            ran.arrays['test_images'], False), 'binary-class')
+        assert {k: ran.m['arms'][arm]['metrics']['clean'][k] for k in expected} == pytest.approx(expected,
+            abs=1e-6)
 
 
 # The parts
@@ -524,18 +589,23 @@ def test_quick_only_ever_makes_a_run_smaller():
     data, wish = phantom(), RunConfig(quick=True, ae_steps=7, T=3, steps=1, attack_n=5, epochs=4, gate=0.)
     assert resolve(wish, data) == wish
     c = resolve(RunConfig(quick=True), data)
-    assert (c.epochs, c.ae_steps, c.T, c.steps, c.attack_n, c.gate) == (1, 30, 8, 1, 100, 0) and resolve(c, data) == c
+    assert (c.epochs, c.ae_steps, c.T, c.steps, c.attack_n, c.gate) == (1, 30, 8, 1, 100, 0) and resolve(c,
+        data) == c
 
-@pytest.mark.parametrize('config, n', [(dict(), (200, 100, 500)), (dict(quick=True), (100, 100, 100)), (dict(subset=30), (30, 30, 500)),
+@pytest.mark.parametrize('config, n', [(dict(), (200, 100, 500)), (dict(quick=True), (100, 100, 100)),
+                                       (dict(subset=30), (30, 30, 500)),
                                        (dict(subset=150, quick=True), (150, 100, 100))], ids=str)
 def test_data_is_cut_to_the_subset(config, n):
     data = prepare_data(RunConfig(**config))
     assert tuple(len(s) for s in (data.train, data.val, data.test)) == n
-    if config.get('subset'): assert torch.equal(data.train.index, subset(phantom(), config['subset']).train.index)
+    if config.get('subset'):
+        assert torch.equal(data.train.index, subset(phantom(), config['subset']).train.index)
 
 @pytest.mark.parametrize('config, words', [
-    (dict(dropout=0.), ('p = 0', 'dropout')), (dict(dropout=1.), ('dropout is 1.0', 'at most 0.95')), (dict(dropout=math.nan), ('dropout is nan',)),
-    (dict(attack_n=0), ('attack_n is 0', 'at least 1')), (dict(bs=0), ('bs is 0', 'at least 1')), (dict(seed=-1), ('seed is -1', 'at least 0'))], ids=str)
+    (dict(dropout=0.), ('p = 0', 'dropout')), (dict(dropout=1.), ('dropout is 1.0', 'at most 0.95')),
+    (dict(dropout=math.nan), ('dropout is nan',)),
+    (dict(attack_n=0), ('attack_n is 0', 'at least 1')), (dict(bs=0), ('bs is 0', 'at least 1')),
+    (dict(seed=-1), ('seed is -1', 'at least 0'))], ids=str)
 def test_settings_are_refused_before_anything_long_begins(tmp_path, monkeypatch, config, words):
     def never(*args, **kwargs): raise AssertionError('training began')
     monkeypatch.setattr('tsynd.experiments.experiment.train_autoencoder', never)
@@ -558,14 +628,20 @@ def real(root, folder, name, *argv):
 def test_breastmnist(medmnist_root, tmp_path):
     ran = real(medmnist_root, tmp_path/'x', 'breastmnist', '--every', '1')
     d = ran.m['data']
-    assert ran.files == FILES and d['md5'] == INFO['breastmnist']['MD5'] and d['classes'] == ['malignant', 'normal, benign']
-    assert (d['train'], d['val'], d['test'], d['attacked']) == (100, 78, 100, 100) and d['licence'] == 'CC BY 4.0' and 'BreastMNIST' in d['source']
+    assert ran.files == FILES and d['md5'] == INFO['breastmnist']['MD5'] and d['classes'] == ['malignant',
+        'normal, benign']
+    assert (d['train'], d['val'], d['test'], d['attacked']) == (100, 78, 100,
+        100) and d['licence'] == 'CC BY 4.0' and 'BreastMNIST' in d['source']
     images = np.load(medmnist_root/'breastmnist.npz')
-    assert np.array_equal(ran.arrays['train_source'], images['train_images'][ran.rows.source_index[ran.rows.gate > 0]])
-    assert np.array_equal(ran.arrays['val_labels'].sum(), images['val_labels'].sum()) and set(ran.rows.label_name) == set(d['classes'])
-    share = images['train_labels'][subset(load_npz(medmnist_root/'breastmnist.npz', INFO['breastmnist'], 'breastmnist'), 100).train.index].mean()
+    assert np.array_equal(ran.arrays['train_source'],
+                          images['train_images'][ran.rows.source_index[ran.rows.gate > 0]])
+    assert np.array_equal(ran.arrays['val_labels'].sum(),
+                          images['val_labels'].sum()) and set(ran.rows.label_name) == set(d['classes'])
+    share = images['train_labels'][subset(load_npz(medmnist_root/'breastmnist.npz', INFO['breastmnist'],
+                                                   'breastmnist'), 100).train.index].mean()
     assert share == pytest.approx(images['train_labels'].mean(), abs=.01)
-    assert not nulls(ran.m) and all(m['clean']['balanced_accuracy'] > 0 for m in (ran.m['arms'][a]['metrics'] for a in ARMS))
+    assert not nulls(ran.m) and all(m['clean']['balanced_accuracy'] > 0
+                                    for m in (ran.m['arms'][a]['metrics'] for a in ARMS))
 
 @pytest.mark.xdist_group('pneumonia')
 def test_pneumoniamnist_with_100_labels(medmnist_root, tmp_path):
@@ -574,7 +650,8 @@ def test_pneumoniamnist_with_100_labels(medmnist_root, tmp_path):
     assert ran.files == FILES and d['md5'] == INFO['pneumoniamnist']['MD5']
     assert (d['train'], d['val'], d['test']) == (100, 100, 100) and ran.m['config']['subset'] == 100
     assert ran.rows.source_index.nunique() <= 100 and ran.rows.source_index.max() > 1000
-    expected = scores(ran.arrays['test_labels'], probabilities(load_classifier(ran.folder/'models'/'tsynd'), ran.arrays['test_images'], False), d['task'])
+    expected = scores(ran.arrays['test_labels'], probabilities(load_classifier(ran.folder/'models'/'tsynd'),
+        ran.arrays['test_images'], False), d['task'])
     got = ran.m['arms']['tsynd']['metrics']['clean']
     assert {k: got[k] for k in expected} == pytest.approx(expected, abs=1e-6)
     assert '100 training images' in (ran.folder/'report.html').read_text(encoding='utf-8')

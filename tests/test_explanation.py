@@ -20,7 +20,8 @@ from tsynd.robustness import (
 ONE, MULTI = 'multi-class', 'multi-label, binary-class'
 
 
-def images(n=4, ch=1, size=28, seed=0): return torch.rand(n, ch, size, size, generator=torch.Generator().manual_seed(seed))
+def images(n=4, ch=1, size=28, seed=0):
+    return torch.rand(n, ch, size, size, generator=torch.Generator().manual_seed(seed))
 
 def net(ch=1, C=3, name='small_resnet', seed=0):
     with seeded(seed): return make_classifier(name, ch, C).eval()
@@ -28,7 +29,8 @@ def net(ch=1, C=3, name='small_resnet', seed=0):
 def dots(seed=0, ch=1, C=3, kernel=1):
     "A network whose score is a sum over positions, and to which a black position adds nothing"
     with seeded(seed):
-        return nn.Sequential(nn.Conv2d(ch, 8, kernel, padding=kernel//2, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        return nn.Sequential(nn.Conv2d(ch, 8, kernel, padding=kernel//2, bias=False), nn.ReLU(),
+                             nn.AdaptiveAvgPool2d(1), nn.Flatten(),
                              nn.Linear(8, C))
 
 def spot(seed=0, ch=1, size=28, side=5):
@@ -42,13 +44,15 @@ def spot(seed=0, ch=1, size=28, side=5):
 def rise(model, x, task='multi-class'):
     "How much each class gains over a black image, in log-odds"
     C = predict(model, x).shape[1]
-    score = lambda x: torch.stack([as_task(task).class_score(predict(model, x), torch.tensor([c]))[0] for c in range(C)])
+    score = lambda x: torch.stack([as_task(task).class_score(predict(model, x), torch.tensor([c]))[0]
+                                   for c in range(C)])
     return score(x)-score(0*x)
 
 
 # The sign
 
-@pytest.mark.parametrize('ch,size,C,task', [(1,28,2,ONE), (3,28,5,ONE), (1,64,3,MULTI), (3,64,2,MULTI), (1,28,1,MULTI)])
+@pytest.mark.parametrize('ch,size,C,task', [(1,28,2,ONE), (3,28,5,ONE), (1,64,3,MULTI), (3,64,2,MULTI),
+                                            (1,28,1,MULTI)])
 def test_map_is_hot_exactly_where_the_evidence_is(ch, size, C, task):
     for seed in range(25):
         model,(x,where) = dots(seed, ch, C), spot(seed, ch, size)
@@ -87,7 +91,8 @@ def test_sign_is_that_of_the_sum_of_the_direction():
 def test_order_of_channels_does_not_matter():
     model,x = dots(3, kernel=3), images()
     other,order = dots(4, kernel=3), torch.randperm(8, generator=torch.Generator().manual_seed(0))
-    other.load_state_dict({'0.weight': model[0].weight[order], '4.weight': model[4].weight[:,order], '4.bias': model[4].bias})
+    other.load_state_dict({'0.weight': model[0].weight[order], '4.weight': model[4].weight[:,order],
+                           '4.bias': model[4].bias})
     for c in range(3): assert torch.allclose(cam(model, x, c), cam(other, x, c), atol=1e-3)
 
 def test_maps_are_those_of_the_library():
@@ -115,7 +120,8 @@ def test_what_is_added_to_all_logits_changes_nothing():
     model,x = dots(2, kernel=3), images()
     for wrap in (Lifted, Shared):
         for method in METHODS:
-            assert torch.allclose(cam(wrap(model), x, 1, method, model[1]), cam(model, x, 1, method), atol=2e-3)
+            assert torch.allclose(cam(wrap(model), x, 1, method, model[1]), cam(model, x, 1, method),
+                                  atol=2e-3)
 
 
 # Layers
@@ -130,8 +136,10 @@ def test_default_layer(name, ch, size, layer, side):
 def of_timm(name): return lambda num_classes: timm.create_model(name, num_classes=num_classes)
 
 @pytest.mark.parametrize('make,layer', [
-    (torchvision.models.resnet50, 'layer2'), (torchvision.models.mobilenet_v3_small, 'features.3'), (torchvision.models.squeezenet1_1, None),
-    (torchvision.models.densenet121, 'features.transition2.conv'), (torchvision.models.vgg11, 'features.14'), (of_timm('regnetx_002'), 's2'),
+    (torchvision.models.resnet50, 'layer2'), (torchvision.models.mobilenet_v3_small, 'features.3'),
+    (torchvision.models.squeezenet1_1, None),
+    (torchvision.models.densenet121, 'features.transition2.conv'), (torchvision.models.vgg11, 'features.14'),
+    (of_timm('regnetx_002'), 's2'),
     (of_timm('convnext_atto'), None), (of_timm('efficientnet_b0'), None)])
 def test_convolutional_networks_of_others(make, layer):
     with seeded(0): model = make(num_classes=3)
@@ -149,14 +157,16 @@ def test_layer_by_name_and_by_module():
     assert torch.equal(a, b) and not torch.equal(a, cam(model, x, 1))
 
 def test_small_maps_are_taken_if_there_are_no_larger_ones():
-    model = nn.Sequential(nn.Conv2d(1, 4, 3, 9), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, 9), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.AdaptiveAvgPool2d(1),
+                          nn.Flatten(), nn.Linear(4, 2))
     assert target_layer(model, images()) == '2' and cam(model, images(), 0).shape == (4,28,28)
 
 class Twice(nn.Module):
     "One layer visited twice, one whose output is not used, one whose output is overwritten"
     def __init__(self):
         super().__init__()
-        self.a,self.b,self.idle,self.out = nn.Conv2d(1, 4, 1),nn.Conv2d(4, 4, 1),nn.Conv2d(4, 4, 1),nn.Linear(4, 2)
+        self.a,self.b,self.idle,self.out = nn.Conv2d(1, 4, 1),nn.Conv2d(4, 4, 1),nn.Conv2d(4, 4,
+            1),nn.Linear(4, 2)
     def forward(self, x):
         a = self.b(F.relu_(self.a(x)))
         self.idle(a)
@@ -166,12 +176,17 @@ def test_layers_that_cannot_be_used_are_passed_over():
     with seeded(0): model = Twice()
     assert list(spatial_layers(model, images())) == ['a']
     for layer in ('b', 'idle', 'out', 'nowhere', nn.ReLU()):
-        with pytest.raises(InputError, match='expected one that gives a map, once: a'): cam(model, images(), 0, layer=layer)
+        with pytest.raises(InputError, match='expected one that gives a map, once: a'):
+            cam(model, images(), 0, layer=layer)
 
 def test_activations_are_copied_before_they_are_overwritten():
     with seeded(0): conv,out = nn.Conv2d(1, 6, 3), nn.Linear(6, 2)
-    def build(inplace): return nn.Sequential(conv, nn.Hardtanh(-.1, .1, inplace=inplace), nn.AdaptiveAvgPool2d(1), nn.Flatten(), out)
-    for method in METHODS: assert torch.equal(cam(build(True), images(), 1, method, '0'), cam(build(False), images(), 1, method, '0'))
+    def build(inplace):
+        return nn.Sequential(conv, nn.Hardtanh(-.1, .1, inplace=inplace), nn.AdaptiveAvgPool2d(1),
+                             nn.Flatten(), out)
+    for method in METHODS:
+        assert torch.equal(cam(build(True), images(), 1, method, '0'),
+                           cam(build(False), images(), 1, method, '0'))
 
 def test_no_layer():
     class Detached(nn.Module):
@@ -226,14 +241,16 @@ def test_works_in_any_context(context):
 def test_bfloat16_network():
     full = cam(net(), images(), 1, layer='trunk.4')
     with torch.autocast('cpu', torch.bfloat16): half = cam(net(), images(), 1, layer='trunk.4')
-    assert half.dtype == torch.float32 and torch.cosine_similarity(half.flatten(1), full.flatten(1)).min() > .9
+    assert half.dtype == torch.float32 and torch.cosine_similarity(half.flatten(1),
+        full.flatten(1)).min() > .9
 
 
 # It leaves nothing behind
 
 class Fails(nn.Module):
     "Works for `n` passes and then raises"
-    def __init__(self, inner, n, error=RuntimeError): super().__init__(); self.inner,self.n,self.error = inner,n,error
+    def __init__(self, inner, n, error=RuntimeError):
+        super().__init__(); self.inner,self.n,self.error = inner,n,error
     def forward(self, x):
         self.n -= 1
         if self.n < 0: raise self.error('lost the device')
@@ -255,7 +272,8 @@ def test_model_is_left_as_it_was(method):
     assert same(state(model), before) and same([p.grad for p in model.parameters()], grads)
 
 @pytest.mark.parametrize('error', [RuntimeError, IndexError, KeyboardInterrupt])
-@pytest.mark.parametrize('visit', [lambda m,x: cam(m, x, 1), lambda m,x: cam(m, x, 1, 'gradcam'), lambda m,x: minimise_class(m, x, 1),
+@pytest.mark.parametrize('visit', [lambda m,x: cam(m, x, 1), lambda m,x: cam(m, x, 1, 'gradcam'), lambda m,
+                                   x: minimise_class(m, x, 1),
                                    lambda m,x: faithfulness(m, x, 1, x[:,0])])
 @pytest.mark.parametrize('n', [0,1,2])
 def test_model_is_left_as_it_was_after_an_exception(visit, n, error):
@@ -270,7 +288,8 @@ def test_model_is_left_as_it_was_after_an_exception(visit, n, error):
 def test_faithfulness_and_minimisation_leave_no_trace():
     model,ae = mixed(), Autoencoder(width=8).train()
     before,grads = state(model, ae), [None if p.grad is None else p.grad.clone() for p in model.parameters()]
-    faithfulness(model, images(), 1, images()[:,0]); minimise_class(model, images(), 1); minimise_class(model, images(), 1, ae=ae)
+    faithfulness(model, images(), 1, images()[:,0]); minimise_class(model, images(), 1)
+    minimise_class(model, images(), 1, ae=ae)
     assert same(state(model, ae), before) and same([p.grad for p in model.parameters()], grads)
 
 
@@ -278,7 +297,8 @@ def test_faithfulness_and_minimisation_leave_no_trace():
 
 @pytest.mark.parametrize('size', [28,64])
 def test_lesion_is_where_the_formula_has_it(size):
-    f = torch.rand(40, 8, generator=torch.Generator().manual_seed(0)); f[:,1] = 0; f[:,3] = 1     # round, and in full shadow
+    # round, and in full shadow
+    f = torch.rand(40, 8, generator=torch.Generator().manual_seed(0)); f[:,1] = 0; f[:,3] = 1
     u = (torch.arange(size)+.5)/size*2-1
     dx,dy = u[None,None]-(f[:,5,None,None]-.5)*.7, u[None,:,None]-(f[:,6,None,None]-.5)*.5
     inside = (dx**2+dy**2).sqrt() < (.22+.26*f[:,0,None,None])*(1+.25*torch.cos(2*torch.atan2(dy, dx)))
@@ -291,14 +311,18 @@ def test_shadow_lies_behind_the_lesion():
     row = torch.arange(28.)[None,:,None]
     centre = lambda m: (row*m).sum((1,2))/m.sum((1,2))
     before = f.clone()
-    assert (centre(phantom_region(f, 'shadow').float()) > centre(phantom_region(f).float())+2).all() and torch.equal(f, before)
-    for factor in ('lesion','phase'):                                              # the ends of a phase are one image
-        with pytest.raises(InputError, match=f"factor is {factor!r}, expected one of size, .* y$"): phantom_region(f, factor)
+    assert (centre(phantom_region(f,
+                                  'shadow').float()) > centre(phantom_region(f).float())+2).all() and torch.equal(f, before)
+    # the ends of a phase are one image
+    for factor in ('lesion','phase'):
+        with pytest.raises(InputError, match=f"factor is {factor!r}, expected one of size, .* y$"):
+            phantom_region(f, factor)
 
 def test_heat_inside():
     region = torch.zeros(3, 10, 10, dtype=torch.bool); region[:,2:4,2:7] = True
     maps = torch.stack([torch.ones(10, 10), region[1].float(), torch.zeros(10, 10)])
-    assert torch.allclose(heat_inside(maps, region)[:2], torch.tensor([.1, 1.])) and heat_inside(maps, region)[2].isnan()
+    assert torch.allclose(heat_inside(maps, region)[:2], torch.tensor([.1, 1.])) and heat_inside(maps,
+        region)[2].isnan()
 
 def clear(n, seed):
     "Phantom lesions with much or little spiculation"
@@ -331,7 +355,8 @@ def test_faithful_on_a_trained_network(trained):
     model,x = trained[0],trained[1][:10]
     maps = cam(model, x, 1)
     ours = faithfulness(model, x, 1, maps).mean()
-    assert ours > faithfulness(model, x, 1, torch.rand(10, 28, 28, generator=torch.Generator().manual_seed(0))).mean()+.05
+    assert ours > faithfulness(model, x, 1,
+                               torch.rand(10, 28, 28, generator=torch.Generator().manual_seed(0))).mean()+.05
     assert ours > faithfulness(model, x, 1, -maps).mean()+.1
 
 
@@ -355,7 +380,8 @@ def test_the_true_ranking_is_best_and_the_inverted_one_worst(ch, C, task):
     def score(m): return faithfulness(Box(C), x, C-1, m, task=task).mean()
     graded = m + .1*images(4, seed=1)[:,0]
     assert abs(score(-graded)+score(graded)) < 1e-5
-    assert score(graded) > .8 and score(m) > .8 and abs(score(images(4, seed=2)[:,0])) < .3 and score(m.roll(14, 1)) < .3
+    assert score(graded) > .8 and score(m) > .8 and abs(score(images(4, seed=2)[:,
+        0])) < .3 and score(m.roll(14, 1)) < .3
 
 def test_only_the_order_of_a_map_counts():
     x,m = box()
@@ -382,11 +408,13 @@ def test_removed_pixels_are_means_of_their_neighbours(ch):
     mask[gone] = True; mask = mask.view(28, 28)
     kernel = torch.tensor([[1,2,1],[2,0,2],[1,2,1.]])[None,None]/12
     mean = F.conv2d(y[:,None], kernel)[:,0]
-    assert torch.equal(y[:,~mask], x[:,~mask]) and torch.allclose(y[:,1:-1,1:-1][:,mask[1:-1,1:-1]], mean[:,mask[1:-1,1:-1]], atol=1e-4)
+    assert torch.equal(y[:,~mask], x[:,~mask]) and torch.allclose(y[:,1:-1,1:-1][:,mask[1:-1,1:-1]],
+        mean[:,mask[1:-1,1:-1]], atol=1e-4)
 
 def test_exact_numbers_of_pixels_are_removed(monkeypatch):
     seen,library = [],without
-    monkeypatch.setattr('tsynd.robustness.explanation.without', lambda x, gone, grain: (seen.append(len(set(gone.tolist()))), library(x, gone, grain))[1])
+    monkeypatch.setattr('tsynd.robustness.explanation.without', lambda x, gone,
+                        grain: (seen.append(len(set(gone.tolist()))), library(x, gone, grain))[1])
     x,m = box(n=1)
     faithfulness(Box(), x, 1, m, shares=(.001,.25,.5))
     assert seen == [1,1,196,196,392,392]
@@ -403,7 +431,8 @@ def test_minimised_class_of_a_linear_network(C, task, ch):
     start,end = minimise_class(model, x, c, eps=.01, task=task)
     moved = (end-start).flatten(1)
     score = lambda x: as_task(task).class_score(predict(model, x), torch.full((4,), c))
-    assert torch.equal(start, x) and (moved.pow(2).mean(1).sqrt() <= .01+1e-6).all() and (score(end) < score(start)).all()
+    assert torch.equal(start,
+                       x) and (moved.pow(2).mean(1).sqrt() <= .01+1e-6).all() and (score(end) < score(start)).all()
     if task == MULTI or C == 2:
         w = model[1].weight.detach()
         straight = -w[c] if task == MULTI else w[0]-w[1]
@@ -415,7 +444,8 @@ def test_minimised_class_stays_an_image_and_falls_with_eps():
     p = []
     for eps in (.001,.005,.02,.1):
         start,end = minimise_class(model, x, 2, eps)
-        assert end.min() >= 0 and end.max() <= 1 and ((end-start).pow(2).mean((1,2,3)).sqrt() <= eps+1e-6).all()
+        assert end.min() >= 0 and end.max() <= 1 and ((end-start).pow(2).mean((1,2,
+            3)).sqrt() <= eps+1e-6).all()
         p.append(predict(model, end).softmax(1)[:,2].mean().item())
     assert p == sorted(p, reverse=True) and p[-1] < predict(model, x).softmax(1)[:,2].mean()
 
@@ -444,10 +474,15 @@ def test_latent_search_stays_in_its_ball():
 # What is refused
 
 @pytest.mark.parametrize('kwargs,message', [
-    (dict(method='eigencam'), "method is 'eigencam', expected one of eigengradcam, raw, gradcam, segeigencam"), (dict(bs=0), 'batch size is 0'),
-    (dict(x=images()*2-1), 'undo a normalisation'), (dict(x=images()/0), 'NaN or infinite'), (dict(x=(images()*255).byte()), 'torch.uint8'),
-    (dict(x=images()[0]), 'shape 1×28×28'), (dict(y=3), 'classes from 3 to 3, but the model knows 0 to 2'), (dict(y=-1), 'classes from -1'),
-    (dict(y=torch.zeros(3).long()), 'one class number for all'), (dict(y=torch.ones(4, 3)), 'of several labels name the one to explain'),
+    (dict(method='eigencam'),
+     "method is 'eigencam', expected one of eigengradcam, raw, gradcam, segeigencam"),
+     (dict(bs=0), 'batch size is 0'),
+    (dict(x=images()*2-1), 'undo a normalisation'), (dict(x=images()/0), 'NaN or infinite'),
+    (dict(x=(images()*255).byte()), 'torch.uint8'),
+    (dict(x=images()[0]), 'shape 1×28×28'), (dict(y=3), 'classes from 3 to 3, but the model knows 0 to 2'),
+    (dict(y=-1), 'classes from -1'),
+    (dict(y=torch.zeros(3).long()), 'one class number for all'),
+    (dict(y=torch.ones(4, 3)), 'of several labels name the one to explain'),
     (dict(y='malignant'), "y is 'malignant'"), (dict(y=1.), r'y is 1\.0'), (dict(y=True), 'y is True'),
     (dict(model=nn.Sequential(net(), nn.Linear(3, 1))), 'expected at least 2'),
     (dict(model=nn.Sequential(net(), nn.Unflatten(1, (3,1)))), r'shape \(4, 3, 1\)'),
@@ -460,7 +495,8 @@ def test_bad_input_to_the_rest():
     for bad in (0, -.1, math.nan):
         with pytest.raises(InputError, match='eps is'): minimise_class(model, x, 1, bad)
     with pytest.raises(InputError, match='steps is 1'): minimise_class(model, x, 1, steps=1)
-    with pytest.raises(InputError, match=r'maps have shape \(4, 7, 7\)'): faithfulness(model, x, 1, torch.rand(4, 7, 7))
+    with pytest.raises(InputError, match=r'maps have shape \(4, 7, 7\)'):
+        faithfulness(model, x, 1, torch.rand(4, 7, 7))
     for bad in ((0,), (1.,)):
         with pytest.raises(InputError, match='share is'): faithfulness(model, x, 1, x[:,0], shares=bad)
     with pytest.raises(InputError, match='maps hold'): faithfulness(model, x, 1, x[:,0]*math.nan)
@@ -482,7 +518,8 @@ def test_on_breast_images(medmnist_root):
     model = train_classifier(data, epochs=10).model
     x,y = data.test.batch(torch.arange(24))
     maps = cam(model, x, y)
-    assert (maps.amax((1,2)) > .99).all() and faithfulness(model, x, y, maps).mean() > faithfulness(model, x, y, -maps).mean()
+    assert (maps.amax((1,2)) > .99).all() and faithfulness(model, x, y, maps).mean() > faithfulness(model, x,
+        y, -maps).mean()
     start,end = minimise_class(model, x, y)
     p = [predict(model, o).softmax(1).gather(1, y[:,None]) for o in (start, end)]
     assert (p[1] <= p[0]+1e-6).all() and p[1].mean() < .8*p[0].mean()

@@ -1,5 +1,7 @@
-"""On a GPU: engine, draws, predictions, perturbations, corruptions and maps are those of the processor, up to rounding; all else runs, and leaves
-alone what it should. Left out where there is none, so run it once where there is: pytest -n 0 tests/test_gpu.py"""
+"""On a GPU: engine, draws, predictions, perturbations, corruptions and maps are those of the processor, up
+to rounding; all else runs, and leaves
+alone what it should. Left out where there is none, so run it once where there is: pytest -n 0
+tests/test_gpu.py"""
 import json, subprocess, sys
 
 import numpy as np, pytest, torch
@@ -18,7 +20,9 @@ from tsynd.robustness import perturb, pgd, robustness_table
 from tsynd.experiments import records, run_study, StudyConfig
 from tsynd.targeting import LatentBank, OBJECTIVES, Synthesizer
 
-pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no CUDA device on this machine'), pytest.mark.xdist_group('gpu')]
+pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(),
+                                 reason='there is no CUDA device on this machine'),
+                                 pytest.mark.xdist_group('gpu')]
 MULTI = 'multi-label, binary-class'
 tasks = pytest.mark.parametrize('task', ['binary-class', MULTI])
 
@@ -37,7 +41,9 @@ def made():
     "Phantoms, a briefly trained autoencoder and, for each task, a classifier and labels, all on the processor"
     data = phantom(64, seed=1)
     x,y = data.test.batch(slice(24))
-    with seeded(2): nets = {'binary-class': train_classifier(data, epochs=8, seed=0).model.eval(), MULTI: make_classifier('small_resnet', 1, 3).eval()}
+    with seeded(2):
+        nets = {'binary-class': train_classifier(data, epochs=8, seed=0).model.eval(),
+                MULTI: make_classifier('small_resnet', 1, 3).eval()}
     several = torch.stack([y, 1-y, torch.ones_like(y)], 1).float()
     return data, train_autoencoder(data, steps=40, seed=0), nets, x, {'binary-class': y, MULTI: several}
 
@@ -57,7 +63,8 @@ def test_the_same_images(made, task, objective):
     a,b = syns['cpu'],syns['cuda']
     assert b.x.is_cuda and (a.x-b.x.cpu()).abs().mean() < 2e-4    # one image in a hundred takes another turn
     t,u = a.table(),b.table()
-    assert np.allclose(t.drop(columns='gate'), u.drop(columns='gate'), atol=2e-3) and (t.gate-u.gate).abs().mean() < .05
+    assert np.allclose(t.drop(columns='gate'), u.drop(columns='gate'),
+                       atol=2e-3) and (t.gate-u.gate).abs().mean() < .05
 
 def test_draws_and_predictions(made):
     _,_,nets,x,_ = made
@@ -66,7 +73,8 @@ def test_draws_and_predictions(made):
     net.cuda()
     try: there,far = predict(net, x.cuda()),mc_logits(net, x.cuda(), 8, seed=5).cpu()
     finally: net.cpu()
-    assert not there.is_cuda and torch.allclose(here, there, atol=1e-3) and torch.allclose(draws, far, atol=1e-3)
+    assert not there.is_cuda and torch.allclose(here, there, atol=1e-3) and torch.allclose(draws, far,
+        atol=1e-3)
 
 @tasks
 def test_perturbed_and_attacked(made, task):
@@ -75,7 +83,8 @@ def test_perturbed_and_attacked(made, task):
     res = {}
     for dev in ('cpu', 'cuda'):
         m,x_,y_ = on(dev, net, x, ys[task])
-        res[dev] = perturb(x_, 1., 3), pgd(m, x_, y_, 4/255, 5, seed=1, task=task), robustness_table(m, x_, y_, task, [2/255], steps=3, attack_n=16)
+        res[dev] = perturb(x_, 1., 3), pgd(m, x_, y_, 4/255, 5, seed=1, task=task), robustness_table(m, x_,
+            y_, task, [2/255], steps=3, attack_n=16)
         net.cpu()
     (p,a,t),(q,b,u) = res['cpu'],res['cuda']
     assert torch.allclose(p, q.cpu(), atol=1e-4) and (b.cpu()-x).abs().max() <= 4/255+1e-6
@@ -97,7 +106,8 @@ def test_corruptions(made):
     _,_,nets,x,ys = made
     res = {}
     for dev in ('cpu', 'cuda'):
-        res[dev] = corruption_table(*on(dev, nets['binary-class'], x, ys['binary-class']), 'binary-class', 'pneumoniamnist', n=16, seed=0)
+        res[dev] = corruption_table(*on(dev, nets['binary-class'], x, ys['binary-class']), 'binary-class',
+                                    'pneumoniamnist', n=16, seed=0)
         nets['binary-class'].cpu()
     assert [r['corruption'] for r in res['cpu']] == [r['corruption'] for r in res['cuda']]
     assert np.mean([abs(a['accuracy']-b['accuracy']) for a,b in zip(res['cpu'], res['cuda'])]) < .02
@@ -109,7 +119,8 @@ def test_explanations(made):
     net.cuda()
     try:
         for k,m in maps.items(): assert (cam(net, x.cuda(), method=k).cpu()-m).abs().mean() < .02, k
-        assert (faithfulness(net, x.cuda(), ys['binary-class'][:4], maps['gradcam'])-faithfulness(net.cpu(), x, ys['binary-class'][:4], maps['gradcam'])).abs().max() < .05
+        assert (faithfulness(net, x.cuda(), ys['binary-class'][:4], maps['gradcam'])-faithfulness(net.cpu(),
+            x, ys['binary-class'][:4], maps['gradcam'])).abs().max() < .05
         net.cuda()
         for a in (None, ae.cuda()):
             start,end = minimise_class(net, x.cuda(), ys['binary-class'][:4], ae=a)
@@ -136,18 +147,25 @@ def test_a_budget_is_kept_and_provenance_comes_home(made):
 def test_off_leaves_training_bit_identical(made):
     data,ae,*_ = made
     torch.use_deterministic_algorithms(True, warn_only=True)
-    try: nets = [train_classifier(data, epochs=3, seed=0, cbs=cbs, device='cuda').model for cbs in ([], [TSynD(ae, weight=0.)])]
+    try:
+        nets = [train_classifier(data, epochs=3, seed=0, cbs=cbs, device='cuda').model
+                for cbs in ([], [TSynD(ae, weight=0.)])]
     finally: torch.use_deterministic_algorithms(False); ae.cpu()
     assert all(torch.equal(a, b) for a,b in zip(*(n.state_dict().values() for n in nets)))
 
 def test_a_study(tmp_path):
-    c = StudyConfig(name='gpu', datasets=['phantom'], n=[40], seeds=1, arms={'baseline': {}, 'mi': dict(gate=0.)}, updates=6, ae_steps=6, attack_n=10, pgd_steps=2,
+    c = StudyConfig(name='gpu', datasets=['phantom'], n=[40], seeds=1,
+                    arms={'baseline': {}, 'mi': dict(gate=0.)}, updates=6, ae_steps=6, attack_n=10,
+                    pgd_steps=2,
                     eps=[2], corruptions=['speckle_noise'], test_n=30, device='cuda')
     study = run_study(c, tmp_path/'s', jobs=1, progress=False)
     assert study.cells.status.eq('done').all(), [r.get('reason') for r in records(tmp_path/'s').values()]
     assert study.cells.weights.nunique() == study.cells.order.nunique() == 1
 
 def test_the_command(tmp_path):
-    done = subprocess.run([sys.executable, '-c', 'from tsynd.cli import main; main()', 'run', '--quick', '--bf16', '--device', 'cuda', '--out', tmp_path/'r'], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', 'from tsynd.cli import main; main()', 'run', '--quick',
+                           '--bf16', '--device', 'cuda', '--out', tmp_path/'r'], capture_output=True,
+                           text=True)
     assert not done.returncode, done.stderr[-500:]
-    assert json.loads((tmp_path/'r'/'metrics.json').read_text())['config']['device'] == 'cuda' and (tmp_path/'r'/'report.html').exists()
+    assert (json.loads((tmp_path/'r'/'metrics.json').read_text())['config']['device'] == 'cuda'
+            and (tmp_path/'r'/'report.html').exists())

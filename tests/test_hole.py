@@ -18,7 +18,9 @@ def hole(monkeypatch):
     spec = importlib.util.spec_from_file_location('hole', HERE/'hole.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, 'REGIONS', {'slab': {'spiculation': (.2,.6)}, 'corner': {'spiculation': (0.,.4), 'shadow': (.5,1.)}})
+    monkeypatch.setattr(module, 'REGIONS',
+                        {'slab': {'spiculation': (.2,.6)},
+                         'corner': {'spiculation': (0.,.4), 'shadow': (.5,1.)}})
     return module
 
 def factors(*rows):
@@ -44,24 +46,29 @@ class Plain(torch.nn.Module):
 def test_distances_by_hand(hole):
     f = factors((.1,.5), (.4,.5), (.9,0), (.4,.2), (.7,.1), (0,1), (.4,.5))
     assert torch.allclose(hole.distance(f, 'slab'), torch.tensor([.1,0,.3,0,.1,.2,0]), atol=1e-6)
-    assert torch.allclose(hole.distance(f, 'corner'), torch.tensor([0,0,math.hypot(.5,.5),.3,.5,0,0]), atol=1e-6)
-    assert torch.equal(hole.distance(f[:,:SEEN], 'corner'), hole.distance(f, 'corner'))           # what a judge reads is enough
+    assert torch.allclose(hole.distance(f, 'corner'), torch.tensor([0,0,math.hypot(.5,.5),.3,.5,0,0]),
+                          atol=1e-6)
+    # what a judge reads is enough
+    assert torch.equal(hole.distance(f[:,:SEEN], 'corner'), hole.distance(f, 'corner'))
 
 @pytest.mark.parametrize('name', ['slab', 'corner'])
 def test_inside_and_only_there_the_distance_is_nothing(hole, name):
     f = torch.rand(2000, 8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(hole.distance(f, name) == 0, hole.inside(f, name)) and 0 < hole.inside(f, name).float().mean() < 1
+    assert torch.equal(hole.distance(f, name) == 0, hole.inside(f, name)) and 0 < hole.inside(f,
+        name).float().mean() < 1
 
 def test_the_nearest_point_is_as_deep_inside_as_asked(hole):
     f = factors((.9,.1), (.1,.9), (.3,.8), (.39,.51))
     near = hole.nearest(f, 'corner', 0)
     assert torch.allclose(near, factors((.4,.5), (.1,.9), (.3,.8), (.39,.51)))
     assert torch.allclose((near-f).norm(dim=1), hole.distance(f, 'corner'), atol=1e-6)
-    deep = hole.nearest(f, 'corner', .1)                             # .04 and .05 from its two borders; 0 and 1 are no borders
+    # .04 and .05 from its two borders; 0 and 1 are no borders
+    deep = hole.nearest(f, 'corner', .1)
     assert torch.allclose(deep, factors((.36,.55), (.1,.9), (.3,.8), (.36,.55)), atol=1e-6)
     others = [i for i,k in enumerate(FACTORS) if k not in ('spiculation','shadow')]
     assert torch.equal(deep[:,others], f[:,others]) and hole.inside(deep, 'corner').all()
-    assert torch.equal(f, factors((.9,.1), (.1,.9), (.3,.8), (.39,.51)))                           # and the sources are what they were
+    # and the sources are what they were
+    assert torch.equal(f, factors((.9,.1), (.1,.9), (.3,.8), (.39,.51)))
 
 def test_towards_stops_at_the_radius_and_at_the_target(hole):
     z0,target = torch.zeros(3,1,1,2),torch.tensor([[3.,4.],[.3,.4],[0,0]]).view(3,1,1,2)
@@ -75,14 +82,17 @@ def test_towards_stops_at_the_radius_and_at_the_target(hole):
 def test_drawn_factors_lie_where_they_should(hole, want):
     f = hole.draw(300, 3, 'corner', want)
     assert len(f) == 300 and (hole.inside(f, 'corner') == want).all()
-    assert torch.equal(f, hole.draw(300, 3, 'corner', want)) and not torch.equal(f, hole.draw(300, 4, 'corner', want))
+    assert torch.equal(f, hole.draw(300, 3, 'corner', want)) and not torch.equal(f,
+        hole.draw(300, 4, 'corner', want))
 
 def test_the_two_holes_leave_training_and_keep_the_rule():
     for seed in range(3):
-        for holes in ({'slab': {'spiculation': (.2,.75)}}, {'edge': {'spiculation': (0.,.35), 'shadow': (.55,1.)}}):
+        for holes in ({'slab': {'spiculation': (.2,.75)}},
+                      {'edge': {'spiculation': (0.,.35), 'shadow': (.55,1.)}}):
             s = phantom(40, 10, 10, seed=seed, size=12, holes=holes).train
             region, = holes.values()
-            there = torch.stack([(s.factors[:,FACTORS.index(k)] >= lo) & (s.factors[:,FACTORS.index(k)] <= hi) for k,(lo,hi) in region.items()]).all(0)
+            there = torch.stack([(s.factors[:,FACTORS.index(k)] >= lo) & (s.factors[:,
+                FACTORS.index(k)] <= hi) for k,(lo,hi) in region.items()]).all(0)
             assert not there.any() and torch.equal(s.y, phantom_labels(s.factors))
 
 def test_the_oracle_has_as_many_images_a_quarter_of_them_from_the_hole(hole):
@@ -115,8 +125,10 @@ def test_share_distance_and_direction_with_known_factors(hole):
     unit = hole.RADIUS*.5*8**.5
     assert t.radii_before.tolist() == pytest.approx([.4/unit, .4/unit, .25/unit, 0], abs=1e-5)
     assert t.radii_after.tolist()[:2] == pytest.approx([.05/unit, .5/unit], abs=1e-5)
-    assert t.cosine.tolist()[:2] == pytest.approx([1,-1], abs=1e-5) and math.isnan(t.cosine[2])      # one towards, one away, one still
-    # (.8,.75) is malignant and (.35,.75) is .21+.30 = .51, malignant as well; (.2,.75) benign, (.3,.9) is .18+.36 = .54
+    # one towards, one away, one still
+    assert t.cosine.tolist()[:2] == pytest.approx([1,-1], abs=1e-5) and math.isnan(t.cosine[2])
+    # (.8,.75) is malignant and (.35,.75) is .21+.30 = .51, malignant as well; (.2,.75) benign, (.3,.9) is
+    # .18+.36 = .54
     assert t.true_label.dropna().tolist() == [1,0]
     assert set(hole.PLACED) <= set(t.columns)
 
@@ -127,24 +139,30 @@ def test_aimed_images_go_straight_and_no_farther_than_the_radius(hole):
     syn = Synthetic(x, torch.zeros(6).long(), x, z0, z0, torch.zeros(1, 6), distance_latent=torch.zeros(6))
     engine = Synthesizer(ae, 'reconstruction', radius=.3)
     out = hole.aim(engine, syn, target)
-    assert (out.distance_latent <= .3+1e-5).all() and (torch.cosine_similarity((out.z-z0).flatten(1), (target-z0).flatten(1)) > .999).all()
+    assert (out.distance_latent <= .3+1e-5).all() and (torch.cosine_similarity((out.z-z0).flatten(1),
+        (target-z0).flatten(1)) > .999).all()
     with torch.no_grad(): assert torch.allclose(out.x, ae.decode(out.z))
-    assert torch.allclose(hole.aim(engine, syn, z0+1e-3).z, z0+1e-3, atol=1e-6)                     # a target within reach is reached
+    # a target within reach is reached
+    assert torch.allclose(hole.aim(engine, syn, z0+1e-3).z, z0+1e-3, atol=1e-6)
 
 
 # The judge
 
-def test_errors_of_a_judge_that_is_always_right_are_nothing_and_of_one_that_guesses_are_not(hole, monkeypatch):
+def test_errors_of_a_judge_that_is_always_right_are_nothing_and_of_one_that_guesses_are_not(hole,
+    monkeypatch):
     monkeypatch.setattr(hole, 'render', lambda f, seed: f.view(-1,1,1,8))
     monkeypatch.setattr(hole, 'redraw', lambda ae, x: x)
     right = pd.DataFrame(hole.judge_rows(Oracle(), None, 'corner', 0)).set_index(['where','images'])
     assert right.filter(regex='error|bias').abs().to_numpy().max() < 1e-6
-    assert right.judged_inside['in the hole'].tolist() == [1,1] and right.judged_inside['outside'].tolist() == [0,0]
+    assert right.judged_inside['in the hole'].tolist() == [1,
+                                                           1] and right.judged_inside['outside'].tolist() == [0,0]
     class Middle(Oracle):
         def forward(self, x): return torch.full((len(x), SEEN), .5)
     guess = pd.DataFrame(hole.judge_rows(Middle(), None, 'corner', 0)).set_index(['where','images'])
-    assert (guess.judged_inside == 0).all() and (guess['error size'] - .25).abs().max() < .02        # mean of |u-1/2|
-    assert guess['bias spiculation']['in the hole'].min() > .25                                      # .5 less the hole's mean of .2
+    # mean of |u-1/2|
+    assert (guess.judged_inside == 0).all() and (guess['error size'] - .25).abs().max() < .02
+    # .5 less the hole's mean of .2
+    assert guess['bias spiculation']['in the hole'].min() > .25
 
 def test_a_judge_learns_to_read_factors(hole):
     "Short training: better than always saying the middle, on renders it has not seen"
@@ -152,7 +170,8 @@ def test_a_judge_learns_to_read_factors(hole):
     f = hole.draw(200, 99)
     found = hole.judged(judge, to_float(hole.render(f, 1)))
     assert found.shape == (200, SEEN) and 0 <= found.min() and found.max() <= 1
-    assert (found-f[:,:SEEN]).abs().mean(0)[[0,3]].max() < .22                                       # size and shadow are the easy ones
+    # size and shadow are the easy ones
+    assert (found-f[:,:SEEN]).abs().mean(0)[[0,3]].max() < .22
 
 
 def test_the_second_judge_finds_factors_by_fitting_the_renderer(hole):
@@ -172,4 +191,5 @@ def test_rows_are_appended_in_the_columns_there_are(hole, tmp_path, monkeypatch)
     hole.append('a.csv', [dict(seed=0, arm='mi', x=1/3)])
     hole.append('a.csv', [dict(arm='random', seed=1)])
     assert hole.finished('a.csv', 'seed', 'arm') == {(0,'mi'), (1,'random')}
-    assert list(pd.read_csv(tmp_path/'a.csv').columns) == ['seed','arm','x'] and pd.read_csv(tmp_path/'a.csv').x[0] == .3333
+    assert list(pd.read_csv(tmp_path/'a.csv').columns) == ['seed','arm',
+                                                           'x'] and pd.read_csv(tmp_path/'a.csv').x[0] == .3333

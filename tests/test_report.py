@@ -23,16 +23,26 @@ VOID = {'meta', 'img', 'source', 'br', 'link', 'path', 'circle', 'rect'}
 EVIL = '"><script>alert(1)</script><img src=http://evil.example/x onerror=1> $\\frac{a} & \' \ud800 </style>'
 
 
-def make_metrics(base=.7, ours=.75, ch=1, size=28, classes=('benign', 'malignant'), task='binary-class', objective='mi'):
+def make_metrics(base=.7, ours=.75, ch=1, size=28, classes=('benign', 'malignant'), task='binary-class',
+                 objective='mi'):
     def arm(v, **kw):
-        return dict(metrics={c: {k: v-.05*i for k in MEASURES} for i, c in enumerate(CONDITIONS)}, optimizer_steps=340, images_seen=10880,
-                    synthetic_images=0, history=[dict(epoch=e, train_loss=.5, valid_loss=.6, valid_auc=.8) for e in range(3)], **kw)
-    return dict(config=dict(dataset='somemnist', subset=100, size=size, objective=objective, epochs=3, bs=32, lr=.001, seed=7, model='small_resnet', autoencoder=None),
+        return dict(metrics={c: {k: v-.05*i for k in MEASURES} for i, c in enumerate(CONDITIONS)},
+                    optimizer_steps=340, images_seen=10880,
+                    synthetic_images=0,
+                    history=[dict(epoch=e, train_loss=.5, valid_loss=.6, valid_auc=.8) for e in range(3)],
+                    **kw)
+    return dict(config=dict(dataset='somemnist', subset=100, size=size, objective=objective, epochs=3, bs=32,
+                            lr=.001, seed=7, model='small_resnet', autoencoder=None),
                 versions=dict(tsynd='0.1.0'), conditions=list(CONDITIONS),
-                data=dict(name='somemnist', task=task, classes=list(classes), shape=[ch, size, size], train=100, val=78, test=200, attacked=200,
+                data=dict(name='somemnist', task=task, classes=list(classes), shape=[ch, size, size],
+                          train=100, val=78, test=200, attacked=200,
                           md5='0'*32, licence='CC BY 4.0', source='SomeMNIST'),
-                autoencoder=dict(latent_shape=[4, size//4, size//4], compression=.25, psnr=30.1, ssim=.91, psnr_train=31., epochs=10),
-                arms=dict(baseline=arm(base), tsynd=arm(ours, trace=[dict(step=s, mi_before=.1, mi_after=.2) for s in (40, 80, 120)]) | dict(synthetic_images=120)),
+                autoencoder=dict(latent_shape=[4, size//4, size//4], compression=.25, psnr=30.1, ssim=.91,
+                                 psnr_train=31., epochs=10),
+                arms=dict(baseline=arm(base),
+                          tsynd=arm(ours,
+                                    trace=[dict(step=s, mi_before=.1, mi_after=.2) for s in (40, 80, 120)])
+                                    | dict(synthetic_images=120)),
                 timing=dict(autoencoder=1., baseline=2., tsynd=3., evaluation=4., total=10.))
 
 
@@ -47,10 +57,14 @@ def make_run(folder, n=12, edit=lambda m: None, labels=None, moves=True, **kw):
     shape = (n, size, size, 3) if ch == 3 else (n, size, size)
     rec = g.integers(0, 256, shape, dtype=np.uint8)
     new = np.clip(rec + g.integers(-20, 20, shape), 0, 255).astype(np.uint8) if moves else rec
-    np.savez(folder/'synthetic.npz', train_images=new, train_source=g.integers(0, 256, shape, dtype=np.uint8), train_reconstruction=rec)
+    np.savez(folder/'synthetic.npz', train_images=new, train_source=g.integers(0, 256, shape, dtype=np.uint8),
+             train_reconstruction=rec)
     before = g.uniform(0, .3, n)
-    pd.DataFrame(dict(source_index=range(n), label=0, label_name=labels or [m['data']['classes'][i % len(m['data']['classes'])] for i in range(n)],
-                      gate=1., distance_latent=.3, radius=.3, distance_pixel=.04, mi_source=before, mi_before=before, mi_after=before + .1*moves, p_before=.9, p_after=.8)
+    pd.DataFrame(dict(source_index=range(n), label=0,
+                      label_name=labels or [m['data']['classes'][i % len(m['data']['classes'])]
+                                            for i in range(n)],
+                      gate=1., distance_latent=.3, radius=.3, distance_pixel=.04, mi_source=before,
+                      mi_before=before, mi_after=before + .1*moves, p_before=.9, p_after=.8)
                  ).to_csv(folder/'provenance.csv', index=False)
     return folder
 
@@ -89,14 +103,16 @@ def check(folder):
     for _, a in page.tags:
         for k in ('src', 'srcset', 'href', 'action', 'data', 'poster'):
             v = a.get(k)
-            assert v is None or v.startswith('data:image/png;base64,') or v[0] == '#' and v[1:] in ids or (folder/v).is_file(), (k, v[:80])
+            assert (v is None or v.startswith('data:image/png;base64,') or v[0] == '#' and v[1:] in ids
+                    or (folder/v).is_file()), (k, v[:80])
     assert all(a.get('alt') for a in page.get('img'))
     assert not re.search(r'\b(nan|None|inf)\b', page.text)
     assert 'One run with one seed is no evidence' in page.text and 'not a medical device' in page.text
     return page
 
 
-KINDS = dict(grey=dict(), rgb=dict(ch=3, classes=[f'class {i}' for i in range(9)], task='multi-class'), large=dict(size=64), ordinal=dict(task='ordinal-regression', classes='01234'),
+KINDS = dict(grey=dict(), rgb=dict(ch=3, classes=[f'class {i}' for i in range(9)], task='multi-class'),
+             large=dict(size=64), ordinal=dict(task='ordinal-regression', classes='01234'),
              rgb_large=dict(ch=3, size=64, classes=[f'class {i}' for i in range(14)], task='multi-class'))
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -107,11 +123,13 @@ def test_every_layout(tmp_path, kind):
     assert figures == ['gallery.png', 'mi_images.png', 'mi_training.png', 'robustness.png', 'training.png']
     for f in figures:
         with Image.open(tmp_path/'run'/'figures'/f) as im: assert im.width >= 900
-    assert {a['href'] for a in page.get('a')} >= {f'figures/{f}' for f in figures} | {'metrics.json', 'synthetic.npz', 'provenance.csv'}
+    assert {a['href'] for a in page.get('a')} >= {f'figures/{f}' for f in figures} | {'metrics.json',
+        'synthetic.npz', 'provenance.csv'}
 
 
 def test_multi_label(tmp_path):
-    classes = ['atelectasis', 'cardiomegaly', 'effusion', 'infiltration', 'mass', 'nodule', 'pneumonia', 'pneumothorax', 'consolidation', 'edema', 'emphysema',
+    classes = ['atelectasis', 'cardiomegaly', 'effusion', 'infiltration', 'mass', 'nodule', 'pneumonia',
+               'pneumothorax', 'consolidation', 'edema', 'emphysema',
                'fibrosis', 'pleural', 'hernia']
     labels = ['', ', '.join(classes), 'mass, nodule'] * 4
     page = check(make_run(tmp_path/'run', classes=classes, task='multi-label, binary-class', labels=labels))
@@ -122,7 +140,8 @@ def test_multi_label(tmp_path):
 def test_undefined_measures_are_dashes_and_not_zeros(tmp_path):
     def edit(m):
         for a in m['arms'].values(): a['metrics']['clean']['auc'] = None
-        m['arms']['tsynd']['metrics']['PGD 1/255'] = dict(accuracy=.5, auc=float('nan'), balanced_accuracy=None)
+        m['arms']['tsynd']['metrics']['PGD 1/255'] = dict(accuracy=.5, auc=float('nan'),
+                                                          balanced_accuracy=None)
         m['arms']['baseline']['metrics']['PGD 4/255'] = {}
         m['arms']['tsynd']['history'][0]['valid_auc'] = None
         m['autoencoder'] = m['timing'] = None
@@ -131,7 +150,8 @@ def test_undefined_measures_are_dashes_and_not_zeros(tmp_path):
     run = read_run(tmp_path/'run')
     t = compare_arms(run).set_index(['condition', 'metric'])
     assert t.loc[('clean', 'AUC'), ['baseline', 'tsynd', 'points']].isna().all()
-    assert math.isnan(t.loc[('PGD 4/255', 'Accuracy'), 'baseline']) and math.isnan(t.points[('PGD 4/255', 'Accuracy')])
+    assert math.isnan(t.loc[('PGD 4/255', 'Accuracy'), 'baseline']) and math.isnan(t.points[('PGD 4/255',
+        'Accuracy')])
     assert 'undefined' in page.text and 'AUC' not in run_finding(run) and 'PGD' not in run_finding(run)
     assert '0.000' not in result_html(run)
 
@@ -153,11 +173,13 @@ def test_no_synthetic_image(tmp_path, empty):
     page = check(folder)
     run = read_run(folder)
     assert 'made no synthetic image' in page.text
-    assert gallery_html(run) == '' and gallery_plot(run) is None and not (folder/'figures'/'gallery.png').exists()
+    assert (gallery_html(run) == '' and gallery_plot(run) is None
+            and not (folder/'figures'/'gallery.png').exists())
 
 
 @pytest.mark.parametrize('n', [1, 2, 8])
-def test_few_synthetic_images(tmp_path, n): assert len(check(make_run(tmp_path/'run', n=n)).get('img')) == 4*n + 4
+def test_few_synthetic_images(tmp_path, n):
+    assert len(check(make_run(tmp_path/'run', n=n)).get('img')) == 4*n + 4
 
 
 def test_hostile_strings(tmp_path):
@@ -168,7 +190,8 @@ def test_hostile_strings(tmp_path):
         m['versions'] = {EVIL: EVIL}
         m['conditions'][1] = evil
         for a in m['arms'].values(): a['metrics'][evil] = a['metrics'].pop('perturbed')
-    page = check(make_run(tmp_path/'run', edit=edit, labels=[evil, '   ', '$x', '_', 'NA', 'None?', '-', '\\', '<b>', '&amp;', '%', '{}']))
+    page = check(make_run(tmp_path/'run', edit=edit, labels=[evil, '   ', '$x', '_', 'NA', 'None?', '-', '\\',
+        '<b>', '&amp;', '%', '{}']))
     assert 'alert(1)' in page.text and len(page.get('img')) == 4*9 + 4
     assert not [a for _, a in page.tags if 'evil' in str(a.get('src'))]
 
@@ -177,7 +200,8 @@ def test_hostile_strings(tmp_path):
 def test_objectives(tmp_path, objective):
     page = check(make_run(tmp_path/'run', objective=objective, moves=objective != 'reconstruction'))
     run = read_run(tmp_path/'run')
-    assert run.label == ('TSynD (MI)' if objective == 'mi' else f"TSynD engine, {objective.replace('_', '-')}")
+    assert run.label == ('TSynD (MI)' if objective == 'mi'
+                         else f"TSynD engine, {objective.replace('_', '-')}")
     assert run.label in page.text and ('nothing moves' in page.text) == (objective == 'reconstruction')
 
 
@@ -192,7 +216,8 @@ def test_the_sentence_follows_the_numbers(base, ours):
     points, said = round(100*(ours - base), 1), run_finding(run)
     assert ('better' in said, 'worse' in said, 'equal' in said) == (points > 0, points < 0, points == 0)
     assert f'{abs(points):.1f} points' in said or points == 0
-    assert re.search(rf'Of 12 comparisons {12*(points>0)} came out better, {12*(points<0)} worse and {12*(points==0)} equal', run_caution(run))
+    assert re.search(rf'Of 12 comparisons {12*(points>0)} came out better, {12*(points<0)} worse and '
+                     rf'{12*(points==0)} equal', run_caution(run))
 
 
 def test_a_mixed_result_is_told_as_one():
@@ -212,7 +237,8 @@ def test_the_better_value_is_marked_by_more_than_colour():
 
 def test_attack_names():
     assert parse_attack('PGD 4/255') == ('PGD', 4.) and parse_attack('FGSM 0.5/255') == ('FGSM', .5)
-    assert not parse_attack('clean') and not parse_attack('PGD 4') and not parse_attack('perturbed 1/255 twice')
+    assert (not parse_attack('clean') and not parse_attack('PGD 4')
+            and not parse_attack('perturbed 1/255 twice'))
 
 
 @given(st.lists(st.one_of(st.floats(-1, 1), st.just(math.nan)), max_size=50), st.integers(1, 12))
@@ -248,32 +274,42 @@ def test_the_attack_begins_at_its_own_unchanged_images():
 def test_what_means_nothing_is_not_told_as_a_result(tmp_path):
     def smoke(m): m['config']['quick'] = True
     def idle(m): m['arms']['tsynd']['synthetic_images'] = 0
-    for name,edit,said in (('smoke', smoke, 'its numbers mean nothing'), ('idle', idle, 'TSynD made no image in this run')):
+    for name,edit,said in (('smoke', smoke, 'its numbers mean nothing'),
+                           ('idle', idle, 'TSynD made no image in this run')):
         run = read_run(make_run(tmp_path/name, edit=edit))
         assert said in run_finding(run) and 'better' not in run_finding(run)
         check(run.folder)
     assert 'better' in run_finding(read_run(make_run(tmp_path/'x')))
-    assert 'subset(load_data(' in python_lines(dict(quick=True)) and ', 100, seed=0)' in python_lines(dict(quick=True))
+    assert ('subset(load_data(' in python_lines(dict(quick=True))
+            and ', 100, seed=0)' in python_lines(dict(quick=True)))
 
 @pytest.mark.parametrize('multilabel', [False, True])
 def test_python_lines_are_python(multilabel):
-    lines = python_lines(dict(dataset="it's", subset=None), 'multi-label, binary-class' if multilabel else 'multi-class')
+    lines = python_lines(dict(dataset="it's", subset=None), 'multi-label, binary-class'
+                         if multilabel else 'multi-class')
     assert ('BCEWithLogitsLoss' in lines) == multilabel
     compile(lines, 'lines', 'exec')
     assert 'subset(load' not in lines and "it's" in lines
-    assert "subset(load_data('phantom', size=28, seed=3), 50, seed=3)" in python_lines(dict(subset=50, seed=3))
+    assert "subset(load_data('phantom', size=28, seed=3), 50, seed=3)" in python_lines(dict(subset=50,
+        seed=3))
     own = python_lines(dict(autoencoder='runs/x/models/autoencoder', dropout=.2, balanced=False))
     compile(own, 'lines', 'exec')
-    for line in ("autoencoder = load_autoencoder('runs/x/models/autoencoder', data.shape)", ', load_autoencoder', 'n_classes=data.n_classes, p=0.2)', 'seed=0, balanced=False)'): assert line in own
+    for line in ("autoencoder = load_autoencoder('runs/x/models/autoencoder', data.shape)",
+                 ', load_autoencoder', 'n_classes=data.n_classes, p=0.2)', 'seed=0, balanced=False)'):
+        assert line in own
     assert 'train_autoencoder' not in own and 'balanced' not in lines and ', p=' not in lines
 
 
 # The first screen
 
 def test_the_first_screen_says_what_was_compared_what_came_out_what_it_means_and_where_to_go():
-    compared, came_out, means, further = (re.sub(r'\s+', ' ', b) for b in map(text_of, summary_html(run_with(.7, .75)).split('<h2>')[1:]))
-    assert 'tell benign from malignant' in compared and 'same 100 labelled images' in compared and '120 synthetic images' in compared
-    assert 'On 200 test images' in came_out and all(f'5.0 points better {of_what}' in came_out for _, of_what in comparison_words(run_with(.7, .75)))
+    compared, came_out, means, further = (re.sub(r'\s+', ' ', b)
+                                          for b in map(text_of,
+                                                       summary_html(run_with(.7, .75)).split('<h2>')[1:]))
+    assert ('tell benign from malignant' in compared and 'same 100 labelled images' in compared
+            and '120 synthetic images' in compared)
+    assert 'On 200 test images' in came_out and all(f'5.0 points better {of_what}' in came_out
+                                                    for _, of_what in comparison_words(run_with(.7, .75)))
     assert 'no evidence' in means and 'Of 12 comparisons' in means
     assert 'tsynd study' in further
     page = Page(summary_html(run_with(.7, .75)))
@@ -288,12 +324,18 @@ def test_every_term_of_the_first_screen_is_explained_there():
     terms = re.findall('<b>([^<]*)</b>:', summary_html(run))
     assert terms == ['A point', 'AUC', 'Balanced accuracy', 'Clean', 'Random perturbations', 'PGD 4/255']
     run.m['conditions'] = ['clean', 'fog']
-    for a in run.m['arms'].values(): a['metrics'] = {c: dict(balanced_accuracy=.5) for c in run.m['conditions']}
-    assert re.findall('<b>([^<]*)</b>:', summary_html(run)) == ['A point', 'Balanced accuracy', 'Clean', 'fog']
+    for a in run.m['arms'].values():
+        a['metrics'] = {c: dict(balanced_accuracy=.5) for c in run.m['conditions']}
+    assert re.findall('<b>([^<]*)</b>:', summary_html(run)) == ['A point', 'Balanced accuracy', 'Clean',
+        'fog']
 
 
-@pytest.mark.parametrize('clean, changed, said', [(.8, .7, ['did better, on the test images as they are and on changed ones']), (.6, .5, ['did worse, on the test images']),
-                                                  (.8, .5, ['did better on the test', 'did worse on changed']), (.7, .6, ['did equally well, on the test images'])])
+@pytest.mark.parametrize('clean, changed, said',
+                         [(.8, .7, ['did better, on the test images as they are and on changed ones']),
+                          (.6, .5, ['did worse, on the test images']),
+                                                  (.8, .5,
+                                                   ['did better on the test', 'did worse on changed']),
+                                                   (.7, .6, ['did equally well, on the test images'])])
 def test_the_meaning_follows_the_numbers(clean, changed, said):
     run = run_with(.7, .7)
     for c in CONDITIONS:
@@ -304,7 +346,8 @@ def test_the_meaning_follows_the_numbers(clean, changed, said):
 
 def test_rows_at_which_both_only_guess_are_named():
     run = run_with(.7, .75)
-    for a, v in (('baseline', .2), ('tsynd', .5)): run.m['arms'][a]['metrics']['PGD 4/255']['balanced_accuracy'] = v
+    for a, v in (('baseline', .2), ('tsynd', .5)):
+        run.m['arms'][a]['metrics']['PGD 4/255']['balanced_accuracy'] = v
     assert meaning(run).count('no better than guessing') == 1 and 'Under PGD 4/255 both' in meaning(run)
     run.m['arms']['tsynd']['metrics']['PGD 4/255']['balanced_accuracy'] = .51
     assert 'guessing' not in meaning(run)
@@ -314,7 +357,8 @@ def test_rows_at_which_both_only_guess_are_named():
 
 def test_figures_leave_the_program_as_it_was():
     before = dict(matplotlib.rcParams)
-    with figure_style(dark=True) as c: assert matplotlib.rcParams['figure.facecolor'] == c.paper == PALETTE['dark']['paper']
+    with figure_style(dark=True) as c:
+        assert matplotlib.rcParams['figure.facecolor'] == c.paper == PALETTE['dark']['paper']
     assert dict(matplotlib.rcParams) == before
 
 
@@ -326,21 +370,26 @@ def test_the_same_run_gives_the_same_page(tmp_path):
 
 
 def contrast(a, b):
-    def lum(h): return sum(w*(v/12.92 if v <= .04045 else ((v+.055)/1.055)**2.4) for w, v in zip((.2126, .7152, .0722), (int(h[i:i+2], 16)/255 for i in (1, 3, 5))))
+    def lum(h):
+        return sum(w*(v/12.92 if v <= .04045 else ((v+.055)/1.055)**2.4)
+                   for w, v in zip((.2126, .7152, .0722), (int(h[i:i+2], 16)/255 for i in (1, 3, 5))))
     hi, lo = sorted((lum(a), lum(b)), reverse=True)
     return (hi+.05)/(lo+.05)
 
 @pytest.mark.parametrize('scheme', PALETTE)
 def test_text_can_be_read(scheme):
     p = PALETTE[scheme]
-    for ground in ('paper', 'wash'): assert contrast(p['ink'], p[ground]) > 7 and contrast(p['muted'], p[ground]) > 4.5 and contrast(p['tsynd'], p[ground]) > 4.5
+    for ground in ('paper', 'wash'):
+        assert contrast(p['ink'], p[ground]) > 7 and contrast(p['muted'],
+            p[ground]) > 4.5 and contrast(p['tsynd'], p[ground]) > 4.5
     assert contrast(p['base'], p['paper']) > 3
 
 
 def broken(folder, name, content):
     (folder/name).unlink(missing_ok=True)
     if isinstance(content, tuple): content = json.dumps(put(make_metrics(), *content))
-    if content is not None: (folder/name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    if content is not None:
+        (folder/name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 def put(m, where, value):
     *path, last = where.split('.')
@@ -349,19 +398,34 @@ def put(m, where, value):
     o[last] = value
     return m
 
-BAD = {'no metrics': ('metrics.json', None, 'has no metrics.json'), 'no provenance': ('provenance.csv', None, 'has no provenance.csv'),
-       'half a json': ('metrics.json', '{"config": ', 'is not JSON'), 'a list': ('metrics.json', '[]', 'has no entry config'),
-       'no arms': ('metrics.json', '{"config":{},"data":{},"conditions":[],"arms":{"baseline":{}}}', 'has no entry arms.tsynd'),
-       **{f'{k} is {v}': ('metrics.json', (k, v), f'has {v} as entry {k}') for k, v in {'data': 3, 'arms': [], 'conditions': 3, 'arms.baseline': [], 'arms.tsynd.metrics': 3}.items()},
-       **{f'{k} is null': ('metrics.json', (k, None), f'has no entry {k}') for k in ('data', 'config', 'arms', 'arms.tsynd', 'arms.baseline.metrics')},
+BAD = {'no metrics': ('metrics.json', None, 'has no metrics.json'),
+       'no provenance': ('provenance.csv', None, 'has no provenance.csv'),
+       'half a json': ('metrics.json', '{"config": ', 'is not JSON'),
+       'a list': ('metrics.json', '[]', 'has no entry config'),
+       'no arms': ('metrics.json', '{"config":{},"data":{},"conditions":[],"arms":{"baseline":{}}}',
+                   'has no entry arms.tsynd'),
+       **{f'{k} is {v}': ('metrics.json', (k, v), f'has {v} as entry {k}') for k, v in {'data': 3, 'arms': [],
+           'conditions': 3, 'arms.baseline': [], 'arms.tsynd.metrics': 3}.items()},
+       **{f'{k} is null': ('metrics.json', (k, None), f'has no entry {k}') for k in ('data', 'config', 'arms',
+           'arms.tsynd', 'arms.baseline.metrics')},
        **{f'{k} holds {v!r}': ('metrics.json', (k, v), said) for k, v, said in (
-           ('conditions', ['clean', 3], 'has 3 in conditions'), ('conditions', [], "has conditions [], expected 'clean' among them"), ('data.classes', None, 'has no entry data.classes'),
-           ('arms.tsynd.metrics.clean', 'x', "has 'x' in arms.tsynd.metrics"), ('arms.baseline.metrics.clean', None, 'has None in arms.baseline.metrics'),
-           ('arms.baseline.history', 'x', "has 'x' in arms.baseline.history"), ('arms.tsynd.history', 3, 'has 3 in arms.tsynd.history'),
-           ('arms.tsynd.trace', [None], 'has None in arms.tsynd.trace'), ('arms.tsynd.trace', {'a': 1}, 'has 1 in arms.tsynd.trace'))},
-       'ragged table': ('provenance.csv', 'a,b\n1,2,3,4\n1,2,3,4,5,6,7\n', 'provenance.csv is no table of comma-separated values in UTF-8'),
-       'latin-1 table': ('provenance.csv', 'label_name\nKr\xe4he\n'.encode('latin-1'), 'provenance.csv is no table'), 'latin-1 json': ('metrics.json', '"\xe4"'.encode('latin-1'), 'metrics.json is not JSON'),
-       'foreign table': ('provenance.csv', 'a,b\n1,2\n', 'has no column label_name'), 'broken npz': ('synthetic.npz', 'x', 'is not a complete numpy archive')}
+           ('conditions', ['clean', 3], 'has 3 in conditions'),
+           ('conditions', [], "has conditions [], expected 'clean' among them"),
+           ('data.classes', None, 'has no entry data.classes'),
+           ('arms.tsynd.metrics.clean', 'x', "has 'x' in arms.tsynd.metrics"),
+           ('arms.baseline.metrics.clean', None, 'has None in arms.baseline.metrics'),
+           ('arms.baseline.history', 'x', "has 'x' in arms.baseline.history"),
+           ('arms.tsynd.history', 3, 'has 3 in arms.tsynd.history'),
+           ('arms.tsynd.trace', [None], 'has None in arms.tsynd.trace'),
+           ('arms.tsynd.trace', {'a': 1}, 'has 1 in arms.tsynd.trace'))},
+       'ragged table': ('provenance.csv', 'a,b\n1,2,3,4\n1,2,3,4,5,6,7\n',
+                        'provenance.csv is no table of comma-separated values in UTF-8'),
+       'latin-1 table': ('provenance.csv', 'label_name\nKr\xe4he\n'.encode('latin-1'),
+                         'provenance.csv is no table'),
+                         'latin-1 json': ('metrics.json', '"\xe4"'.encode('latin-1'),
+                                          'metrics.json is not JSON'),
+       'foreign table': ('provenance.csv', 'a,b\n1,2\n', 'has no column label_name'),
+       'broken npz': ('synthetic.npz', 'x', 'is not a complete numpy archive')}
 
 @pytest.mark.parametrize('what', BAD)
 def test_bad_input_is_one_sentence(tmp_path, what):
@@ -375,7 +439,9 @@ def test_bad_input_is_one_sentence(tmp_path, what):
 def test_images_and_table_must_agree(tmp_path):
     folder = make_run(tmp_path/'run', n=5)
     np.savez(folder/'synthetic.npz', train_images=np.zeros((4, 28, 28), np.uint8))
-    with pytest.raises(InputError, match='has 4 images train_images, expected 5|has no images train_source, expected 5'): write_report(folder)
+    with pytest.raises(InputError,
+                       match='has 4 images train_images, expected 5|has no images train_source, expected 5'):
+        write_report(folder)
 
 
 def test_a_page_that_cannot_be_written(tmp_path):

@@ -36,7 +36,8 @@ def curved(C=2, ch=1, seed=0):
     "A small smooth network with everything that has a state: dropout, BatchNorm"
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return nn.Sequential(nn.Conv2d(ch, 8, 3), nn.BatchNorm2d(8), nn.Tanh(), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
+        return nn.Sequential(nn.Conv2d(ch, 8, 3), nn.BatchNorm2d(8), nn.Tanh(), nn.AdaptiveAvgPool2d(4),
+                             nn.Flatten(),
                              nn.Dropout(.5), nn.Linear(128, C))
 
 def loss(model, x, y, task='multi-class'): return attack_loss(predict(model, x), y, task)
@@ -84,7 +85,8 @@ def test_blur_agrees_with_torchvision():
     x = images(2, 3, 40)
     ours = blur(x, torch.tensor([1.5/40, 3/40]))
     for i,sigma in enumerate((1.5,3.)):
-        theirs = gaussian_blur(x[i:i+1], 31, sigma)[...,16:-16,16:-16]      # away from the border, which each treats in its own way
+        # away from the border, which each treats in its own way
+        theirs = gaussian_blur(x[i:i+1], 31, sigma)[...,16:-16,16:-16]
         assert torch.allclose(ours[i:i+1,:,16:-16,16:-16], theirs, atol=1e-4)
 
 def test_warp_turns_a_rectangle_without_shearing_it():
@@ -100,20 +102,25 @@ def test_warp_shifts_and_magnifies_by_its_number():
 
 def test_noise_has_its_standard_deviation():
     x = torch.full((2,1,100,100), .5)
-    for sd,n in zip((.02,.1), noise(x, torch.tensor([.02,.1]), streams([1,2]))): assert abs((n-.5).std()-sd) < .03*sd
+    for sd,n in zip((.02,.1), noise(x, torch.tensor([.02,.1]), streams([1,2]))):
+        assert abs((n-.5).std()-sd) < .03*sd
 
 def test_ranges_bound_the_parameters():
     x = images(4, size=28)
     none = dict.fromkeys(RANGES, 0.)
     assert torch.allclose(perturb(x, ranges=none), x, atol=1e-4)
-    assert torch.allclose(perturb(x, ranges=none | dict(brightness=.3)), perturb(x, 3, ranges=none | dict(brightness=.1)), atol=1e-5)
+    assert torch.allclose(perturb(x, ranges=none | dict(brightness=.3)),
+                          perturb(x, 3, ranges=none | dict(brightness=.1)), atol=1e-5)
     assert (perturb(x, ranges=none | dict(brightness=.1))-x).abs().max() < .1+1e-4
 
 @pytest.mark.parametrize('kwargs,message', [
-    (dict(strength=-1), 'strength is -1'), (dict(strength=math.nan), 'strength is nan'), (dict(kinds=('motion',)), "'motion' is unknown"),
+    (dict(strength=-1), 'strength is -1'), (dict(strength=math.nan), 'strength is nan'),
+    (dict(kinds=('motion',)), "'motion' is unknown"),
     (dict(kinds='blurr'), "'blurr' is unknown"), (dict(ranges=dict(angle=3)), "range 'angle' is unknown"),
-    (dict(ranges=dict(noise=-.1)), 'range noise is -0.1'), (dict(bs=0), 'batch size is 0'), (dict(bs=2.5), 'batch size is 2.5'),
-    (dict(x=images()*2-1), 'undo a normalisation'), (dict(x=images()[0]), 'shape 1×12×12'), (dict(x=images()[:0]), 'at least one'),
+    (dict(ranges=dict(noise=-.1)), 'range noise is -0.1'), (dict(bs=0), 'batch size is 0'),
+    (dict(bs=2.5), 'batch size is 2.5'),
+    (dict(x=images()*2-1), 'undo a normalisation'), (dict(x=images()[0]), 'shape 1×12×12'),
+    (dict(x=images()[:0]), 'at least one'),
     (dict(x=(images()*255).byte()), 'torch.uint8'), (dict(x=images()/0), 'NaN or infinite')])
 def test_bad_input_to_perturb(kwargs, message):
     with pytest.raises(InputError, match=message): perturb(**dict(x=images()) | kwargs)
@@ -124,7 +131,8 @@ def test_bad_input_to_perturb(kwargs, message):
 @pytest.mark.parametrize('C', [2,3,7])
 def test_log_odds_are_cross_entropy_in_disguise(C):
     logits, y = 5*torch.randn(40, C, generator=torch.Generator().manual_seed(C)), labels(40, C)
-    assert torch.allclose(F.softplus(attack_loss(logits, y)), F.cross_entropy(logits, y, reduction='none'), atol=1e-5)
+    assert torch.allclose(F.softplus(attack_loss(logits, y)), F.cross_entropy(logits, y, reduction='none'),
+                          atol=1e-5)
     l64 = logits[:4].double().requires_grad_()
     assert torch.autograd.gradcheck(lambda l: attack_loss(l, y[:4]), l64)
     ours, usual = (torch.autograd.grad(f(l64).sum(), l64)[0] for f in
@@ -133,8 +141,10 @@ def test_log_odds_are_cross_entropy_in_disguise(C):
 
 def test_several_labels_sum_their_cross_entropies():
     logits, y = torch.randn(40, 5, generator=torch.Generator().manual_seed(0)), several(40, 5)
-    assert torch.allclose(attack_loss(logits, y, MULTI), F.binary_cross_entropy_with_logits(logits, y, reduction='none').sum(1), atol=1e-5)
-    assert torch.autograd.gradcheck(lambda l: attack_loss(l, y[:4].double(), MULTI), logits[:4].double().requires_grad_())
+    assert torch.allclose(attack_loss(logits, y, MULTI),
+                          F.binary_cross_entropy_with_logits(logits, y, reduction='none').sum(1), atol=1e-5)
+    assert torch.autograd.gradcheck(lambda l: attack_loss(l, y[:4].double(), MULTI),
+                                    logits[:4].double().requires_grad_())
 
 @tasks
 def test_image_gradient_against_finite_differences(task):
@@ -161,16 +171,19 @@ def test_scaled_logits_hide_nothing(factor):
 # The box
 
 @settings(max_examples=25)
-@given(eps=st.floats(0, 1), seed=st.integers(0, 5), C=st.sampled_from([2,4]), task=st.sampled_from(['multi-class',MULTI]))
+@given(eps=st.floats(0, 1), seed=st.integers(0, 5), C=st.sampled_from([2,4]),
+       task=st.sampled_from(['multi-class',MULTI]))
 def test_attacks_stay_in_the_box_and_in_range(eps, seed, C, task):
-    model, x, y = curved(C, seed=seed), images(seed=seed).round(decimals=1), several(6, C) if task == MULTI else labels(6, C)
+    model, x, y = curved(C, seed=seed), images(seed=seed).round(decimals=1), several(6,
+        C) if task == MULTI else labels(6, C)
     for adv in (fgsm(model, x, y, eps, task), pgd(model, x, y, eps, steps=3, restarts=2, task=task)):
         assert (adv-x).abs().max() <= eps+1e-6 and adv.min() >= 0 and adv.max() <= 1 and adv.shape == x.shape
 
 @pytest.mark.parametrize('attack', [fgsm, pgd])
 def test_no_radius_no_change(attack):
     x = images()
-    assert torch.equal(attack(curved(), x, labels(), 0), x) and torch.equal(attack(curved(3), x, several(), 0., task=MULTI), x)
+    assert torch.equal(attack(curved(), x, labels(), 0), x) and torch.equal(attack(curved(3), x, several(),
+        0., task=MULTI), x)
 
 @pytest.mark.parametrize('eps', [1/255, .1, .7, 1])
 def test_closed_form_on_a_linear_model(eps):
@@ -179,7 +192,8 @@ def test_closed_form_on_a_linear_model(eps):
     best = (x + eps*((w[1]-w[0])*(1-2*y[:,None])).sign().view_as(x)).clamp(0, 1)
     assert torch.equal(fgsm(model, x, y, eps), best)
     assert torch.allclose(loss(model, pgd(model, x, y, eps), y), loss(model, best, y), atol=1e-5)
-    other = torch.rand(200, *x.shape[1:], generator=torch.Generator().manual_seed(1))          # nothing in the box is worse
+    # nothing in the box is worse
+    other = torch.rand(200, *x.shape[1:], generator=torch.Generator().manual_seed(1))
     inside = (x[:1] + eps*(2*other-1).sign()).clamp(0, 1)
     assert (loss(model, inside, y[:1].expand(200)) <= loss(model, best[:1], y[:1])+1e-5).all()
 
@@ -191,7 +205,8 @@ def test_closed_form_for_several_labels():
     x, y = images(10), several(10)
     best = (x + .1*((1-2*y)@w).sign().view_as(x)).clamp(0, 1)
     assert torch.equal(fgsm(model, x, y, .1, task=MULTI), best)
-    assert torch.allclose(loss(model, pgd(model, x, y, .1, task=MULTI), y, MULTI), loss(model, best, y, MULTI), atol=1e-5)
+    assert torch.allclose(loss(model, pgd(model, x, y, .1, task=MULTI), y, MULTI),
+                          loss(model, best, y, MULTI), atol=1e-5)
 
 @tasks
 def test_more_never_helps_the_defender(task):
@@ -209,16 +224,19 @@ def test_more_never_helps_the_defender(task):
 def test_a_wrong_prediction_is_worse_than_a_larger_loss():
     "Three classes: the log-odds can be larger where the prediction is still right"
     image = lambda v: torch.full((1,1,1,1), v)
-    wrong, right = (image(.1), torch.tensor([.1]), torch.tensor([True])), (image(.2), torch.tensor([.5]), torch.tensor([False]))
+    wrong, right = (image(.1), torch.tensor([.1]), torch.tensor([True])), (image(.2), torch.tensor([.5]),
+        torch.tensor([False]))
     assert keep_worse(wrong, right)[0] == .1 and keep_worse(right, wrong)[0] == .1
-    assert torch.tensor([[1., .9, .9]]).argmax() == 0 and attack_loss(torch.tensor([[1., .9, .9]]), torch.tensor([0])) > 0
+    assert torch.tensor([[1., .9, .9]]).argmax() == 0 and attack_loss(torch.tensor([[1., .9, .9]]),
+        torch.tensor([0])) > 0
 
 def test_attack_of_an_image_does_not_depend_on_the_batch():
     model, x, y = curved(), images(11), labels(11)
     full = pgd(model, x, y, .05, restarts=2)
     for part in (pgd(model, x[:4], y[:4], .05, restarts=2), pgd(model, x, y, .05, restarts=2, bs=4)[:4]):
         assert (part-full[:4]).abs().max() < 1e-5
-    assert torch.equal(pgd(model, x, y, .05, restarts=2), full) and not torch.equal(pgd(model, x, y, .05, restarts=2, seed=1), full)
+    assert torch.equal(pgd(model, x, y, .05, restarts=2),
+                       full) and not torch.equal(pgd(model, x, y, .05, restarts=2, seed=1), full)
 
 def test_float64_stays_float64():
     x = images(dtype=torch.float64)
@@ -245,7 +263,8 @@ def snapshot(model):
 
 def many_steps(*args): return pgd(*args, steps=3, restarts=2)
 
-@pytest.mark.parametrize('attack,fail', [(fgsm,None), (fgsm,0), (many_steps,None), (many_steps,0), (many_steps,3)])
+@pytest.mark.parametrize('attack,fail', [(fgsm,None), (fgsm,0), (many_steps,None), (many_steps,0),
+                                         (many_steps,3)])
 @pytest.mark.parametrize('context', [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_the_model_is_left_as_it_was(attack, fail, context):
     model, x, y = Restless(fail=None), images(), labels()
@@ -254,7 +273,8 @@ def test_the_model_is_left_as_it_was(attack, fail, context):
     model.train(); model.net[1].eval()
     model.net[0].weight.requires_grad_(False); model.net[6].bias.grad = None
     before = snapshot(model)
-    with context(), nullcontext() if fail is None else pytest.raises(RuntimeError, match='lost the device'): attack(model, x, y, .1)
+    with context(), nullcontext() if fail is None else pytest.raises(RuntimeError, match='lost the device'):
+        attack(model, x, y, .1)
     after = snapshot(model)
     assert before[:2] == after[:2] and all(torch.equal(a, b) for a,b in zip(before[2], after[2]))
     assert torch.equal(x, images()) and not x.requires_grad
@@ -268,51 +288,61 @@ def test_dropout_is_off():
 # What cannot be attacked
 
 @pytest.mark.parametrize('kwargs,message', [
-    (dict(eps=-.1), 'eps is -0.1'), (dict(eps=math.nan), 'eps is nan'), (dict(eps=4), 'eps is 4'), (dict(steps=0), 'steps is 0'),
+    (dict(eps=-.1), 'eps is -0.1'), (dict(eps=math.nan), 'eps is nan'), (dict(eps=4), 'eps is 4'),
+    (dict(steps=0), 'steps is 0'),
     (dict(steps=2.5), 'steps is 2.5'), (dict(restarts=0), 'restarts is 0'), (dict(bs=0), 'bs is 0'),
-    (dict(step_size=0), 'step_size is 0'), (dict(step_size=math.inf), 'step_size is inf'), (dict(x=images()*3), 'undo a normalisation'),
+    (dict(step_size=0), 'step_size is 0'), (dict(step_size=math.inf), 'step_size is inf'),
+    (dict(x=images()*3), 'undo a normalisation'),
     (dict(y=labels(5)), 'expected 6 class numbers'), (dict(y=labels().float()), 'expected 6 class numbers'),
-    (dict(y=labels()[:,None]), 'expected 6 class numbers'), (dict(y=several()), "give task='multi-label, binary-class'"),
+    (dict(y=labels()[:,None]), 'expected 6 class numbers'),
+    (dict(y=several()), "give task='multi-label, binary-class'"),
     (dict(task=MULTI), 'expected float zeros and ones'), (dict(task=MULTI, y=several()/2), 'zeros and ones'),
     (dict(task=MULTI, y=several().long()), 'zeros and ones'),
     (dict(task=MULTI, y=several()), r'shape \(6, 3\), .* of shape \(6, 2\)'),
-    (dict(y=labels()+5), 'expected 6 class numbers from 0 to 1'), (dict(y=labels()-1), 'values from -1 to'), (dict(model=linear(1)), 'at least 2'),
+    (dict(y=labels()+5), 'expected 6 class numbers from 0 to 1'), (dict(y=labels()-1), 'values from -1 to'),
+    (dict(model=linear(1)), 'at least 2'),
     (dict(model=nn.Sequential(linear(), nn.Threshold(1e9, math.nan))), 'not finite for 6 of 6 images'),
     (dict(model=nn.Sequential(linear(), nn.Threshold(1e9, math.inf))), 'not finite for 6 of 6 images')])
 def test_bad_input_to_pgd(kwargs, message):
-    with pytest.raises(InputError, match=message): pgd(**dict(model=linear(), x=images(), y=labels(), eps=.1) | kwargs)
+    with pytest.raises(InputError, match=message):
+        pgd(**dict(model=linear(), x=images(), y=labels(), eps=.1) | kwargs)
 
 @pytest.mark.parametrize('attack', [fgsm, pgd])
 def test_a_model_without_a_gradient_is_refused(attack):
     class Cut(nn.Module):
         def __init__(self): super().__init__(); self.net = linear()
         def forward(self, x): return self.net(x.detach())
-    with pytest.raises(InputError, match='no gradient with respect to the image'): attack(Cut(), images(), labels(), .1)
+    with pytest.raises(InputError, match='no gradient with respect to the image'):
+        attack(Cut(), images(), labels(), .1)
     with pytest.raises(InputError, match='eps is -1'): attack(linear(), images(), labels(), -1)
 
 
 # The table
 
-@pytest.mark.parametrize('task,C', [('binary-class',2), ('multi-class',5), ('ordinal-regression',4), (MULTI,3)])
+@pytest.mark.parametrize('task,C', [('binary-class',2), ('multi-class',5), ('ordinal-regression',4),
+                                    (MULTI,3)])
 @pytest.mark.parametrize('ch,size', [(1,28), (3,28), (3,64)])
 def test_table_for_every_task_and_shape(task, C, ch, size):
     x = images(16, ch, size)
     y = several(16, C) if task == MULTI else torch.arange(16)%C
     table = robustness_table(small_resnet(ch, C), x, y, task, eps=(2/255,), steps=2)
     assert list(table) == ['clean','perturbed','PGD 2/255']
-    for row in table.values(): assert row['n'] == 16 and 0 <= row['accuracy'] <= 1 and 0 <= row['balanced_accuracy'] <= 1
+    for row in table.values():
+        assert row['n'] == 16 and 0 <= row['accuracy'] <= 1 and 0 <= row['balanced_accuracy'] <= 1
     assert table['PGD 2/255']['accuracy'] <= table['clean']['accuracy'] or task == MULTI
 
 def test_table_on_a_stratified_subset():
     x, y, calls = images(40), torch.tensor([0]*32 + [1]*8), []
     kw = dict(eps=(0.,.1), attack_n=10, steps=3, restarts=2, strengths=(.5,1.), seed=3)
-    table = robustness_table(curved(), x, y, 'binary-class', progress=lambda done,total: calls.append((done,total)), **kw)
+    table = robustness_table(curved(), x, y, 'binary-class', progress=lambda done,
+                             total: calls.append((done,total)), **kw)
     assert list(table) == ['clean','perturbed ×0.5','perturbed','PGD 0/255','PGD 25.5/255']
     assert [r['n'] for r in table.values()] == [40,40,40,10,10]
     assert calls[-1][0] == calls[-1][1] and all(a[0] < b[0] for a,b in zip(calls, calls[1:]))
     i = stratified_order(y, 3)[:10]
     assert y[i].sum() == 2 and strata(y[i]).unique().tolist() == [0,1]
-    assert abs(table['PGD 0/255']['accuracy'] - (predict(curved(), x[i]).argmax(1) == y[i]).float().mean()) < 1e-6
+    assert abs(table['PGD 0/255']['accuracy'] - (predict(curved(),
+                                                         x[i]).argmax(1) == y[i]).float().mean()) < 1e-6
     assert robustness_table(curved(), x, y, 'binary-class', **kw) == table
 
 def test_table_shows_the_time_left(capsys):
@@ -325,34 +355,45 @@ def test_ladder_counts_what_a_linear_model_must_lose():
     margin = x.flatten(1)@w + b
     y = (margin > 0).long()
     table = robustness_table(model, x, y, 'binary-class', eps=eps, steps=5, strengths=(), bs=16, ladder=True)
-    want = [(margin.detach().abs() > e*w.abs().sum()).float().mean().item() for e in sorted(eps)]   # a box moves the margin by ε‖w‖₁
-    assert [table[f'PGD {255*e:.3g}/255']['accuracy'] for e in sorted(eps)] == pytest.approx(want) and want[0] > want[1] > want[2]
+    # a box moves the margin by ε‖w‖₁
+    want = [(margin.detach().abs() > e*w.abs().sum()).float().mean().item() for e in sorted(eps)]
+    assert [table[f'PGD {255*e:.3g}/255']['accuracy']
+            for e in sorted(eps)] == pytest.approx(want) and want[0] > want[1] > want[2]
 
 def test_first_rung_is_the_attack_and_no_rung_is_higher():
     model, x, y = curved(), images(50, seed=2), labels(50)
     kw = dict(steps=4, seed=5, strengths=())
     ladder = robustness_table(model, x, y, 'binary-class', eps=(.1,.2,.4), ladder=True, **kw)
     alone = robustness_table(model, x, y, 'binary-class', eps=(.1,), **kw)
-    for k in ('accuracy','balanced_accuracy'): assert ladder['PGD 25.5/255'][k] == pytest.approx(alone['PGD 25.5/255'][k])
+    for k in ('accuracy','balanced_accuracy'):
+        assert ladder['PGD 25.5/255'][k] == pytest.approx(alone['PGD 25.5/255'][k])
     a = [r['accuracy'] for r in ladder.values()]
-    assert a == sorted(a, reverse=True) and a[0] > a[-1] and list(ladder) == ['clean','PGD 25.5/255','PGD 51/255','PGD 102/255']
-    assert robustness_table(model, x, y, 'binary-class', eps=(0.,), ladder=True, **kw)['PGD 0/255']['accuracy'] == pytest.approx(ladder['clean']['accuracy'])
+    assert a == sorted(a, reverse=True) and a[0] > a[-1] and list(ladder) == ['clean','PGD 25.5/255',
+        'PGD 51/255','PGD 102/255']
+    assert robustness_table(model, x, y, 'binary-class', eps=(0.,), ladder=True,
+                            **kw)['PGD 0/255']['accuracy'] == pytest.approx(ladder['clean']['accuracy'])
 
 def test_ladder_goes_on_when_nothing_is_left():
     model, x = linear(), images(20)
     y = predict(model, x).argmax(1)
-    a = [r['accuracy'] for r in robustness_table(model, x, y, 'binary-class', eps=(.5,.6,.7), steps=5, strengths=(), ladder=True).values()]
+    a = [r['accuracy'] for r in robustness_table(model, x, y, 'binary-class', eps=(.5,.6,.7), steps=5,
+                                                 strengths=(), ladder=True).values()]
     assert a == [1, 0, 0, 0]
 
 @pytest.mark.parametrize('kwargs,message', [
-    (dict(ladder=True, restarts=2), 'ladder is set, but restarts is 2'), (dict(attack_n=.5), 'attack_n is 0.5'), (dict(attack_n=0), 'attack_n is 0'), (dict(eps=(.1,-1)), 'eps is -1'),
+    (dict(ladder=True, restarts=2), 'ladder is set, but restarts is 2'),
+    (dict(attack_n=.5), 'attack_n is 0.5'), (dict(attack_n=0), 'attack_n is 0'),
+    (dict(eps=(.1,-1)), 'eps is -1'),
     (dict(strengths=(-1.,)), 'strength is -1'), (dict(steps=0), 'steps is 0')])
 def test_bad_input_to_the_table_is_found_before_any_work(kwargs, message):
-    model = Restless(fail=0)                                                 # raises something else as soon as it is called
-    with pytest.raises(InputError, match=message): robustness_table(model, images(), labels(), 'binary-class', **kwargs)
+    # raises something else as soon as it is called
+    model = Restless(fail=0)
+    with pytest.raises(InputError, match=message):
+        robustness_table(model, images(), labels(), 'binary-class', **kwargs)
 
 def test_no_ladder_for_several_labels():
-    with pytest.raises(InputError, match='ladder is set, but there are several labels'): robustness_table(linear(3), images(), several(), MULTI, ladder=True)
+    with pytest.raises(InputError, match='ladder is set, but there are several labels'):
+        robustness_table(linear(3), images(), several(), MULTI, ladder=True)
 
 def test_real_images(medmnist_root):
     data = load_data('breastmnist', medmnist_root)

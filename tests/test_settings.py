@@ -23,7 +23,8 @@ from tsynd.models import autoencoder_learner, train_autoencoder
 from tsynd.targeting import Synthesizer, TSynD
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORDS = AutoencoderSettings, ClassifierSettings, SynthesisSettings, TargetingSettings, RunConfig, ArmSettings
+RECORDS = (AutoencoderSettings, ClassifierSettings, SynthesisSettings, TargetingSettings, RunConfig,
+           ArmSettings)
 STUDY = StudyConfig('s', ['phantom'], [20], 1, dict(baseline={}))
 NUMBERS = [(k, f.name) for k in (*RECORDS, StudyConfig) for f in fields(k) if type_of(f.type) in (int, float)]
 
@@ -47,15 +48,19 @@ SHOW = '''
     else: found |= {{'loader': default(image_dls), 'toml': float(to_toml(study).split('\\nbs = ')[1].split()[0])}}
     print(json.dumps(found))'''
 
-@pytest.mark.parametrize('name, old, new', [('radius', "in its standard deviations'] = .3", "in its standard deviations'] = .37"),
-                                            ('bs', "'images in a batch at most'] = 32", "'images in a batch at most'] = 48")])
+@pytest.mark.parametrize('name, old, new',
+                         [('radius', "in its standard deviations'] = .3",
+                           "in its standard deviations'] = .37"),
+                                            ('bs', "'images in a batch at most'] = 32",
+                                             "'images in a batch at most'] = 48")])
 def test_changing_a_default_is_one_edit(tmp_path, name, old, new):
     shutil.copytree(ROOT/'tsynd', tmp_path/'tsynd', ignore=shutil.ignore_patterns('__pycache__'))
     file = tmp_path/'tsynd'/'core'/'defaults.py'
     text = file.read_text(encoding='utf-8')
     assert text.count(old) == 1
     file.write_text(text.replace(old, new), encoding='utf-8')
-    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(SHOW).format(name=name)], cwd=tmp_path,
+    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(SHOW).format(name=name)],
+                         cwd=tmp_path,
                          env=os.environ | dict(PYTHONPATH=str(tmp_path)), capture_output=True, text=True)
     assert res.returncode == 0, res.stderr
     found, value = json.loads(res.stdout.splitlines()[-1]), float(new.split('= ')[1])
@@ -65,8 +70,10 @@ def test_changing_a_default_is_one_edit(tmp_path, name, old, new):
 def test_signatures_tell_defaults_and_words():
     for f, kind in ((TSynD, TargetingSettings), (Synthesizer, SynthesisSettings)):
         par, words = signature(f).parameters, docments(f)
-        assert {k.name: (par[k.name].default, words[k.name]) for k in rows(kind)} == {k.name: (k.value, k.words) for k in rows(kind)}
-    assert all(words for _, _, _, words in options()) and [n for n, *_ in options()] == [r.name.replace('_', '-') for r in rows(RunConfig)]
+        assert {k.name: (par[k.name].default, words[k.name]) for k in rows(kind)} == {k.name: (k.value,
+            k.words) for k in rows(kind)}
+    assert all(words for _, _, _, words in options()) and [n for n, *_ in options()] == [r.name.replace('_',
+        '-') for r in rows(RunConfig)]
     assert {k for a in ARMS.values() for k in a.settings} <= {f.name for f in fields(ArmSettings)}
 
 
@@ -86,14 +93,17 @@ def test_a_number_has_two_ends_and_they_are_where_they_are_said_to_be(kind, name
     made = lambda v: replace(STUDY if kind is StudyConfig else kind(), **{name: v})
     inside = [b['hi'], b['lo']+step if b['open_lo'] else b['lo']]
     for v in inside: checked(made(v)); check_range(name, v, **b)
-    wrong = [b['lo']-step, b['hi']*(1+1e-9)+step, math.nan, math.inf, -math.inf, 10**400, -10**400, 10**5000, '3', True, [1], {}]
+    wrong = [b['lo']-step, b['hi']*(1+1e-9)+step, math.nan, math.inf, -math.inf, 10**400, -10**400, 10**5000,
+             '3', True, [1], {}]
     for v in [*wrong, *([b['lo']] if b['open_lo'] else []), *([1.5] if whole_number else [])]:
         for refuse in (lambda: checked(made(v)), lambda: check_range(name, v, **b)):
             with pytest.raises(InputError) as e: refuse()
             said = str(e.value)
-            assert said.startswith(f'{name} is ') and f"at most {b['hi']}" in said and '\n' not in said and len(said) < 250
+            assert (said.startswith(f'{name} is ') and f"at most {b['hi']}" in said and '\n' not in said
+                    and len(said) < 250)
 
-@pytest.mark.parametrize('value', [np.int64(3), np.array(3), torch.tensor(3), np.float64(.3), np.float32(.5), np.bool_(True)], ids=str)
+@pytest.mark.parametrize('value', [np.int64(3), np.array(3), torch.tensor(3), np.float64(.3), np.float32(.5),
+                                   np.bool_(True)], ids=str)
 def test_numbers_of_numpy_and_torch_are_numbers(value):
     name = {'i': 'every', 'f': 'share', 'b': 'warm'}[np.asarray(value).dtype.kind]
     kept = getattr(checked(TargetingSettings(**{name: value})), name)
@@ -104,13 +114,18 @@ def test_a_fraction_of_any_size_is_compared():
     with pytest.raises(InputError): check_range('x', Fraction(10**400), lo=0, hi=1)
 
 def test_what_is_shown_is_short():
-    values = 'x'*10**6, list(range(10**6)), 10**400, 10**5000, [[10**5000]], {str(i): i for i in range(10**4)}, [[[[[[[[[[]]]]]]]]]]
+    values = 'x'*10**6, list(range(10**6)), 10**400, 10**5000, [[10**5000]], {str(i): i
+        for i in range(10**4)}, [[[[[[[[[[]]]]]]]]]]
     for v in values: assert len(shown(v)) < 500 and '\n' not in shown(v)
     assert shown(.3) == '0.3' and shown("a'b") == repr("a'b")
 
-@pytest.mark.parametrize('call', [lambda: image_dls(phantom(), bs=10**9), lambda: phantom(size=100000), lambda: phantom(size=10**5000), lambda: phantom(seed=2**63),
-    lambda: phantom(n_train=10**15), lambda: subset(phantom(), 10**5000), lambda: subset(phantom(), 10, seed=2**70), lambda: TSynD(None, T=10**9), lambda: TSynD(None, weight=1e308),
-    lambda: Synthesizer(None, steps=10**400), lambda: callbacks('mixup', alpha=1e308), lambda: callbacks('pgd', steps=10**9), lambda: callbacks('random', times=math.inf)])
+@pytest.mark.parametrize('call', [lambda: image_dls(phantom(), bs=10**9), lambda: phantom(size=100000),
+                                  lambda: phantom(size=10**5000), lambda: phantom(seed=2**63),
+    lambda: phantom(n_train=10**15), lambda: subset(phantom(), 10**5000),
+    lambda: subset(phantom(), 10, seed=2**70), lambda: TSynD(None, T=10**9),
+    lambda: TSynD(None, weight=1e308),
+    lambda: Synthesizer(None, steps=10**400), lambda: callbacks('mixup', alpha=1e308),
+    lambda: callbacks('pgd', steps=10**9), lambda: callbacks('random', times=math.inf)])
 def test_arguments_have_ends_as_well(call):
     with pytest.raises(InputError) as e: call()
     assert '\n' not in str(e.value) and len(str(e.value)) < 250
@@ -125,8 +140,12 @@ class Small(Settings):
     kind: Annotated[Literal['a','b'], 'which'] = 'a'
     many: Annotated[list[whole(1, 5)|Literal['all']], Len(1, 3), 'sizes'] = field(default_factory=lambda: [1])
 
-@pytest.mark.parametrize('change, said', [(dict(count=0), 'count is 0, expected a whole number, at least 1 and at most 9'), (dict(ratio=0), 'ratio is 0, expected a number, more than 0 and at most 1'),
-    (dict(kind='c'), "kind is 'c', expected a or b"), (dict(many=[]), 'many is [], expected a list of 1 to 3'), (dict(many=[1, 9]), 'many holds 9, '), (dict(many=[1]*4), 'many is [1, 1, 1, 1], ')])
+@pytest.mark.parametrize('change, said',
+                         [(dict(count=0), 'count is 0, expected a whole number, at least 1 and at most 9'),
+                          (dict(ratio=0), 'ratio is 0, expected a number, more than 0 and at most 1'),
+    (dict(kind='c'), "kind is 'c', expected a or b"),
+    (dict(many=[]), 'many is [], expected a list of 1 to 3'), (dict(many=[1, 9]), 'many holds 9, '),
+    (dict(many=[1]*4), 'many is [1, 1, 1, 1], ')])
 def test_the_first_that_is_wrong_is_named(change, said):
     with pytest.raises(InputError) as e: checked(Small(**change))
     assert str(e.value).startswith(said)
@@ -136,7 +155,8 @@ def test_a_function_takes_settings_one_by_one():
     @takes(derived(Small, 'count', 'kind', count=5))
     def f(x, settings, last=0): return x, settings.count, settings.kind, last
     assert f(1) == (1, 5, 'a', 0) and f(1, 2, 'b', 4) == f(x=1, kind='b', count=2, last=4) == (1, 2, 'b', 4)
-    for wrong in (lambda: f(), lambda: f(1, nothing=2), lambda: f(1, 2, count=2), lambda: derived(Small, nothing=1)):
+    for wrong in (lambda: f(), lambda: f(1, nothing=2), lambda: f(1, 2, count=2),
+                  lambda: derived(Small, nothing=1)):
         with pytest.raises(TypeError): wrong()
     with pytest.raises(InputError, match='count is 10'): f(1, count=10)
     assert expected(Small.__annotations__['ratio']) == 'a number, more than 0 and at most 1'
@@ -148,16 +168,32 @@ GOOD = 'datasets = ["phantom"]\nn = [20]\nseeds = 2\n[arms.baseline]\n[arms.mi]\
 DIGITS = '9'*5000
 
 @pytest.mark.parametrize('old, new', [
-    *(('seeds = 2', f'seeds = {v}') for v in ('1e9', '1000000000', DIGITS, '9'*400, '-1', 'true', '"2"', 'nan', 'inf', '[1]', '{}', '1979-05-27', '['*1000+']'*1000, '['*100+']'*100)),
-    *(('seeds = 2', f'seeds = 2\n{line}') for line in ('bs = 1000000000', 'bs = 1e9', 'first_seed = 9223372036854775807', 'lr = 1e308', 'lr = 1e999', 'lr = nan', 'size = 100000', f'size = {DIGITS}',
-        'updates = 10000000000', 'epochs = 9999999', 'ae_steps = 1000000000', 'ae_bs = 1000000', 'pgd_steps = 1000000', 'eps = [nan]', f'eps = [{"1, "*500}1]', f'eps = [{DIGITS}]', 'dropout = 1.0', 'attack_n = 0',
-        'name = "a\\u0000b"', 'name = "a\\nb"', 'name = "a/b"', 'name = ".."', 'name = ""', f'name = "{"x"*101}"', 'model = "\\u0000"', 'device = "a\\nb"', 'split = 5', 'seeds = 3', '"\\u0000" = 1', f'{"k"*5000} = 1',
-        'headline = [[[[[[[["mi"]]]]]]]]', f'headline = [["mi", "baseline", "clean", "auc", {"["*100}{"]"*100}]]', f'headline = [["mi", "baseline", "clean", "auc", {DIGITS[:400]}]]', 'corruptions = ["\\u0000"]')),
-    *(('[20]', f'[{v}]') for v in ('1e9', '1000000000', DIGITS[:400], '"half"', '20, 20', ', '.join(map(str, range(2, 200))))),
-    *(('["phantom"]', v) for v in ('["a/b"]', '["a\\u0000b"]', '[["phantom"]]', '["phantom", "phantom"]', f'["{"x"*5000}"]')),
-    *(('radius = 0.5', v) for v in ('radius = 1e308', 'radius = nan', f'radius = {"9"*400}', 'radius = [[[]]]', 'radius = "far"', 'steps = 1000000000', 'gate = {}', 'longer = 1e308', 'lr = 1e308', 'lr = [1]', 'arm = ["mi"]',
+    *(('seeds = 2', f'seeds = {v}') for v in ('1e9', '1000000000', DIGITS, '9'*400, '-1', 'true', '"2"',
+                                              'nan', 'inf', '[1]', '{}', '1979-05-27', '['*1000+']'*1000,
+                                              '['*100+']'*100)),
+    *(('seeds = 2', f'seeds = 2\n{line}') for line in ('bs = 1000000000', 'bs = 1e9',
+                                                       'first_seed = 9223372036854775807', 'lr = 1e308',
+                                                       'lr = 1e999', 'lr = nan', 'size = 100000',
+                                                       f'size = {DIGITS}',
+        'updates = 10000000000', 'epochs = 9999999', 'ae_steps = 1000000000', 'ae_bs = 1000000',
+        'pgd_steps = 1000000', 'eps = [nan]', f'eps = [{"1, "*500}1]', f'eps = [{DIGITS}]', 'dropout = 1.0',
+        'attack_n = 0',
+        'name = "a\\u0000b"', 'name = "a\\nb"', 'name = "a/b"', 'name = ".."', 'name = ""',
+        f'name = "{"x"*101}"', 'model = "\\u0000"', 'device = "a\\nb"', 'split = 5', 'seeds = 3',
+        '"\\u0000" = 1', f'{"k"*5000} = 1',
+        'headline = [[[[[[[["mi"]]]]]]]]',
+        f'headline = [["mi", "baseline", "clean", "auc", {"["*100}{"]"*100}]]',
+        f'headline = [["mi", "baseline", "clean", "auc", {DIGITS[:400]}]]', 'corruptions = ["\\u0000"]')),
+    *(('[20]', f'[{v}]') for v in ('1e9', '1000000000', DIGITS[:400], '"half"', '20, 20',
+                                   ', '.join(map(str, range(2, 200))))),
+    *(('["phantom"]', v) for v in ('["a/b"]', '["a\\u0000b"]', '[["phantom"]]', '["phantom", "phantom"]',
+                                   f'["{"x"*5000}"]')),
+    *(('radius = 0.5', v) for v in ('radius = 1e308', 'radius = nan', f'radius = {"9"*400}',
+                                    'radius = [[[]]]', 'radius = "far"', 'steps = 1000000000', 'gate = {}',
+                                    'longer = 1e308', 'lr = 1e308', 'lr = [1]', 'arm = ["mi"]',
         'arm = "\\u0000"', '"\\u0000" = 1', 'radius = 0.5\nradius = 0.6')),
-    ('arms.mi', 'arms."a\\nb"'), ('arms.mi', f'arms."{"x"*200}"'), ('[arms.baseline]', '\n'.join(f'[arms.a{i}]\narm = "baseline"' for i in range(1100))),
+    ('arms.mi', 'arms."a\\nb"'), ('arms.mi', f'arms."{"x"*200}"'),
+    ('[arms.baseline]', '\n'.join(f'[arms.a{i}]\narm = "baseline"' for i in range(1100))),
     ('n = [20]\nseeds = 2', f'n = {list(range(2, 102))}\nseeds = 2000')], ids=lambda v: v[:40])
 def test_a_hostile_file_is_refused_in_one_sentence(tmp_path, old, new):
     assert GOOD.count(old) == 1
@@ -170,7 +206,8 @@ def test_a_file_that_is_no_text_is_refused(tmp_path, raw):
     (tmp_path/'x.toml').write_bytes(raw)
     refused(['study', str(tmp_path/'x.toml')])
 
-@pytest.mark.parametrize('path', ['.', '/dev/zero', '/dev/null', 'x'*5000, 'a\0b', 'a\nb', '\ud800'], ids=ascii)
+@pytest.mark.parametrize('path', ['.', '/dev/zero', '/dev/null', 'x'*5000, 'a\0b', 'a\nb', '\ud800'],
+                         ids=ascii)
 def test_what_is_no_file_is_refused(path): refused(['study', path])
 
 def refused(argv):
@@ -181,7 +218,8 @@ def refused(argv):
         except SystemExit as e: code = e.code
     said = err.getvalue()
     assert (code, out.getvalue(), said.count('\n')) == (2, '', 1), said
-    assert said.startswith('tsynd') and 'Traceback' not in said and len(said) < 1500 and all(c.isprintable() for c in said[:-1])
+    assert said.startswith('tsynd') and 'Traceback' not in said and len(said) < 1500 and all(c.isprintable()
+        for c in said[:-1])
 
 
 # A hostile command line
@@ -189,7 +227,8 @@ def refused(argv):
 @pytest.fixture
 def no_training(monkeypatch, tmp_path):
     def never(*args, **kwargs): raise AssertionError('training began')
-    for f in ('train_autoencoder', 'train_classifier'): monkeypatch.setattr(f'tsynd.experiments.experiment.{f}', never)
+    for f in ('train_autoencoder', 'train_classifier'):
+        monkeypatch.setattr(f'tsynd.experiments.experiment.{f}', never)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('MEDMNIST_ROOT', str(tmp_path))
 
@@ -199,9 +238,13 @@ VALUES = DIGITS, '9'*400, '-1', '1e308', 'nan', 'inf', '-inf', 'x'*5000, 'a\nb',
 @pytest.mark.parametrize('option', [f'--{n}' for n, kind, *_ in options() if kind in (int, float)])
 def test_a_hostile_number_is_refused(no_training, option, value): refused(['run', f'{option}={value}'])
 
-@pytest.mark.parametrize('argv', [*(['run', v] for v in VALUES[:10] if v[0] != '-'), *(['run', f'--{o}={v}'] for o in ('model', 'device', 'objective', 'autoencoder') for v in VALUES if v or o != 'autoencoder'),
-    *(['run', f'--{o}={v}', 'breastmnist', '--size=28'] for o in ('root', 'out') for v in ('a\nb', 'a\0b', '\ud800')), ['run', '--out', 'x'*5000], ['run', '--x'*5000], ['x'*5000],
-    *(['study', 'x.toml', f'--jobs={v}'] for v in VALUES), *(['report', v] for v in VALUES if v and v[0] != '-')], ids=lambda v: ascii(v)[:40])
+@pytest.mark.parametrize('argv', [*(['run', v] for v in VALUES[:10] if v[0] != '-'),
+                                  *(['run', f'--{o}={v}'] for o in ('model', 'device', 'objective',
+                                      'autoencoder') for v in VALUES if v or o != 'autoencoder'),
+    *(['run', f'--{o}={v}', 'breastmnist', '--size=28'] for o in ('root', 'out')
+      for v in ('a\nb', 'a\0b', '\ud800')), ['run', '--out', 'x'*5000], ['run', '--x'*5000], ['x'*5000],
+    *(['study', 'x.toml', f'--jobs={v}'] for v in VALUES),
+    *(['report', v] for v in VALUES if v and v[0] != '-')], ids=lambda v: ascii(v)[:40])
 def test_a_hostile_word_is_refused(no_training, argv):
     Path('x.toml').write_text(GOOD)
     refused(argv)
@@ -210,7 +253,8 @@ def test_a_hostile_word_is_refused(no_training, argv):
 
 # What is on record
 
-@pytest.mark.parametrize('path', sorted((ROOT/'nbs'/'studies').rglob('*.toml')), ids=lambda p: '/'.join(p.parts[-2:]))
+@pytest.mark.parametrize('path', sorted((ROOT/'nbs'/'studies').rglob('*.toml')),
+                         ids=lambda p: '/'.join(p.parts[-2:]))
 def test_studies_on_record_are_read_and_written_again(path, tmp_path):
     c = read_study(path.parent).config if path.name == 'study.toml' else read_config(path)
     (tmp_path/path.name).write_text(to_toml(c))
@@ -222,7 +266,8 @@ def test_what_version_0_1_did_not_write_down_is_its_recipe_and_not_todays(tmp_pa
     (tmp_path/'study.toml').write_text(old)
     assert (read_study(tmp_path).config.ae_steps, read_study(tmp_path).config.ae_bs) == (400, 64)
     (tmp_path/'mine.toml').write_text(GOOD)
-    assert (read_config(tmp_path/'mine.toml').ae_steps, read_config(tmp_path/'mine.toml').ae_bs) == (AutoencoderSettings.steps, AutoencoderSettings.bs)
+    assert (read_config(tmp_path/'mine.toml').ae_steps,
+            read_config(tmp_path/'mine.toml').ae_bs) == (AutoencoderSettings.steps, AutoencoderSettings.bs)
 
 def test_one_recipe_for_the_autoencoder():
     steps, bs = AutoencoderSettings.steps, AutoencoderSettings.bs

@@ -9,8 +9,10 @@ from fastcore.nbio import read_nb
 import tsynd
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ['core', 'data', 'models', 'targeting', 'robustness', 'experiments', 'reports']   # each imports only those before it
-SOURCES = {f.relative_to(ROOT/'tsynd').with_suffix('').as_posix().replace('/', '.'): f for f in sorted((ROOT/'tsynd').rglob('*.py'))
+# each imports only those before it
+PARTS = ['core', 'data', 'models', 'targeting', 'robustness', 'experiments', 'reports']
+SOURCES = {f.relative_to(ROOT/'tsynd').with_suffix('').as_posix().replace('/', '.'): f
+           for f in sorted((ROOT/'tsynd').rglob('*.py'))
            if f.stem[0] != '_'}
 TREES = {name: ast.parse(f.read_text(encoding='utf-8')) for name, f in SOURCES.items()}
 
@@ -26,7 +28,8 @@ def reading_order(): return [m for p in PARTS for f in chapters(p) if (m := expo
 
 def public(tree):
     "What `__all__` of a generated module holds"
-    return next(ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == '__all__')
+    return next(ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign)
+                and n.targets[0].id == '__all__')
 
 def own_imports(name):
     "(module, name) of all that a module imports from this package, at its top or in a function"
@@ -44,27 +47,32 @@ def test_every_part_has_a_page_and_every_module_a_chapter():
 
 def test_the_page_of_a_part_names_its_chapters():
     for p in PARTS:
-        text = '\n'.join(c.source for c in read_nb(ROOT/'nbs'/p/'index.ipynb').cells if c.cell_type == 'markdown')
+        text = '\n'.join(c.source for c in read_nb(ROOT/'nbs'/p/'index.ipynb').cells
+                         if c.cell_type == 'markdown')
         assert [f.name for f in chapters(p) if f']({f.name})' not in text] == [], p
 
 
 def test_imports_go_one_way():
     "A part imports parts above it, a module what stands before it in the book"
     order = {m: i for i, m in enumerate(reading_order())} | {p: -1 for p in ('', *PARTS)}
-    late = [f'{m} imports {other}' for m in TREES for other, _ in own_imports(m) if other in order and order[other] >= order[m]]
+    late = [f'{m} imports {other}' for m in TREES for other, _ in own_imports(m)
+            if other in order and order[other] >= order[m]]
     assert late == []
-    whole = [f'{m} imports {other or "tsynd"}' for m in TREES if m != 'cli' for other, _ in own_imports(m) if other in ('', *PARTS)]
+    whole = [f'{m} imports {other or "tsynd"}' for m in TREES if m != 'cli' for other, _ in own_imports(m)
+             if other in ('', *PARTS)]
     assert whole == [], 'modules import modules; a whole part is for users'
 
 
 def test_nothing_private_crosses_modules():
-    assert [f'{m}: {other}.{n}' for m in TREES for other, n in own_imports(m) if n[0] == '_' and n != '__version__'] == []
+    assert [f'{m}: {other}.{n}' for m in TREES for other, n in own_imports(m)
+            if n[0] == '_' and n != '__version__'] == []
 
 
 def test_a_module_is_small_enough_for_one_job():
     lines = {m: len(f.read_text(encoding='utf-8').splitlines()) for m, f in SOURCES.items()}
     assert {m: n for m, n in lines.items() if n > 350} == {}
-    assert [m for m, t in TREES.items() if not (ast.get_docstring(t) or '').strip() or '\n' in ast.get_docstring(t).strip()] == [], 'its job, in one line'
+    assert [m for m, t in TREES.items() if not (ast.get_docstring(t) or '').strip()
+            or '\n' in ast.get_docstring(t).strip()] == [], 'its job, in one line'
 
 
 def test_a_public_name_means_one_thing():
@@ -91,3 +99,11 @@ def test_the_front_door_is_light():
     assert (out.returncode, out.stdout.strip()) == (0, ''), out.stderr
     assert {'TSynD', 'load_data', 'train_autoencoder', 'make_classifier'} <= set(tsynd.__all__)
     assert [n for n in tsynd.__all__ if getattr(tsynd, n) is None] == []
+
+
+def test_lines_of_notebooks_are_short():
+    "110 characters; only directives, such as the words of a picture, have to stand on one line"
+    long = [f'{f.relative_to(ROOT)} {c.id}: {line}' for f in sorted((ROOT/'nbs').rglob('*.ipynb')) if '.ipynb_' not in str(f)
+            for c in read_nb(f).cells if c.cell_type == 'code' for line in c.source.splitlines()
+            if len(line) > 110 and not line.startswith('#|')]
+    assert long == []

@@ -26,13 +26,17 @@ from tsynd.experiments.study import _todo
 
 pytestmark = pytest.mark.xdist_group('study')  # one worker makes the study, for all tests that need it
 
-TINY = StudyConfig(name='tiny', datasets=['phantom'], n=[20, 40], seeds=2, arms={'baseline': {}, 'far': dict(arm='mi', radius=.6, gate=0.), 'long': dict(arm='baseline', longer=2.)},
-                   updates=4, ae_steps=4, attack_n=10, pgd_steps=2, eps=[2], corruptions=['speckle_noise'], test_n=30)
+TINY = StudyConfig(name='tiny', datasets=['phantom'], n=[20, 40], seeds=2,
+                   arms={'baseline': {}, 'far': dict(arm='mi', radius=.6, gate=0.),
+                         'long': dict(arm='baseline', longer=2.)},
+                   updates=4, ae_steps=4, attack_n=10, pgd_steps=2, eps=[2], corruptions=['speckle_noise'],
+                   test_n=30)
 PART = replace(TINY, n=[20], seeds=1)  # three of its twelve cells, for what is run over and over
 
 
 @pytest.fixture(scope='module')
-def study(tmp_path_factory): return run_study(TINY, tmp_path_factory.mktemp('study')/'s', jobs=2, progress=False)
+def study(tmp_path_factory):
+    return run_study(TINY, tmp_path_factory.mktemp('study')/'s', jobs=2, progress=False)
 
 @pytest.fixture(scope='module')
 def part(study): return study.results.query('n == 20 and seed == 0').reset_index(drop=True)
@@ -54,7 +58,8 @@ GOOD = 'datasets = ["phantom"]\nn = [20]\nseeds = 2\n[arms.baseline]\n[arms.mi]\
 # Configuration
 
 def test_a_configuration_survives_its_file(tmp_path):
-    c = replace(TINY, epochs=3, headline=[['a "quoted", label', 'baseline', 'clean', 'auc']], arms={'a "quoted", label': dict(arm='mi', weight=2.5), 'baseline': {}})
+    c = replace(TINY, epochs=3, headline=[['a "quoted", label', 'baseline', 'clean', 'auc']],
+                arms={'a "quoted", label': dict(arm='mi', weight=2.5), 'baseline': {}})
     assert asdict(read_config(toml(tmp_path, to_toml(c)))) == asdict(c)
     assert read_config(toml(tmp_path, GOOD)).name == 'my'
 
@@ -63,19 +68,50 @@ def test_what_can_be_asked_is_what_is_measured(study):
     del found['PGD 0/255']
     assert found == {k: set(v) for k,v in _measured(TINY, 'phantom').items()}
 
-@pytest.mark.parametrize('old, new, said', [('seeds = 2', 'seeds = two', 'is not TOML'), ('seeds = 2', '', "has no key 'seeds'"), ('seeds', 'sedes', "has a key 'sedes'"),
-    ('seeds = 2', 'seeds = 0', 'seeds is 0'), ('[20]', '[1]', 'n holds 1'), ('[20]', '["all"]', "n holds 'all'"), ('[20]', '20', 'n is 20, expected a list'), ('radius', 'raduis', "no setting 'raduis'"),
-    ('arms.mi', 'arms.mu', "arm is 'mu'"), ('0.5', '-1.0', 'radius is -1.0'), ('seeds = 2', 'seeds = 2\nsplit = "train"', "split is 'train'"), ('seeds = 2', 'seeds = 2\nlr = 0.0', 'lr is 0.0'), ('radius = 0.5', 'lr = 0.0', 'lr of arm mi is 0.0'),
-    ('["phantom"]', '["phantom", "phantom"]', 'expected each of them once'), ('seeds = 2', 'seeds = 2\nheadline = [["mi", "mu", "clean", "auc"]]', "arm 'mu' is unknown, expected some of"), ('seeds = 2', 'seeds = 2\nprotocol = "mine"', "protocol is 'mine'"), ('radius = 0.5', 'longer = 0', 'longer of arm mi is 0'), ('seeds = 2', 'seeds = 2\neps = [300]', 'eps holds 300'), ('[arms.baseline]\n[arms.mi]\nradius = 0.5', 'arms = 3', 'arms is 3'),
-    ('[arms.baseline]\n[arms.mi]\nradius = 0.5', '[arms]\nmi = 1', 'arm mi is 1'), ('seeds = 2', 'seeds = 2\ncorruptions = ["rain"]', "corruption 'rain' is unknown"),
-    ('["phantom"]', '[]', 'datasets is [], expected a list of 1 to'), ('[20]', '[]', 'n is [], expected a list of 1 to'), ('[arms.baseline]\n[arms.mi]\nradius = 0.5', '[arms]', 'arms is {}, expected a table of 1 to'),
+@pytest.mark.parametrize('old, new, said',
+                         [('seeds = 2', 'seeds = two', 'is not TOML'),
+                          ('seeds = 2', '', "has no key 'seeds'"), ('seeds', 'sedes', "has a key 'sedes'"),
+    ('seeds = 2', 'seeds = 0', 'seeds is 0'), ('[20]', '[1]', 'n holds 1'),
+    ('[20]', '["all"]', "n holds 'all'"), ('[20]', '20', 'n is 20, expected a list'),
+    ('radius', 'raduis', "no setting 'raduis'"),
+    ('arms.mi', 'arms.mu', "arm is 'mu'"), ('0.5', '-1.0', 'radius is -1.0'),
+    ('seeds = 2', 'seeds = 2\nsplit = "train"', "split is 'train'"),
+    ('seeds = 2', 'seeds = 2\nlr = 0.0', 'lr is 0.0'), ('radius = 0.5', 'lr = 0.0', 'lr of arm mi is 0.0'),
+    ('["phantom"]', '["phantom", "phantom"]', 'expected each of them once'),
+    ('seeds = 2', 'seeds = 2\nheadline = [["mi", "mu", "clean", "auc"]]',
+     "arm 'mu' is unknown, expected some of"),
+     ('seeds = 2', 'seeds = 2\nprotocol = "mine"', "protocol is 'mine'"),
+     ('radius = 0.5', 'longer = 0', 'longer of arm mi is 0'),
+     ('seeds = 2', 'seeds = 2\neps = [300]', 'eps holds 300'),
+     ('[arms.baseline]\n[arms.mi]\nradius = 0.5', 'arms = 3', 'arms is 3'),
+    ('[arms.baseline]\n[arms.mi]\nradius = 0.5', '[arms]\nmi = 1', 'arm mi is 1'),
+    ('seeds = 2', 'seeds = 2\ncorruptions = ["rain"]', "corruption 'rain' is unknown"),
+    ('["phantom"]', '[]', 'datasets is [], expected a list of 1 to'),
+    ('[20]', '[]', 'n is [], expected a list of 1 to'), ('[arms.baseline]\n[arms.mi]\nradius = 0.5', '[arms]',
+                                                         'arms is {}, expected a table of 1 to'),
     *(('seeds = 2', f'seeds = 2\n{line}', said) for line, said in (
-        ('name = 5', 'name is 5, expected a text'), ('size = "28"', "size is '28', expected a whole number"), ('size = 0', 'size is 0'), ('model = 3', 'model is 3, expected a text'), ('device = 3', 'device is 3'),
-        ('bf16 = "no"', "bf16 is 'no', expected true or false"), ('balanced = 1', 'balanced is 1, expected true or false'), ('bs = true', 'bs is True, expected a whole number'), ('dropout = "a"', "dropout is 'a', expected a number"), ('dropout = 2.0', 'dropout is 2.0'),
-        ('corruptions = 3', 'corruptions is 3, expected a list'), ('corruptions = [["a"]]', "corruptions holds ['a'], expected a list of at most 100, each a text"), ('headline = [1]', 'headline holds 1, expected a list of at most 1000, each a list'),
-        ('headline = [[["mi"], "baseline"]]', "headline [['mi'], 'baseline'] is no question"), *((f'headline = [["mi", "baseline", {q}]]', what) for q,what in (
-            ('"clean", "balanced_acc"', "on clean images measure 'balanced_acc' is unknown"), ('"PGD 3/255", "accuracy"', "phantom: condition 'PGD 3/255' is unknown"), ('"cleen", "auc"', "condition 'cleen' is unknown"),
-            ('"PGD 2/255", "auc"', "on PGD 2/255 images measure 'auc' is unknown"), ('"corrupted", "nll"', "on corrupted images measure 'nll' is unknown"), ('"corrupted rain", "auc"', "condition 'corrupted rain' is unknown"), ('"clean", "auc", 777', "size '777' is unknown"), ('"clean", "auc", [20], "nosuch"', "data set 'nosuch' is unknown"))), ('eps = ["a"]', "eps holds 'a', expected a list of at most 100, each a number"), ('split = ["val"]', "split is ['val'], expected test or val")))], ids=lambda v: v[:20])
+        ('name = 5', 'name is 5, expected a text'), ('size = "28"', "size is '28', expected a whole number"),
+        ('size = 0', 'size is 0'), ('model = 3', 'model is 3, expected a text'),
+        ('device = 3', 'device is 3'),
+        ('bf16 = "no"', "bf16 is 'no', expected true or false"),
+        ('balanced = 1', 'balanced is 1, expected true or false'),
+        ('bs = true', 'bs is True, expected a whole number'),
+        ('dropout = "a"', "dropout is 'a', expected a number"), ('dropout = 2.0', 'dropout is 2.0'),
+        ('corruptions = 3', 'corruptions is 3, expected a list'),
+        ('corruptions = [["a"]]', "corruptions holds ['a'], expected a list of at most 100, each a text"),
+        ('headline = [1]', 'headline holds 1, expected a list of at most 1000, each a list'),
+        ('headline = [[["mi"], "baseline"]]', "headline [['mi'], 'baseline'] is no question"),
+        *((f'headline = [["mi", "baseline", {q}]]', what) for q,what in (
+            ('"clean", "balanced_acc"', "on clean images measure 'balanced_acc' is unknown"),
+            ('"PGD 3/255", "accuracy"', "phantom: condition 'PGD 3/255' is unknown"),
+            ('"cleen", "auc"', "condition 'cleen' is unknown"),
+            ('"PGD 2/255", "auc"', "on PGD 2/255 images measure 'auc' is unknown"),
+            ('"corrupted", "nll"', "on corrupted images measure 'nll' is unknown"),
+            ('"corrupted rain", "auc"', "condition 'corrupted rain' is unknown"),
+            ('"clean", "auc", 777', "size '777' is unknown"),
+            ('"clean", "auc", [20], "nosuch"', "data set 'nosuch' is unknown"))),
+            ('eps = ["a"]', "eps holds 'a', expected a list of at most 100, each a number"),
+            ('split = ["val"]', "split is ['val'], expected test or val")))], ids=lambda v: v[:20])
 def test_slips_in_a_configuration_are_named(tmp_path, old, new, said):
     with pytest.raises(InputError) as e: read_config(toml(tmp_path, GOOD.replace(old, new)))
     assert said in str(e.value) and '\n' not in str(e.value)
@@ -86,10 +122,14 @@ def test_a_missing_configuration(tmp_path):
 @given(text=st.text(st.characters(exclude_categories=['Cs','Cc','Zl','Zp']), max_size=99))
 @example(text='\U0001f9e0 \xad \u3000 "\\/\'#=[]')
 def test_any_label_survives_its_file(tmp_path_factory, text):
-    c = replace(TINY, arms={text: dict(arm='baseline'), text+'2': dict(arm='baseline')}, headline=[[text, text+'2', 'clean', 'auc']])
+    c = replace(TINY, arms={text: dict(arm='baseline'), text+'2': dict(arm='baseline')},
+                headline=[[text, text+'2', 'clean', 'auc']])
     assert asdict(read_config(toml(tmp_path_factory.mktemp('toml'), to_toml(c)))) == asdict(c)
 
-@pytest.mark.parametrize('change, said', [(dict(device='cuda:99'), "device is 'cuda:99', but this machine has no such device.*device = \"cpu\" in the configuration"), (dict(device='tpu'), "device is 'tpu'"),
+@pytest.mark.parametrize('change, said',
+                         [(dict(device='cuda:99'),
+                           "device is 'cuda:99', but this machine has no such device.*device = \"cpu\" in "
+                           "the configuration"), (dict(device='tpu'), "device is 'tpu'"),
                                           (dict(model='foo'), "model is 'foo'")], ids=str)
 def test_what_this_machine_lacks_matters_only_where_cells_are_run(tmp_path, change, said):
     c = replace(TINY, **change)
@@ -102,7 +142,9 @@ def test_what_this_machine_lacks_matters_only_where_cells_are_run(tmp_path, chan
 
 def test_the_processor_has_several_names(monkeypatch):
     monkeypatch.setattr(time, 'process_time', lambda: 'of the processor')
-    assert cpu_time(replace(TINY, device='cpu:0')) == cpu_time(TINY) == 'of the processor' != cpu_time(replace(TINY, device='cuda'))
+    assert cpu_time(replace(TINY,
+                            device='cpu:0')) == cpu_time(TINY) == 'of the processor' != cpu_time(replace(TINY,
+                                device='cuda'))
 
 def test_lr_and_length_belong_to_the_training():
     c = replace(TINY, arms=dict(a=dict(arm='baseline', lr=.1, longer=3.), mi={}))
@@ -122,7 +164,8 @@ def test_data_of_a_cell(medmnist_root):
     small, held = cell_data(c, Cell('breastmnist', 50, 3, 'baseline'), medmnist_root)
     assert (len(small.train), len(small.val), len(held)) == (50, 50, 40) and set(held.y.tolist()) == {0, 1}
     assert len(cell_data(c, Cell('breastmnist', 'full', 3, 'baseline'), medmnist_root)[0].train) == 546
-    val = cell_data(replace(c, split='val', test_n=None), Cell('breastmnist', 50, 3, 'baseline'), medmnist_root)[1]
+    val = cell_data(replace(c, split='val', test_n=None), Cell('breastmnist', 50, 3, 'baseline'),
+                    medmnist_root)[1]
     assert torch.equal(val.x, small.val.x)
 
 def test_arms_of_a_group_are_paired_and_groups_are_not(study):
@@ -131,16 +174,19 @@ def test_arms_of_a_group_are_paired_and_groups_are_not(study):
     same = t[t.arm != 'long'].groupby(['n','seed'])
     for k in ('subset','weights','order'): assert (same[k].nunique() == 1).all()
     assert (t.groupby(['n','seed']).weights.nunique() == 1).all()
-    assert t.subset.nunique() == 4 and t.groupby('n').weights.nunique().eq(2).all()                 # a seed draws the weights, whatever the subset
+    # a seed draws the weights, whatever the subset
+    assert t.subset.nunique() == 4 and t.groupby('n').weights.nunique().eq(2).all()
     assert (t[t.arm == 'long'].steps.values == 2*t[t.arm == 'baseline'].steps.values).all()
     assert (t.synthetic > 0).equals(t.arm == 'far')
     assert (t.precision == precision(TINY)).all()
 
 def test_what_is_measured(study):
     r = study.results
-    assert set(r.condition) == {'clean','perturbed','PGD 0/255','PGD 2/255','corrupted','corrupted speckle_noise', *(f'severity {s}' for s in range(1, 6))}
+    assert set(r.condition) == {'clean','perturbed','PGD 0/255','PGD 2/255','corrupted',
+                                'corrupted speckle_noise', *(f'severity {s}' for s in range(1, 6))}
     assert set(r[r.condition == 'clean'].measure) == {'accuracy','auc','balanced_accuracy','ece','nll'}
-    assert not r.duplicated(['dataset','n','arm','seed','condition','measure']).any() and r.value.between(0, 10).all()
+    assert not r.duplicated(['dataset','n','arm','seed','condition','measure']).any() and r.value.between(0,
+        10).all()
     for i, (y, p) in study.predictions.items():
         assert p.shape == (30, 2) and abs(p.sum(1)-1).max() < 2e-3
         k = study.cells.set_index('id').loc[i]
@@ -150,7 +196,10 @@ def test_what_is_measured(study):
 
 # Killed at any moment
 
-def worker(folder): return subprocess.Popen([sys.executable, '-W', 'ignore', '-c', f'from tsynd.experiments import work; work({str(folder)!r})'], env=dict(os.environ, OMP_NUM_THREADS='1'))
+def worker(folder):
+    return subprocess.Popen([sys.executable, '-W', 'ignore', '-c',
+                             f'from tsynd.experiments import work; work({str(folder)!r})'],
+                             env=dict(os.environ, OMP_NUM_THREADS='1'))
 
 def wait_for(condition, seconds=120):
     end = time.monotonic()+seconds
@@ -162,20 +211,25 @@ def test_kill_9_loses_at_most_the_cell_in_flight(part, tmp_path, moment):
     folder = tmp_path/'s'
     folder.mkdir(); (folder/'study.toml').write_text(to_toml(PART))
     w = worker(folder)
-    wait_for(lambda: list(folder.glob('autoencoders/*.lock')) if moment.startswith('training') else len(records(folder)) >= 2)
+    wait_for(lambda: list(folder.glob('autoencoders/*.lock')) if moment.startswith('training')
+             else len(records(folder)) >= 2)
     w.send_signal(signal.SIGKILL); w.wait()
     survived = {r['id']: r for r in records(folder).values()}
     resumed = here(PART, folder)
-    assert resumed.results.equals(part) and {r['id']: r for r in records(folder).values() if r['id'] in survived} == survived
+    assert resumed.results.equals(part) and {r['id']: r for r in records(folder).values()
+                                             if r['id'] in survived} == survived
     lines = (folder/'cells.jsonl').read_bytes().splitlines()
-    assert len(lines) == len(cells(PART))                                                # nothing was done twice
+    # nothing was done twice
+    assert len(lines) == len(cells(PART))
 
 def test_a_killed_study_can_be_started_again_at_once(part, tmp_path):
     "While the workers of the killed one still hold their cells"
     folder = tmp_path/'s'
     code = f'import tests_study_config as t; from tsynd.experiments import run_study; run_study(t.C, {str(folder)!r}, jobs=2, progress=False)'
-    (tmp_path/'tests_study_config.py').write_text(f'from tsynd.experiments import StudyConfig\nC = StudyConfig(**{asdict(PART)!r})\n')
-    parent = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(tmp_path), OMP_NUM_THREADS='1'))
+    (tmp_path/'tests_study_config.py').write_text('from tsynd.experiments import StudyConfig\nC = '
+                                                  f'StudyConfig(**{asdict(PART)!r})\n')
+    parent = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], cwd=tmp_path,
+                              env=dict(os.environ, PYTHONPATH=str(tmp_path), OMP_NUM_THREADS='1'))
     wait_for(lambda: len(records(folder)) >= 1)
     parent.send_signal(signal.SIGKILL); parent.wait()
     again = run_study(PART, folder, jobs=1, progress=False)
@@ -186,7 +240,8 @@ def test_a_killed_study_can_be_started_again_at_once(part, tmp_path):
 def test_a_cell_that_kills_its_process_is_given_up(tmp_path):
     one_cell(tmp_path, b'.....')
     work(tmp_path)
-    assert read_study(tmp_path).cells.reason.tolist() == ['its process was killed five times'] and not list((tmp_path/'locks').glob('*.tries'))
+    assert (read_study(tmp_path).cells.reason.tolist() == ['its process was killed five times']
+            and not list((tmp_path/'locks').glob('*.tries')))
 
 def one_cell(folder, tries=b''):
     "A study of one cell, and the note of its attempts"
@@ -201,27 +256,35 @@ def test_an_attempt_that_is_stopped_does_not_count(tmp_path, monkeypatch, error)
     c, note = one_cell(tmp_path, b'..')
     def stopped(*args): assert note.read_bytes() == b'...'; raise error
     monkeypatch.setattr('tsynd.experiments.study.run_cell', stopped)
-    with pytest.raises(KeyboardInterrupt) if error is KeyboardInterrupt else nullcontext(): assert not _take(c, cells(c)[0], tmp_path, None, 'run', None, set())
+    with pytest.raises(KeyboardInterrupt) if error is KeyboardInterrupt else nullcontext():
+        assert not _take(c, cells(c)[0], tmp_path, None, 'run', None, set())
     assert note.read_bytes() == b'..'
 
 SLOW = "import time, tsynd.experiments.study as S\ndef forever(*args): time.sleep(300)\nS.run_cell = forever\n"
 
-@pytest.mark.parametrize('end, left', [(signal.SIGTERM, b''), (signal.SIGKILL, b'.')], ids=['stopped','killed'])
+@pytest.mark.parametrize('end, left', [(signal.SIGTERM, b''), (signal.SIGKILL, b'.')],
+                         ids=['stopped','killed'])
 def test_a_worker_takes_its_note_back_when_it_is_stopped(tmp_path, end, left):
     _, note = one_cell(tmp_path)
-    w = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', f'{SLOW}S._worker({str(tmp_path)!r})'], stderr=subprocess.PIPE)
+    w = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', f'{SLOW}S._worker({str(tmp_path)!r})'],
+                         stderr=subprocess.PIPE)
     wait_for(lambda: note.exists() and note.read_bytes() == b'.')
-    w.send_signal(signal.SIGINT); time.sleep(.2)                                         # Ctrl-C is for `run_study`
+    # Ctrl-C is for `run_study`
+    w.send_signal(signal.SIGINT); time.sleep(.2)
     assert w.poll() is None and note.read_bytes() == b'.'
     w.send_signal(end)
-    assert w.communicate()[1] == b'' and w.returncode == (143 if end == signal.SIGTERM else -9) and note.read_bytes() == left
+    assert w.communicate()[1] == b'' and w.returncode == (143 if end == signal.SIGTERM
+                                                          else -9) and note.read_bytes() == left
 
 def test_two_runs_on_one_folder_do_not_try_a_failing_cell_for_ever(tmp_path, monkeypatch):
     _, note = one_cell(tmp_path)
     tried, add = [], append
-    def fails(c, cell, *args): tried.append(cell.id); assert len(tried) < 4; return dict(id=cell.id, **asdict(cell), status='failed', reason='always')
+    def fails(c, cell, *args):
+        tried.append(cell.id); assert len(tried) < 4
+        return dict(id=cell.id, **asdict(cell), status='failed', reason='always')
     def both(folder, record): add(folder, record); add(folder, dict(record, run='the other'))
-    monkeypatch.setattr('tsynd.experiments.study.run_cell', fails); monkeypatch.setattr('tsynd.experiments.study.append', both)
+    monkeypatch.setattr('tsynd.experiments.study.run_cell', fails)
+    monkeypatch.setattr('tsynd.experiments.study.append', both)
     for run in 'ab': work(tmp_path, run=run)
     assert len(tried) == 2 and not note.exists()                                         # once in each run
 
@@ -229,7 +292,8 @@ def test_all_arms_are_paired(tmp_path):
     c = replace(TINY, n=[20], seeds=1, updates=2, corruptions=[], attack_n=4, arms={a: {} for a in ARMS})
     s = here(c, tmp_path/'s')
     assert (s.cells.status == 'done').all(), s.cells.reason.tolist()
-    assert len(s.cells) == len(ARMS) and (s.cells[['subset','weights','order','steps','images_seen']].nunique() == 1).all()
+    assert len(s.cells) == len(ARMS) and (s.cells[['subset','weights','order','steps',
+                                                   'images_seen']].nunique() == 1).all()
     assert s.cells.images_seen.tolist()[0] == s.cells.steps.tolist()[0]*20 and s.cells.code.nunique() == 1
 
 @given(cut=st.integers(0, 200))
@@ -240,7 +304,8 @@ def test_a_torn_line_is_cut_off(tmp_path_factory, cut):
     (d/'cells.jsonl').write_bytes(whole[:len(whole)-min(cut, len(whole))])
     left = list(records(d))
     append(d, dict(id='z'))
-    assert left == ['a','b','c'][:len(left)] and list(records(d)) == [*left, 'z'] and whole.startswith((d/'cells.jsonl').read_bytes().rsplit(b'{"id": "z"', 1)[0])
+    assert left == ['a','b','c'][:len(left)] and list(records(d)) == [*left,
+        'z'] and whole.startswith((d/'cells.jsonl').read_bytes().rsplit(b'{"id": "z"', 1)[0])
 
 def test_a_group_has_one_autoencoder(study):
     made = sorted(p.name for p in (study.folder/'autoencoders').iterdir() if p.is_dir())
@@ -252,18 +317,24 @@ def test_a_group_has_one_autoencoder(study):
 def test_a_failing_cell_is_recorded_and_tried_again(tmp_path):
     c = replace(TINY, n=[20, 100000], seeds=1, arms=dict(baseline={}))
     s = here(c, tmp_path/'s')
-    assert s.cells.status.tolist() == ['done','failed'] and 'subset is 100000' in s.cells.reason[1] and set(s.results.n) == {20}
+    assert s.cells.status.tolist() == ['done',
+                                       'failed'] and 'subset is 100000' in s.cells.reason[1] and set(s.results.n) == {20}
     lines = (tmp_path/'s'/'cells.jsonl').read_text().count('\n')
     assert here(c, tmp_path/'s').cells.status.tolist() == ['done','failed']
-    assert (tmp_path/'s'/'cells.jsonl').read_text().count('\n') == lines+1               # the failed one, once more
+    # the failed one, once more
+    assert (tmp_path/'s'/'cells.jsonl').read_text().count('\n') == lines+1
 
 def test_another_study_is_not_mixed_in(study):
-    with pytest.raises(InputError, match='holds a study whose updates is 4, not 7'): run_study(replace(TINY, updates=7), study.folder, progress=False)
+    with pytest.raises(InputError, match='holds a study whose updates is 4, not 7'):
+        run_study(replace(TINY, updates=7), study.folder, progress=False)
 
-@pytest.mark.parametrize('change', [dict(seeds=1), dict(n=[20]), dict(datasets=['breastmnist']), dict(arms=dict(TINY.arms, far=dict(arm='mi'))), dict(headline=[['far','baseline','clean','auc']])], ids=str)
+@pytest.mark.parametrize('change', [dict(seeds=1), dict(n=[20]), dict(datasets=['breastmnist']),
+                                    dict(arms=dict(TINY.arms, far=dict(arm='mi'))),
+                                    dict(headline=[['far','baseline','clean','auc']])], ids=str)
 def test_a_study_only_grows(study, change):
     before = (study.folder/'study.toml').read_bytes()
-    with pytest.raises(InputError, match=f'holds a study whose {next(iter(change))} is'): run_study(replace(TINY, **change), study.folder, progress=False)
+    with pytest.raises(InputError, match=f'holds a study whose {next(iter(change))} is'):
+        run_study(replace(TINY, **change), study.folder, progress=False)
     assert (study.folder/'study.toml').read_bytes() == before
 
 def test_what_has_grown_is_what_was_planned_whole(part, tmp_path):
@@ -271,35 +342,41 @@ def test_what_has_grown_is_what_was_planned_whole(part, tmp_path):
     here(replace(PART, arms=dict(long=PART.arms['long'])), tmp_path/'s')
     first = records(tmp_path/'s')
     s = run_study(PART, tmp_path/'s', jobs=1, progress=False)
-    assert s.results.equals(part) and records(tmp_path/'s')['phantom-20-0-long'] == first['phantom-20-0-long'] and len(first) == 1
+    assert (s.results.equals(part)
+            and records(tmp_path/'s')['phantom-20-0-long'] == first['phantom-20-0-long'] and len(first) == 1)
 
 def test_packed_cells_are_read_and_unpacked_to_go_on(study, tmp_path):
     lines = (study.folder/'cells.jsonl').read_bytes().splitlines(True)
     (tmp_path/'study.toml').write_text(to_toml(TINY))
     (tmp_path/'cells.jsonl.xz').write_bytes(lzma.compress(b''.join(lines[:5])))
-    assert list(records(tmp_path)) == [json.loads(l)['id'] for l in lines[:5]] and not (tmp_path/'cells.jsonl').exists()
+    assert list(records(tmp_path)) == [json.loads(l)['id']
+                                       for l in lines[:5]] and not (tmp_path/'cells.jsonl').exists()
     append(tmp_path, json.loads(lines[5]))
-    assert (tmp_path/'cells.jsonl').read_bytes() == b''.join(lines[:6]) and len(read_study(tmp_path).cells) == 6
+    assert ((tmp_path/'cells.jsonl').read_bytes() == b''.join(lines[:6])
+            and len(read_study(tmp_path).cells) == 6)
     (tmp_path/'cells.jsonl').unlink(); (tmp_path/'cells.jsonl.xz').write_bytes(b'no')
     with pytest.raises(InputError, match='cells.jsonl.xz is not what xz writes'): read_study(tmp_path)
 
 def test_a_folder_with_something_else(tmp_path):
     (tmp_path/'letter.txt').write_text('dear')
-    with pytest.raises(InputError, match='is not empty and no study'): run_study(TINY, tmp_path, progress=False)
+    with pytest.raises(InputError, match='is not empty and no study'):
+        run_study(TINY, tmp_path, progress=False)
     assert [f.name for f in tmp_path.iterdir()] == ['letter.txt']
     with pytest.raises(InputError, match='holds no study.toml'): read_study(tmp_path)
 
 @pytest.mark.parametrize('out', ['file', 'file/x', '/dev/null/x', 'x'*300])
 def test_a_folder_that_cannot_be_made(tmp_path, out):
     (tmp_path/'file').touch()
-    with pytest.raises(InputError, match='cannot be the folder of a study .*; choose another with --out'): run_study(TINY, tmp_path/out, progress=False)
+    with pytest.raises(InputError, match='cannot be the folder of a study .*; choose another with --out'):
+        run_study(TINY, tmp_path/out, progress=False)
     with pytest.raises(InputError, match='holds no study.toml'): read_study(tmp_path/out)
 
 @pytest.mark.parametrize('line', [b'{"id": "a", "sta', b'', b'\xff', b'3', b'[]', b'{}', b'{"id": []}'])
 def test_a_broken_line_is_named(tmp_path, line):
     (tmp_path/'study.toml').write_text(to_toml(TINY))
     (tmp_path/'cells.jsonl').write_bytes(b'{"id": "a"}\n' + line + b'\n{"id": "b"}\n')
-    with pytest.raises(InputError, match='cells.jsonl has .* in line 2, expected the record of a cell') as e: read_study(tmp_path)
+    with pytest.raises(InputError, match='cells.jsonl has .* in line 2, expected the record of a cell') as e:
+        read_study(tmp_path)
     assert '\n' not in str(e.value)
 
 @pytest.mark.parametrize('key', ['status', 'dataset', 'n', 'arm', 'seed', 'measures', 'y', 'p', 'shape'])
@@ -307,8 +384,12 @@ def test_a_record_that_lacks_something_is_named(study, tmp_path, key):
     r = json.loads((study.folder/'cells.jsonl').read_bytes().splitlines()[0])
     (tmp_path/'study.toml').write_text(to_toml(TINY))
     (tmp_path/'cells.jsonl').write_text(json.dumps({k: v for k,v in r.items() if k != key})+'\n')
-    assert len(_todo(TINY, tmp_path, run='x')) == 11                                          # nobody falls over it while others work
-    with pytest.raises(InputError, match=f"cells.jsonl has no {key} in the record of {r['id']}, expected .*; remove that line"): read_study(tmp_path)
+    # nobody falls over it while others work
+    assert len(_todo(TINY, tmp_path, run='x')) == 11
+    with pytest.raises(InputError,
+                       match=f"cells.jsonl has no {key} in the record of {r['id']}, expected .*; remove that "
+                             f"line"):
+        read_study(tmp_path)
 
 def test_an_unfinished_study_can_be_read(study, tmp_path):
     (tmp_path/'study.toml').write_text(to_toml(TINY))
@@ -336,20 +417,26 @@ def test_calibration_against_sklearn_and_by_hand():
 
 def test_corrupted_means_by_hand():
     rows = [dict(corruption='clean', severity=0, balanced_error=.5, accuracy=.5, auc=.5)]
-    rows += [dict(corruption=k, severity=s, balanced_error=e*s, accuracy=1-e*s, auc=.9) for k, e in (('a', .1), ('b', .05)) for s in (1, 2)]
+    rows += [dict(corruption=k, severity=s, balanced_error=e*s, accuracy=1-e*s, auc=.9)
+             for k, e in (('a', .1), ('b', .05)) for s in (1, 2)]
     got = corrupted(rows)
     assert set(got) == {'corrupted','corrupted a','corrupted b','severity 1','severity 2'}
-    assert abs(got['corrupted a']['balanced_accuracy']-.85) < 1e-12 and abs(got['severity 2']['balanced_accuracy']-.85) < 1e-12
+    assert (abs(got['corrupted a']['balanced_accuracy']-.85) < 1e-12
+            and abs(got['severity 2']['balanced_accuracy']-.85) < 1e-12)
     assert abs(got['corrupted']['accuracy']-.8875) < 1e-12
 
 def test_an_estimate_has_every_arm():
     e = estimate(TINY, updates=2, images=4)
-    assert e[['dataset','n','arm']].values.tolist() == [['phantom', n, a] for a in TINY.arms for n in TINY.n] and (e[['training','measuring','autoencoder']] > 0).all().all()
+    assert e[['dataset','n','arm']].values.tolist() == [['phantom', n, a] for a in TINY.arms
+                                                        for n in TINY.n] and (e[['training','measuring',
+                                                            'autoencoder']] > 0).all().all()
 
 def test_an_estimate_counts_whole_epochs_and_trains_a_few_updates(monkeypatch):
     "120 images are four batches of at most 32, more than the two updates asked for"
     seen,train = [],train_cell
-    def witness(c, cell, data, ae): model,facts = train(c, cell, data, ae); seen.append((facts['steps'], len(data.train))); return model,facts
+    def witness(c, cell, data, ae):
+        model,facts = train(c, cell, data, ae); seen.append((facts['steps'], len(data.train)))
+        return model,facts
     monkeypatch.setattr('tsynd.experiments.forecast.train_cell', witness)
     c = replace(TINY, n=['full'], updates=2, arms=dict(baseline={}))
     whole = train(c, cells(c)[0], cell_data(c, cells(c)[0])[0], None)[1]['steps']
@@ -369,23 +456,27 @@ def test_an_estimate_that_fails_leaves_the_threads_alone(monkeypatch):
     finally: torch.set_num_threads(1)
 
 def test_an_arm_that_trains_longer_is_estimated_longer(monkeypatch):
-    monkeypatch.setattr('tsynd.experiments.forecast._probe', lambda *args: (.5, 3.))                      # seconds per update, and of measuring
+    # seconds per update, and of measuring
+    monkeypatch.setattr('tsynd.experiments.forecast._probe', lambda *args: (.5, 3.))
     e = estimate(TINY).query('n == 20').set_index('arm')
     assert e.training.to_dict() == {'baseline': .5*4, 'far': .5*4, 'long': .5*8} and (e.measuring == 3).all()
 
 
 def test_medmnist_protocol(tmp_path):
     "Adam without weight decay at three learning rates, on centred pixels, with the same weights for all arms"
-    c = replace(TINY, n=[20], seeds=1, arms=dict(baseline={}, mi=dict(gate=0.)), protocol='medmnist', epochs=4, balanced=False)
+    c = replace(TINY, n=[20], seeds=1, arms=dict(baseline={}, mi=dict(gate=0.)), protocol='medmnist',
+                epochs=4, balanced=False)
     s = here(c, tmp_path/'s')
-    assert (s.cells.status == 'done').all() and s.cells.weights.nunique() == 1 and s.cells.order.nunique() == 1
+    assert ((s.cells.status == 'done').all() and s.cells.weights.nunique() == 1
+            and s.cells.order.nunique() == 1)
     seen = []
     net = make_classifier('small_resnet', 1, 2).eval()
     first = next(m for m in net.modules() if isinstance(m, torch.nn.Conv2d))
     first.register_forward_pre_hook(lambda m, x: seen.append(x[0]))
     x = torch.rand(3, 1, 28, 28)
     net(x)
-    assert torch.allclose(seen[0], (x-.5)/.5, atol=1e-6)                                  # centred once, not twice
+    # centred once, not twice
+    assert torch.allclose(seen[0], (x-.5)/.5, atol=1e-6)
     learn = train_classifier(phantom(n_train=32, n_val=8, n_test=8), epochs=8, lr=1e-3, fit=fit_steps)
     lrs = [float(v) for v in learn.recorder.lrs]
     assert len(lrs) == 8 and all(abs(v/w-1) < 1e-6 for v, w in zip(lrs, [1e-3]*4 + [1e-4]*2 + [1e-5]*2))
@@ -396,5 +487,6 @@ def test_the_medmnist_protocol_cuts_an_epoch_as_its_authors_do(monkeypatch):
     c = replace(TINY, n=[20], bs=8, epochs=2, arms=dict(baseline={}))
     sizes,data = [],phantom(n_train=20, n_val=8, n_test=8)
     monkeypatch.setattr(Witness, 'before_batch', lambda self: sizes.append(len(self.y)), raising=False)
-    for protocol in ('medmnist', 'tsynd'): train_cell(replace(c, protocol=protocol), Cell('phantom', 20, 0, 'baseline'), data, None)
+    for protocol in ('medmnist', 'tsynd'):
+        train_cell(replace(c, protocol=protocol), Cell('phantom', 20, 0, 'baseline'), data, None)
     assert sizes == [8,8,4]*2 + [6,7,7]*2

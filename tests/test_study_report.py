@@ -19,7 +19,8 @@ from tsynd.reports import arms_html, contrasts_html, departures, OFFICIAL, offic
 EVIL = '"><script>alert(1)</script><img src=http://evil.example/x onerror=1> $\\frac{a} & \' </style>'
 ARMS = dict(baseline={}, mi={}, pgd={})
 GAIN = dict(baseline=0, mi=.05, pgd=-.05)
-FAMILY = [['mi', 'baseline', 'clean', 'auc'], ['pgd', 'baseline', 'clean', 'auc'], ['mi', 'pgd', 'PGD 4/255', 'balanced_accuracy']]
+FAMILY = [['mi', 'baseline', 'clean', 'auc'], ['pgd', 'baseline', 'clean', 'auc'],
+          ['mi', 'pgd', 'PGD 4/255', 'balanced_accuracy']]
 
 
 def packed(p): return b64encode(p.astype(np.float16).tobytes()).decode()
@@ -29,21 +30,30 @@ def record(c, d, n, s, a, i):
     "A finished cell; every value can be told from every other"
     base = .6 + .1*GAIN.get(a, .01*i)*10 + .01*s + {50: 0, 100: .02, 'full': .0305}[n] + .0003*((7*s+3*i) % 5)
     def m(drop): return dict(accuracy=base-drop, auc=base-drop+.02, balanced_accuracy=base-drop-.01)
-    measures = dict(clean=m(0) | dict(ece=.1-GAIN.get(a, 0), nll=.5+.01*s), perturbed=m(.1)) | {f'PGD {e}/255': m(.1*e) for e in (0, 1, 4)}
-    measures |= {'corrupted': m(.05)} | {f'corrupted {k}': m(v) for k, v in dict(blur=.04, noise=.06).items()} | {f'severity {v}': m(.02*v) for v in range(1, 6)}
+    measures = dict(clean=m(0) | dict(ece=.1-GAIN.get(a, 0), nll=.5+.01*s),
+                    perturbed=m(.1)) | {f'PGD {e}/255': m(.1*e) for e in (0, 1, 4)}
+    measures |= {'corrupted': m(.05)} | {f'corrupted {k}': m(v)
+                                         for k, v in dict(blur=.04,
+                                                          noise=.06).items()} | {f'severity {v}': m(.02*v)
+                                                              for v in range(1, 6)}
     y = np.arange(40) % 2
     g = np.random.default_rng(100*s+i)
     p = np.clip(.5 + (y-.5)*.4 + g.normal(0, .2, 40), 0, 1)
-    return dict(id=f'{d}-{n}-{s}-{a}', dataset=d, n=n, seed=s, arm=a, status='done', versions=dict(tsynd='0.1.0'), seconds=10.*(1+i)*(1+s), seconds_autoencoder=5., seconds_measuring=3.,
-                steps=300, images_seen=9600, synthetic=0, weights=f'w{s}', order=f'o{s}', subset=f's{n}{s}', measures=measures, shape=[40, 2], p=packed(np.stack([1-p, p], 1)), y=y.tolist())
+    return dict(id=f'{d}-{n}-{s}-{a}', dataset=d, n=n, seed=s, arm=a, status='done',
+                versions=dict(tsynd='0.1.0'), seconds=10.*(1+i)*(1+s), seconds_autoencoder=5.,
+                seconds_measuring=3.,
+                steps=300, images_seen=9600, synthetic=0, weights=f'w{s}', order=f'o{s}', subset=f's{n}{s}',
+                measures=measures, shape=[40, 2], p=packed(np.stack([1-p, p], 1)), y=y.tolist())
 
 
-def make(folder, edit=lambda r: r, arms=ARMS, n=(50, 100), seeds=4, datasets=('breastmnist',), headline=FAMILY, **kw):
+def make(folder, edit=lambda r: r, arms=ARMS, n=(50, 100), seeds=4, datasets=('breastmnist',),
+         headline=FAMILY, **kw):
     "The folder of a study; `edit` changes a record or drops it with None"
     c = StudyConfig('a study', list(datasets), list(n), seeds, arms, headline=headline, **kw)
     folder.mkdir(parents=True, exist_ok=True)
     (folder/'study.toml').write_text(to_toml(c), encoding='utf-8')
-    rows = [edit(record(c, d, k, s, a, i)) for s in range(seeds) for d in datasets for k in n for i, a in enumerate(arms)]
+    rows = [edit(record(c, d, k, s, a, i)) for s in range(seeds) for d in datasets for k in n
+            for i, a in enumerate(arms)]
     (folder/'cells.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows if r))
     return folder
 
@@ -67,8 +77,10 @@ def check(folder):
     for _, a in page.tags:
         for k in ('src', 'srcset', 'href'):
             v = a.get(k)
-            assert v is None or v.startswith('data:image/png;base64,') or v[0] == '#' and v[1:] in ids, (k, v[:80])
-    assert all(len(a.get('alt', '')) > 20 for a in page.get('img')) and len(page.get('img')) == len(page.get('source'))
+            assert v is None or v.startswith('data:image/png;base64,') or v[0] == '#' and v[1:] in ids, (k,
+                v[:80])
+    assert all(len(a.get('alt', '')) > 20
+               for a in page.get('img')) and len(page.get('img')) == len(page.get('source'))
     assert not re.search(r'\b(nan|None|inf)\b', page.text)
     assert 'dropout off' in page.text and 'not a medical device' in page.text
     for words in page.get('table'): assert page.text
@@ -76,15 +88,22 @@ def check(folder):
 
 
 def drop(*measures):
-    def edit(r): return dict(r, measures={k: v for k, v in r['measures'].items() if not k.startswith(measures)})
+    def edit(r):
+        return dict(r, measures={k: v for k, v in r['measures'].items() if not k.startswith(measures)})
     return edit
 
-def several_labels(r): return dict(r, y=np.stack([np.arange(40) % 2, np.arange(40) % 3 == 0], 1).astype(int).tolist())
+def several_labels(r):
+    return dict(r, y=np.stack([np.arange(40) % 2, np.arange(40) % 3 == 0], 1).astype(int).tolist())
 
-LAYOUTS = dict(plain={}, one_seed=dict(seeds=1), one_arm=dict(arms=dict(baseline={}), headline=[]), full=dict(n=['full'], datasets=['pathmnist'], **PROTOCOL), mixed=dict(n=[50, 'full']),
-               phantom=dict(datasets=['phantom', 'breastmnist']), part=dict(test_n=40), bare=dict(edit=drop('PGD', 'corrupted', 'severity', 'perturbed')),
-               labels=dict(edit=several_labels), no_baseline=dict(arms=dict(mi={}, pgd={}), headline=[['pgd', 'mi', 'clean', 'auc']]), default=dict(headline=[]),
-               lost=dict(edit=lambda r: None if (r['arm'], r['seed']) in (('pgd', 0), ('mi', 1), ('mi', 2)) else r))
+LAYOUTS = dict(plain={}, one_seed=dict(seeds=1), one_arm=dict(arms=dict(baseline={}), headline=[]),
+               full=dict(n=['full'], datasets=['pathmnist'], **PROTOCOL), mixed=dict(n=[50, 'full']),
+               phantom=dict(datasets=['phantom', 'breastmnist']), part=dict(test_n=40),
+               bare=dict(edit=drop('PGD', 'corrupted', 'severity', 'perturbed')),
+               labels=dict(edit=several_labels),
+               no_baseline=dict(arms=dict(mi={}, pgd={}), headline=[['pgd', 'mi', 'clean', 'auc']]),
+               default=dict(headline=[]),
+               lost=dict(edit=lambda r: None if (r['arm'], r['seed']) in (('pgd', 0), ('mi', 1), ('mi', 2))
+                         else r))
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_every_layout(tmp_path, layout):
@@ -95,14 +114,17 @@ def test_every_layout(tmp_path, layout):
 
 def test_many_arms_with_long_names(tmp_path):
     arms = {f'mi, radius {i/10} and a weight of {i}': dict(arm='mi', radius=.1+i/20) for i in range(16)}
-    page = check(make(tmp_path/'s', arms=arms, seeds=2, headline=[[list(arms)[3], list(arms)[9], 'clean', 'auc']]))
+    page = check(make(tmp_path/'s', arms=arms, seeds=2,
+                      headline=[[list(arms)[3], list(arms)[9], 'clean', 'auc']]))
     assert all(page.text.count(a) >= 5 for a in arms)
 
 def test_hostile_strings(tmp_path):
     def edit(r):
         if r['seed'] == 1 and r['n'] == 50: return dict(r, status='failed', reason=EVIL)
-        return dict(r, versions={EVIL: EVIL}, measures=r['measures'] | {EVIL: r['measures']['perturbed'], 'corrupted '+EVIL: r['measures']['perturbed']})
-    folder = make(tmp_path/'s', edit, arms={'baseline': {}, EVIL: dict(arm='mi')}, headline=[[EVIL, 'baseline', 'clean', 'auc']], seeds=3)
+        return dict(r, versions={EVIL: EVIL}, measures=r['measures'] | {EVIL: r['measures']['perturbed'],
+            'corrupted '+EVIL: r['measures']['perturbed']})
+    folder = make(tmp_path/'s', edit, arms={'baseline': {}, EVIL: dict(arm='mi')},
+                  headline=[[EVIL, 'baseline', 'clean', 'auc']], seeds=3)
     page = check(folder)
     assert page.text.count('alert(1)') > 10 and not [a for _, a in page.tags if 'evil' in str(a.get('src'))]
 
@@ -115,20 +137,30 @@ def test_the_headline_is_that_of_the_statistics(f):
     page = Page(contrasts_html(f))
     for r in want.itertuples():
         lo, hi = (f'{100*v:+.1f}'.replace('-', '−') for v in (r.lo, r.hi))
-        assert f'{lo} to {hi}' in page.text and f'{100*r.difference:+.1f}'.replace('-', '−') in page.text and f'{r.p_holm:.3f}' in page.text
+        assert f'{lo} to {hi}' in page.text and f'{100*r.difference:+.1f}'.replace('-',
+            '−') in page.text and f'{r.p_holm:.3f}' in page.text
     assert page.text.count('open') == 3 and page.text.count('out of reach') == 3          # four seeds
     assert want.image_lo.notna().tolist() == [True, True, False]
 
-@pytest.mark.parametrize('measure, difference, p, said', [('auc', .1, .05, 'better'), ('auc', .1, .051, 'open'), ('auc', -.1, .01, 'worse'), ('ece', -.1, .01, 'better'), ('ece', .1, .01, 'worse'), ('nll', .1, .01, 'worse'), ('auc', 0., 0., 'open')])
-def test_verdicts(measure, difference, p, said): assert verdicts(pd.DataFrame([dict(measure=measure, difference=difference, p_holm=p)])) == [said]
+@pytest.mark.parametrize('measure, difference, p, said',
+                         [('auc', .1, .05, 'better'), ('auc', .1, .051, 'open'), ('auc', -.1, .01, 'worse'),
+                          ('ece', -.1, .01, 'better'), ('ece', .1, .01, 'worse'), ('nll', .1, .01, 'worse'),
+                          ('auc', 0., 0., 'open')])
+def test_verdicts(measure, difference, p, said):
+    assert verdicts(pd.DataFrame([dict(measure=measure, difference=difference, p_holm=p)])) == [said]
 
 def test_a_clear_result_turns_with_the_arms(tmp_path):
-    up = found(tmp_path/'up', seeds=8, headline=[['mi', 'baseline', 'clean', 'auc'], ['pgd', 'baseline', 'clean', 'auc']])
+    up = found(tmp_path/'up', seeds=8,
+               headline=[['mi', 'baseline', 'clean', 'auc'], ['pgd', 'baseline', 'clean', 'auc']])
     assert verdicts(up.head) == ['better', 'worse']
-    assert '1 came out better, 1 worse and 0 stay open' in study_finding(up) and re.search(r'mi against baseline on breastmnist: \+5\.\d points of AUC, clean \(.* over 8 seeds\), better', study_finding(up))
+    assert ('1 came out better, 1 worse and 0 stay open' in study_finding(up)
+            and re.search(r'mi against baseline on breastmnist: \+5\.\d points of AUC, clean \(.* over 8 '
+                          r'seeds\), better', study_finding(up)))
     down = found(tmp_path/'down', seeds=8, headline=[['baseline', 'mi', 'clean', 'auc']])
-    assert verdicts(down.head) == ['worse'] and '−5.' in study_finding(down) and '▾ worse' in contrasts_html(down)
-    assert 'out of reach' not in study_caution(up) and 'out of reach' in study_caution(replace(up, head=up.head.assign(possible=.06)))
+    assert (verdicts(down.head) == ['worse'] and '−5.' in study_finding(down)
+            and '▾ worse' in contrasts_html(down))
+    assert 'out of reach' not in study_caution(up) and 'out of reach' in study_caution(replace(up,
+        head=up.head.assign(possible=.06)))
 
 def test_a_likelihood_is_given_in_nats_and_not_drawn(tmp_path):
     g = found(tmp_path/'s', headline=[['mi', 'baseline', 'clean', 'nll'], ['mi', 'baseline', 'clean', 'auc']])
@@ -137,9 +169,14 @@ def test_a_likelihood_is_given_in_nats_and_not_drawn(tmp_path):
 def test_severity_zero_is_of_the_images_that_are_corrupted(tmp_path):
     "Which are the attacked ones, where these are fewer than all"
     def start(g): return severity_plot(g).fig.axes[0].lines[0].get_ydata()[0]
-    few = lambda r: dict(r, measures=r['measures'] | {'PGD 0/255': dict(accuracy=.1, auc=.1, balanced_accuracy=.123)})
+    few = lambda r: dict(r,
+                         measures=r['measures']
+                         | {'PGD 0/255': dict(accuracy=.1, auc=.1, balanced_accuracy=.123)})
     assert start(found(tmp_path/'few', few)) == .123
-    assert start(all_ := found(tmp_path/'all', drop('PGD 0'))) == all_.means.query("condition == 'clean' and measure == 'balanced_accuracy' and arm == @all_.baseline")['mean'].mean()
+    assert start(all_ := found(tmp_path/'all',
+                               drop('PGD 0'))) == all_.means.query("condition == 'clean' and measure == "
+                                                                   "'balanced_accuracy' and arm == "
+                                                                   "@all_.baseline")['mean'].mean()
 
 def test_what_cannot_be_asked_is_said(tmp_path):
     g = found(tmp_path/'s', headline=[['mi', 'baseline', 'PGD 16/255', 'accuracy']], eps=[1, 4, 16])
@@ -162,11 +199,17 @@ def test_every_loss_is_marked_and_counted(f):
     assert lost == page.count('▾ ') == page.count('> worse<') == page.count('class="n lost"') > 5
     assert f'{lost} are losses' in study_caution(f) and f'Of {sum(keep)} mean' in study_caution(f)
 
-@pytest.mark.parametrize('d, measure, lost', [(-.0006, 'auc', True), (-.0004, 'auc', False), (.01, 'auc', False), (.01, 'ece', True), (-.01, 'ece', False), (.0006, 'nll', True), (.0004, 'nll', False), (.01, 'seconds', False), (np.nan, 'auc', False)])
+@pytest.mark.parametrize('d, measure, lost',
+                         [(-.0006, 'auc', True), (-.0004, 'auc', False), (.01, 'auc', False),
+                          (.01, 'ece', True), (-.01, 'ece', False), (.0006, 'nll', True),
+                          (.0004, 'nll', False), (.01, 'seconds', False), (np.nan, 'auc', False)])
 def test_losses(d, measure, lost): assert is_loss(d, measure) == lost
 
 def test_the_tables_hold_all_arms_and_conditions(f):
-    assert table_columns(f) == [('clean', m) for m in ('auc', 'accuracy', 'balanced_accuracy', 'ece', 'nll')] + [(c, 'balanced_accuracy') for c in ('perturbed', 'PGD 0/255', 'PGD 1/255', 'PGD 4/255', 'corrupted')]
+    assert table_columns(f) == [('clean', m) for m in ('auc', 'accuracy', 'balanced_accuracy', 'ece',
+                                                       'nll')] + [(c, 'balanced_accuracy')
+                                                           for c in ('perturbed', 'PGD 0/255', 'PGD 1/255',
+                                                               'PGD 4/255', 'corrupted')]
     text = arms_html(f)
     for r in f.means.itertuples():
         if (r.condition, r.measure) in table_columns(f): assert f'{r.mean:.3f} <small>± {r.sd:.3f}' in text
@@ -174,15 +217,21 @@ def test_the_tables_hold_all_arms_and_conditions(f):
 
 def test_failed_and_missing_cells_are_told(tmp_path):
     def edit(r):
-        if r['arm'] == 'pgd' and r['seed'] == 2: return dict(id=r['id'], dataset=r['dataset'], n=r['n'], arm='pgd', seed=2, status='failed', reason='RuntimeError: the disk is full') if r['n'] == 50 else None
+        if r['arm'] == 'pgd' and r['seed'] == 2:
+            return dict(id=r['id'], dataset=r['dataset'], n=r['n'], arm='pgd', seed=2, status='failed',
+                        reason='RuntimeError: the disk is full') if r['n'] == 50 else None
         return r
     g = found(tmp_path/'s', edit)
     text = Page(study_facts_html(g)).text
-    assert 'breastmnist-50-2-pgd: RuntimeError: the disk is full' in text and '22 of 24 cells are finished, 1 failed.' in study_caution(g)
-    assert re.search(r'planned24finished22failed1not yet run1', text) and '1 more without a partner' in contrasts_html(g)
+    assert ('breastmnist-50-2-pgd: RuntimeError: the disk is full' in text
+            and '22 of 24 cells are finished, 1 failed.' in study_caution(g))
+    assert re.search(r'planned24finished22failed1not yet run1',
+                     text) and '1 more without a partner' in contrasts_html(g)
 
 def test_pairing_is_checked(f):
-    assert dict(pairing(f.study.cells)) == {k: 'equal in all 8 groups of arms' for k in ('training subset', 'initial weights', 'order of batches')}
+    assert dict(pairing(f.study.cells)) == {k: 'equal in all 8 groups of arms'
+                                            for k in ('training subset', 'initial weights',
+                                                      'order of batches')}
     cells = f.study.cells.copy()
     cells.loc[4, 'weights'] = 'other'
     assert dict(pairing(cells))['initial weights'] == 'differs in 1 of 8 groups of arms'
@@ -193,42 +242,52 @@ def test_pairing_is_checked(f):
 
 # Official numbers
 
-OTHER = dict(protocol='tsynd', model='small_resnet', size=64, epochs=50, bs=32, lr=.002, balanced=True, split='val', test_n=40)
+OTHER = dict(protocol='tsynd', model='small_resnet', size=64, epochs=50, bs=32, lr=.002, balanced=True,
+             split='val', test_n=40)
 
 def test_official_numbers_stand_beside_ours_only_under_their_protocol(tmp_path):
     g = found(tmp_path/'same', n=[50, 'full'], datasets=['breastmnist', 'pneumoniamnist'], **PROTOCOL)
     text = Page(official_html(g)).text
-    assert departures(g) == [] and all(f'{v:.3f}' in text for d in ('breastmnist', 'pneumoniamnist') for v in OFFICIAL[d]) and '0.983' not in text
-    own = g.means[(g.means.n == 'full') & (g.means.condition == 'clean') & g.means.measure.isin(['auc', 'accuracy'])]
+    assert departures(g) == [] and all(f'{v:.3f}' in text for d in ('breastmnist', 'pneumoniamnist')
+                                       for v in OFFICIAL[d]) and '0.983' not in text
+    own = g.means[(g.means.n == 'full') & (g.means.condition == 'clean') & g.means.measure.isin(['auc',
+        'accuracy'])]
     assert all(f'{r.mean:.3f} ± {r.sd:.3f}' in text for r in own.itertuples()) and len(own) == 12
     fewer = g.means[(g.means.n == '50') & (g.means.condition == 'clean') & (g.means.measure == 'auc') & (g.means.arm == 'mi')]
     assert f'{fewer["mean"].iloc[0]:.3f}' not in text
 
 def test_arms_with_a_rate_of_their_own_stand_not_beside_them(tmp_path):
-    g = found(tmp_path/'own', n=['full'], datasets=['breastmnist'], arms={'baseline': {}, 'mi': dict(lr=.01)}, headline=[], **PROTOCOL)
+    g = found(tmp_path/'own', n=['full'], datasets=['breastmnist'], arms={'baseline': {}, 'mi': dict(lr=.01)},
+              headline=[], **PROTOCOL)
     text = Page(official_html(g)).text
     assert 'baseline, ' in text and 'mi, ' not in text and 'of their own: mi' in text
 
 def test_no_official_numbers_without_ours(tmp_path):
-    g = found(tmp_path/'s', lambda r: None if (r['dataset'], r['n']) == ('pneumoniamnist', 'full') else r, n=[50, 'full'], datasets=['breastmnist', 'pneumoniamnist'], headline=[], **PROTOCOL)
+    g = found(tmp_path/'s', lambda r: None if (r['dataset'], r['n']) == ('pneumoniamnist', 'full') else r,
+              n=[50, 'full'], datasets=['breastmnist', 'pneumoniamnist'], headline=[], **PROTOCOL)
     assert '0.901' in official_html(g) and '0.944' not in official_html(g)
 
 def test_without_a_baseline_the_first_arm_is_named(tmp_path):
     page = check(make(tmp_path/'s', arms={'mi': {}, 'pgd': {}}, headline=[]))
-    assert 'paired difference to mi,' in page.text and 'mi = 1' in page.text and 'baseline' not in page.text.replace('baseline, longer', '')
+    assert ('paired difference to mi,' in page.text and 'mi = 1' in page.text
+            and 'baseline' not in page.text.replace('baseline, longer', ''))
 
 @pytest.mark.parametrize('key', PROTOCOL)
 def test_any_departure_hides_them_and_is_named(tmp_path, key):
     g = found(tmp_path/'s', n=['full'], seeds=2, **PROTOCOL | {key: OTHER[key]})
-    assert departures(g) == [f'{key} is {OTHER[key]}, not {PROTOCOL[key] if key != "test_n" else "the whole split"}']
+    assert departures(g) == [f'{key} is {OTHER[key]}, not '
+                             f'{PROTOCOL[key] if key != "test_n" else "the whole split"}']
     assert '0.901' not in official_html(g) and f'{key} is {OTHER[key]}' in official_html(g)
 
 def test_subsets_and_other_sets_have_no_official_numbers(tmp_path):
     assert departures(found(tmp_path/'a', **PROTOCOL)) == ['no arm was trained on the full data']
-    assert departures(found(tmp_path/'b', n=['full'], datasets=['phantom'], **PROTOCOL)) == ['there are no official numbers for these data sets']
+    assert departures(found(tmp_path/'b', n=['full'], datasets=['phantom'],
+                            **PROTOCOL)) == ['there are no official numbers for these data sets']
 
 def test_official_numbers_are_as_published():
-    assert len(OFFICIAL) == 12 and OFFICIAL['breastmnist'] == (.901, .863) and OFFICIAL['pneumoniamnist'] == (.944, .854) and all(.5 < v < 1 for r in OFFICIAL.values() for v in r)
+    assert len(OFFICIAL) == 12 and OFFICIAL['breastmnist'] == (.901,
+        .863) and OFFICIAL['pneumoniamnist'] == (.944, .854) and all(.5 < v < 1 for r in OFFICIAL.values()
+            for v in r)
 
 
 # Figures
@@ -242,15 +301,18 @@ def test_figures_draw_the_means(f):
         assert np.allclose(line(auc_plot(f), colour[a]).get_ydata(), t['mean'][['50', '100']])
         p = pool(f, 'breastmnist', 'balanced_accuracy')[a]
         at, sev = line(attack_plot(f), colour[a]), line(severity_plot(f), colour[a])
-        assert at.get_xdata().tolist() == [0, 1, 4] and np.allclose(at.get_ydata(), p[['PGD 0/255', 'PGD 1/255', 'PGD 4/255']])
-        assert sev.get_xdata().tolist() == list(range(6)) and np.allclose(sev.get_ydata(), p[['clean', *(f'severity {s}' for s in range(1, 6))]])
+        assert at.get_xdata().tolist() == [0, 1, 4] and np.allclose(at.get_ydata(),
+            p[['PGD 0/255', 'PGD 1/255', 'PGD 4/255']])
+        assert sev.get_xdata().tolist() == list(range(6)) and np.allclose(sev.get_ydata(),
+            p[['clean', *(f'severity {s}' for s in range(1, 6))]])
         want = f.means[(f.means.arm == a) & (f.means.condition == 'PGD 4/255') & (f.means.measure == 'balanced_accuracy')]['mean'].mean()
         assert np.isclose(p['PGD 4/255'], want)
 
 def test_clean_stands_at_zero_where_nothing_else_does(tmp_path):
     g = found(tmp_path/'s', drop('PGD 0'), headline=FAMILY[:2])
     p = pool(g, 'breastmnist', 'balanced_accuracy')['mi']
-    assert np.allclose(line(attack_plot(g), ARM_COLOURS['light'][coloured_arms(g).index('mi')]).get_ydata(), p[['clean', 'PGD 1/255', 'PGD 4/255']])
+    assert np.allclose(line(attack_plot(g), ARM_COLOURS['light'][coloured_arms(g).index('mi')]).get_ydata(),
+                       p[['clean', 'PGD 1/255', 'PGD 4/255']])
 
 def test_an_arm_that_lacks_a_size_is_not_pooled(tmp_path):
     g = found(tmp_path/'s', lambda r: None if (r['arm'], r['n']) == ('pgd', 100) else r, n=(50, 100, 'full'))
@@ -258,7 +320,8 @@ def test_an_arm_that_lacks_a_size_is_not_pooled(tmp_path):
     assert p.pgd.isna().all() and p.mi.notna().all() and g.pooled('breastmnist') == ['50', '100']
 
 def test_a_page_of_arms_none_of_which_has_all_sizes(tmp_path):
-    folder = make(tmp_path/'s', lambda r: None if r['n'] == (50 if r['arm'] == 'mi' else 100) else r, arms=dict(baseline={}, mi={}), headline=[])
+    folder = make(tmp_path/'s', lambda r: None if r['n'] == (50 if r['arm'] == 'mi' else 100) else r,
+                  arms=dict(baseline={}, mi={}), headline=[])
     check(folder)
     g = findings(read_study(folder))
     assert attack_plot(g) is severity_plot(g) is None
@@ -266,12 +329,14 @@ def test_a_page_of_arms_none_of_which_has_all_sizes(tmp_path):
 def test_colours_are_few_and_fixed(f, tmp_path):
     arms = dict(baseline={}) | {f'mi {i}': dict(arm='mi') for i in range(12)}
     g = found(tmp_path/'s', arms=arms, seeds=2, headline=[['mi 9', 'mi 7', 'clean', 'auc']])
-    assert coloured_arms(g) == ['baseline', 'mi 9', 'mi 7', 'mi 0', 'mi 1', 'mi 2', 'mi 3'] and coloured_arms(f) == ['baseline', 'mi', 'pgd']
+    assert coloured_arms(g) == ['baseline', 'mi 9', 'mi 7', 'mi 0', 'mi 1', 'mi 2',
+                                'mi 3'] and coloured_arms(f) == ['baseline', 'mi', 'pgd']
     from tsynd.reports import figure_style
     for dark in (False, True):
         with figure_style(dark) as c: st = line_styles(g, c, dark)
         own = [s for s in st.values() if 'marker' in s]
-        assert len(st) == 13 and len(own) == 7 == len({s['color'] for s in own}) == len({s['marker'] for s in own}) and list(st)[-7:] == coloured_arms(g)
+        assert len(st) == 13 and len(own) == 7 == len({s['color'] for s in own}) == len({s['marker']
+            for s in own}) and list(st)[-7:] == coloured_arms(g)
         assert [s['color'] for s in own] == ARM_COLOURS['dark' if dark else 'light']
     assert '6 other arms' in [t.get_text() for t in auc_plot(g).fig.legends[0].get_texts()]
 
@@ -296,12 +361,16 @@ def test_cost_is_relative_to_the_same_cell(f, tmp_path):
     assert t.relative.tolist() == [1, 2, 3] and t.seconds.tolist() == [25, 50, 75]
     d = pairs(f.results, 'mi', 'baseline', 'clean', 'auc', 'breastmnist', ('50', '100')).difference
     assert np.allclose(t.loc['mi', ['gain', 'lo', 'hi']].astype(float), [d.mean(), *t_interval(d)])
-    g = found(tmp_path/'s', lambda r: None if (r['arm'], r['seed']) == ('baseline', 3) else r | dict(seconds=r['seconds']*(9 if r['n'] == 'full' else 1)), n=(50, 'full'))
+    g = found(tmp_path/'s', lambda r: None if (r['arm'], r['seed']) == ('baseline', 3) else r
+              | dict(seconds=r['seconds']*(9 if r['n'] == 'full' else 1)), n=(50, 'full'))
     assert costs(g).set_index('arm').relative.tolist() == [1, 2, 3]
     assert cost_plot(f).alt.endswith("mi, at 2.0 times the seconds of the baseline.")
-    moved = found(tmp_path/'t', lambda r: r | (dict(precision='float32', seconds=9*r['seconds']) if (r['arm'], r['n']) == ('mi', 100) else dict(precision='bfloat16')))
+    moved = found(tmp_path/'t',
+                  lambda r: r | (dict(precision='float32', seconds=9*r['seconds'])
+                                 if (r['arm'], r['n']) == ('mi', 100) else dict(precision='bfloat16')))
     t = costs(moved).set_index('arm')
-    assert t.relative.tolist() == [1, 2, 3] and t.seconds.tolist() == [25, 50, 75]       # half of the cells of mi were trained on a slower machine
+    # half of the cells of mi were trained on a slower machine
+    assert t.relative.tolist() == [1, 2, 3] and t.seconds.tolist() == [25, 50, 75]
 
 def test_drawing_leaves_no_trace(f):
     before = dict(matplotlib.rcParams)
@@ -313,8 +382,10 @@ def test_drawing_leaves_no_trace(f):
 
 def test_bad_folders_are_refused(tmp_path):
     with pytest.raises(InputError, match='no study.toml'): study_report(tmp_path)
-    with pytest.raises(InputError, match='no finished cell yet'): study_report(make(tmp_path/'s', lambda r: None))
-    with pytest.raises(InputError, match='no finished cell yet'): study_report(make(tmp_path/'t', lambda r: dict(r, status='failed', reason='x')))
+    with pytest.raises(InputError, match='no finished cell yet'):
+        study_report(make(tmp_path/'s', lambda r: None))
+    with pytest.raises(InputError, match='no finished cell yet'):
+        study_report(make(tmp_path/'t', lambda r: dict(r, status='failed', reason='x')))
     blocked = make(tmp_path/'u')
     (blocked/'report.html').mkdir()
     with pytest.raises(InputError, match='cannot be written'): study_report(blocked)

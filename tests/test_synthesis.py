@@ -30,7 +30,8 @@ class Smooth(nn.Module):
     "A small classifier without kinks, with BatchNorm and two dropout layers"
     def __init__(self, ch=1, C=2, size=12):
         super().__init__()
-        self.f = nn.Sequential(nn.Conv2d(ch, 6, 3, 2), nn.BatchNorm2d(6), nn.Tanh(), nn.Flatten(), nn.Dropout(.3), nn.Linear(6*((size-1)//2)**2, 16), nn.Tanh(),
+        self.f = nn.Sequential(nn.Conv2d(ch, 6, 3, 2), nn.BatchNorm2d(6), nn.Tanh(), nn.Flatten(),
+                               nn.Dropout(.3), nn.Linear(6*((size-1)//2)**2, 16), nn.Tanh(),
                                nn.Dropout(.5), nn.Linear(16, C))
         self.fail = None
     def forward(self, x):
@@ -61,7 +62,9 @@ def moved(syn, ae):
 
 # Real images
 
-@pytest.fixture(scope='module', params=[pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in ('breastmnist','pneumoniamnist')])
+@pytest.fixture(scope='module',
+                params=[pytest.param(n, marks=pytest.mark.xdist_group(n))
+                        for n in ('breastmnist','pneumoniamnist')])
 def real(request, medmnist_root):
     "An autoencoder and a classifier, briefly trained on 100 real images, and held-out ones"
     data = subset(load_medmnist(request.param, medmnist_root), 100)
@@ -91,7 +94,8 @@ def test_every_objective_climbs_what_it_names_on_held_out_images(real):
         syn = Synthesizer(ae, o)(model, x, y)
         assert (moved(syn, ae) <= .3+1e-5).all() and 0 <= syn.x.min() and syn.x.max() <= 1
         logits = mc_logits(model, syn.x, 64, seed=99).detach()
-        values[o] = dict(mi=mutual_information(logits).mean().item(), entropy=entropy(logits).mean().item(), cross_entropy=cross_entropy(logits, y).mean().item())
+        values[o] = dict(mi=mutual_information(logits).mean().item(), entropy=entropy(logits).mean().item(),
+                         cross_entropy=cross_entropy(logits, y).mean().item())
     for o in ('mi','entropy','cross_entropy'):
         rival = max(v[o] for k,v in values.items() if k in ('random','reconstruction'))
         assert values[o][o] > rival+.01
@@ -122,7 +126,8 @@ def test_longer_radius_more_mi_and_nothing_left_behind(real):
 
 # The gradient
 
-def objective_of(o, ae, mc, y, kind, prepare=lambda x: x): return lambda z: OBJECTIVES[o](mc(prepare(ae.decode(z))), y, kind)
+def objective_of(o, ae, mc, y, kind,
+                 prepare=lambda x: x): return lambda z: OBJECTIVES[o](mc(prepare(ae.decode(z))), y, kind)
 
 @tasks
 @pytest.mark.parametrize('o', ['mi','entropy','cross_entropy'])
@@ -154,7 +159,8 @@ def test_the_first_step_goes_along_the_finite_difference_gradient(task, o):
 
 # The ascent
 
-@given(st.integers(0, 10**6), st.integers(1, 6), st.floats(1e-3, 10), st.floats(.01, 3), st.sampled_from([1, 30]))
+@given(st.integers(0, 10**6), st.integers(1, 6), st.floats(1e-3, 10), st.floats(.01, 3),
+       st.sampled_from([1, 30]))
 def test_ascent_never_goes_down_or_out(seed, K, r, step, wild):
     g = torch.Generator().manual_seed(seed)
     a, z0 = torch.randn(2, 5, 6, generator=g, dtype=torch.float64)
@@ -162,7 +168,8 @@ def test_ascent_never_goes_down_or_out(seed, K, r, step, wild):
     z, trace = ascend(U, z0, r, K, step)
     assert not z.requires_grad and not trace.requires_grad and ((z-z0).norm(dim=1) <= r*(1+1e-9)).all()
     torch.testing.assert_close(trace[0], U(z0))
-    if K == 1: assert trace.shape == (1, 5)                                    # a single step is not looked at
+    # a single step is not looked at
+    if K == 1: assert trace.shape == (1, 5)
     else:
         assert trace.shape == (K+1, 5) and (U(z) >= U(z0)).all()
         torch.testing.assert_close(trace.amax(0), U(z))
@@ -173,7 +180,8 @@ def test_projection_is_the_nearest_point(seed, r):
     z,z0 = 3*torch.randn(2, 4, 2, 3, generator=g, dtype=torch.float64)
     p = project(z, z0, r)
     d, dp = (z-z0).flatten(1).norm(dim=1), (p-z0).flatten(1).norm(dim=1)
-    torch.testing.assert_close(dp, d.clamp(max=r)); torch.testing.assert_close((p-z).flatten(1).norm(dim=1), (d-r).clamp(min=0), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(dp, d.clamp(max=r))
+    torch.testing.assert_close((p-z).flatten(1).norm(dim=1), (d-r).clamp(min=0), atol=1e-9, rtol=1e-9)
     torch.testing.assert_close(project(p, z0, r), p)
     assert torch.equal(project(z0, z0, r), z0)
 
@@ -206,13 +214,21 @@ def test_radius_labels_and_range(objective, task):
     ae, model, x, y = made(task)
     kind = TASKS[task][2]
     for radius in (.01, .3, 2.):
-        syn = synthesize(ae, model, x, y, seed=3, objective=objective, T=4, steps=3, radius=radius, step=.8, task=kind, index=torch.tensor([7,5,9,0]))
-        assert (moved(syn, ae) <= radius*(1+1e-4)).all() and 0 <= syn.x.min() and syn.x.max() <= 1 and syn.x.shape == x.shape
+        syn = synthesize(ae, model, x, y, seed=3, objective=objective, T=4, steps=3, radius=radius, step=.8,
+                         task=kind, index=torch.tensor([7,5,9,0]))
+        assert (moved(syn,
+                      ae) <= radius*(1+1e-4)).all() and 0 <= syn.x.min() and syn.x.max() <= 1 and syn.x.shape == x.shape
         torch.testing.assert_close(syn.distance_latent, moved(syn, ae), rtol=1e-4, atol=1e-6)
-        assert torch.equal(syn.y, y) and torch.equal(syn.source, x) and syn.table().source_index.tolist() == [7,5,9,0]
-        with torch.no_grad(): torch.testing.assert_close(syn.z0, ae.encode(x)); torch.testing.assert_close(syn.x, ae.decode(syn.z))
-        if objective == 'random': torch.testing.assert_close(moved(syn, ae), torch.full((4,), radius), rtol=1e-4, atol=0)
-        elif objective == 'reconstruction': assert torch.equal(syn.z, syn.z0) and torch.equal(syn.x, syn.reconstruction) and torch.equal(syn.mi_before, syn.mi_after)
+        assert torch.equal(syn.y, y) and torch.equal(syn.source,
+                                                     x) and syn.table().source_index.tolist() == [7,5,9,0]
+        with torch.no_grad():
+            torch.testing.assert_close(syn.z0, ae.encode(x))
+            torch.testing.assert_close(syn.x, ae.decode(syn.z))
+        if objective == 'random':
+            torch.testing.assert_close(moved(syn, ae), torch.full((4,), radius), rtol=1e-4, atol=0)
+        elif objective == 'reconstruction':
+            assert torch.equal(syn.z, syn.z0) and torch.equal(syn.x,
+                syn.reconstruction) and torch.equal(syn.mi_before, syn.mi_after)
         else: assert (moved(syn, ae) > 0).all() and syn.trace.shape == (4,4)
 
 @tasks
@@ -237,7 +253,9 @@ def test_batch_mates_do_not_matter():
     ae, model, x, y = made(dtype=torch.float64)
     engine = Synthesizer(ae, T=4)
     together = engine(model, x, y)
-    for i in range(4): torch.testing.assert_close(engine(model, x[i:i+1], y[i:i+1]).z, together.z[i:i+1], rtol=1e-6, atol=1e-8)
+    for i in range(4):
+        torch.testing.assert_close(engine(model, x[i:i+1], y[i:i+1]).z, together.z[i:i+1], rtol=1e-6,
+                                   atol=1e-8)
 
 def test_mi_of_several_labels_counts_every_label():
     "With one label that is a coin for the draws and others that are settled, and the other way round"
@@ -253,9 +271,11 @@ def test_mi_of_several_labels_counts_every_label():
 @given(st.integers(0, 10**6))
 def test_cross_entropy_is_that_of_the_mean_prediction(seed):
     g = torch.Generator().manual_seed(seed)
-    x, y, Y = 3*torch.randn(5, 4, 3, generator=g, dtype=torch.float64), torch.randint(3, (4,), generator=g), torch.randint(2, (4,3), generator=g).double()
+    x, y, Y = 3*torch.randn(5, 4, 3, generator=g, dtype=torch.float64), torch.randint(3, (4,),
+        generator=g), torch.randint(2, (4,3), generator=g).double()
     torch.testing.assert_close(cross_entropy(x, y), -x.softmax(-1).mean(0)[torch.arange(4), y].log())
-    torch.testing.assert_close(cross_entropy(x, Y, SEVERAL), F.binary_cross_entropy(x.sigmoid().mean(0), Y, reduction='none').sum(-1))
+    torch.testing.assert_close(cross_entropy(x, Y, SEVERAL),
+                               F.binary_cross_entropy(x.sigmoid().mean(0), Y, reduction='none').sum(-1))
     assert torch.isfinite(cross_entropy((x*1e4).half().clamp(-6e4, 6e4), y)).all()
 
 def test_prepare_is_what_the_classifier_sees_everywhere():
@@ -280,7 +300,8 @@ def test_before_and_after_are_measured_under_fresh_draws(monkeypatch):
     ae, model, x, y = made()
     syn = synthesize(ae, model, x, y, T=16, seed=0)
     ascent, fresh = ([{tuple(m.flatten().tolist()) for m in mc.masks['f.7',0]} for mc in made_mcs])
-    assert made_mcs[1].T >= 32 and len(ascent) == 16 and len(ascent & fresh) <= 2      # of 2**16 masks, two may agree by chance
+    # of 2**16 masks, two may agree by chance
+    assert made_mcs[1].T >= 32 and len(ascent) == 16 and len(ascent & fresh) <= 2
     assert made_mcs[0].gen.initial_seed() != made_mcs[1].gen.initial_seed()
     engine = Synthesizer(ae, T=16)
     a,b = (engine.measure(model, syn, seed=s) for s in (1,2))
@@ -293,25 +314,34 @@ def test_the_columns_say_what_they_mean():
     with torch.no_grad(): rec = ae.decode(ae.encode(x))
     torch.testing.assert_close(syn.reconstruction, rec)
     torch.testing.assert_close(syn.distance_pixel, (syn.x-rec).flatten(1).pow(2).mean(1).sqrt())
-    for name, im in dict(source=x, before=rec, after=syn.x).items():               # other draws, the same within their error
+    # other draws, the same within their error
+    for name, im in dict(source=x, before=rec, after=syn.x).items():
         logits = mc_logits(model, im, 500, seed=123).detach()
-        torch.testing.assert_close(getattr(syn, f'mi_{name}'), mutual_information(logits), rtol=.35, atol=.003)
+        torch.testing.assert_close(getattr(syn, f'mi_{name}'), mutual_information(logits), rtol=.35,
+                                   atol=.003)
         if name != 'source':
-            torch.testing.assert_close(getattr(syn, f'p_{name}'), logits.softmax(-1).mean(0).gather(1, y[:,None])[:,0], rtol=.1, atol=.02)
+            torch.testing.assert_close(getattr(syn, f'p_{name}'),
+                                       logits.softmax(-1).mean(0).gather(1, y[:,None])[:,0], rtol=.1,
+                                       atol=.02)
     t = syn.table()
-    assert list(t.columns) == ['source_index', *PROVENANCE_COLUMNS] and len(t) == 4 and np.isfinite(t.to_numpy()).all()
+    assert list(t.columns) == ['source_index',
+                               *PROVENANCE_COLUMNS] and len(t) == 4 and np.isfinite(t.to_numpy()).all()
 
 def test_a_table_before_measuring_has_what_is_known():
     ae, model, x, y = made()
-    assert list(Synthesizer(ae, T=4)(model, x, y).table().columns) == ['source_index','gate','distance_latent']
+    assert list(Synthesizer(ae, T=4)(model, x, y).table().columns) == ['source_index','gate',
+        'distance_latent']
 
 def test_joined_batches_are_the_batches():
     ae, model, x, y = made(n=6)
-    parts = [synthesize(ae, model, x[i], y[i], T=4, seed=s, index=torch.arange(6)[i]) for s,i in enumerate((slice(0,4), slice(4,6)))]
+    parts = [synthesize(ae, model, x[i], y[i], T=4, seed=s, index=torch.arange(6)[i])
+             for s,i in enumerate((slice(0,4), slice(4,6)))]
     joined = cat(parts)
     assert len(joined) == 6 and joined.table().source_index.tolist() == list(range(6))
     for f in fields(Synthetic):
-        if f.name != 'trace': assert torch.equal(getattr(joined, f.name), torch.cat([getattr(p, f.name) for p in parts])), f.name
+        if f.name != 'trace':
+            assert torch.equal(getattr(joined, f.name),
+                               torch.cat([getattr(p, f.name) for p in parts])), f.name
     assert joined.trace.shape == (5,6) and torch.equal(joined.trace[:,4:], parts[1].trace)
     assert cat([parts[0], replace(parts[1], index=None)]).index is None
 
@@ -342,7 +372,8 @@ def test_nothing_is_left_behind(objective, task):
     for f in fields(Synthetic):
         if (v := getattr(syn, f.name)) is not None: assert not v.requires_grad, f.name
 
-@pytest.mark.parametrize('error', [KeyError('k'), RuntimeError('r'), KeyboardInterrupt()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize('error', [KeyError('k'), RuntimeError('r'), KeyboardInterrupt()],
+                         ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize('place', ['ascent','later step','measure','decoder'])
 def test_exceptions_leave_nothing_behind(error, place, monkeypatch):
     ae, model, x, y = made()
@@ -379,9 +410,12 @@ def test_synthesis_works_where_gradients_are_off():
 # Bad input
 
 @pytest.mark.parametrize('kwargs,word', [
-    (dict(objective='mutual'), "objective is 'mutual', expected one of mi"), (dict(T=1), 'T is 1'), (dict(T=0, objective='entropy'), 'T is 0'),
-    (dict(T=2.5), 'T is 2.5'), (dict(steps=0), 'steps is 0'), (dict(steps=1.5), 'steps is 1.5'), (dict(radius=0), 'radius is 0'),
-    (dict(radius=-.1), 'radius is -0.1'), (dict(radius=math.nan), 'radius is nan'), (dict(radius=math.inf), 'radius is inf'),
+    (dict(objective='mutual'), "objective is 'mutual', expected one of mi"), (dict(T=1), 'T is 1'),
+    (dict(T=0, objective='entropy'), 'T is 0'),
+    (dict(T=2.5), 'T is 2.5'), (dict(steps=0), 'steps is 0'), (dict(steps=1.5), 'steps is 1.5'),
+    (dict(radius=0), 'radius is 0'),
+    (dict(radius=-.1), 'radius is -0.1'), (dict(radius=math.nan), 'radius is nan'),
+    (dict(radius=math.inf), 'radius is inf'),
     (dict(step=0), 'step is 0'), (dict(step=-1), 'step is -1')], ids=str)
 def test_impossible_settings_are_refused(kwargs, word):
     with pytest.raises(InputError) as e: Synthesizer(made()[0], **kwargs)
@@ -393,9 +427,12 @@ def test_one_draw_is_enough_for_all_but_mi(o):
     assert len(Synthesizer(ae, o, T=1)(model, x, y)) == 4
 
 @pytest.mark.parametrize('change,word', [
-    (lambda x: x*2, 'to 2.00'), (lambda x: x-.5, 'values from -0.5'), (lambda x: x*255, 'needs [0, 1]'), (lambda x: x+math.nan, 'NaN'),
-    (lambda x: x.where(x != x[0,0,0,0], torch.tensor(math.inf)), '1 pixels'), (lambda x: x[:,:,:10], '(B, 1, H, W)'), (lambda x: x.repeat(1,3,1,1), '(4, 3, 12, 12)'),
-    (lambda x: x[0], '(B, 1, H, W)')], ids=['twice','shifted','bytes','NaN','inf','10×12','colour','one image'])
+    (lambda x: x*2, 'to 2.00'), (lambda x: x-.5, 'values from -0.5'), (lambda x: x*255, 'needs [0, 1]'),
+    (lambda x: x+math.nan, 'NaN'),
+    (lambda x: x.where(x != x[0,0,0,0], torch.tensor(math.inf)), '1 pixels'),
+    (lambda x: x[:,:,:10], '(B, 1, H, W)'), (lambda x: x.repeat(1,3,1,1), '(4, 3, 12, 12)'),
+    (lambda x: x[0], '(B, 1, H, W)')], ids=['twice','shifted','bytes','NaN','inf','10×12','colour',
+                                            'one image'])
 def test_bad_images_are_refused(change, word):
     ae, model, x, y = made()
     for o in OBJECTIVES:
@@ -407,14 +444,18 @@ def test_rounding_beyond_the_range_is_forgiven():
     with pytest.raises(InputError): check_pixels(torch.tensor([-5e-4, 1.]))
     with pytest.raises(InputError): check_pixels(torch.tensor([0, 1+5e-4]))
 
-@pytest.mark.parametrize('model,word', [(Classifier(nn.Flatten(), 144, 2, p=0.), 'all with p = 0'), (nn.Sequential(nn.Flatten(), nn.Linear(144, 2)), 'no dropout layer')])
+@pytest.mark.parametrize('model,word', [(Classifier(nn.Flatten(), 144, 2, p=0.), 'all with p = 0'),
+                                        (nn.Sequential(nn.Flatten(), nn.Linear(144, 2)), 'no dropout layer')])
 def test_a_classifier_without_dropout_is_refused(model, word):
     ae, _, x, y = made()
     with pytest.raises(InputError, match=word): synthesize(ae, model, x, y)
 
-@pytest.mark.parametrize('y,kind', [(torch.tensor([0,1,2,0]), ONE), (torch.tensor([0,1,-1,0]), ONE), (torch.zeros(4, 2), ONE), (torch.zeros(3).long(), ONE),
-                                     (torch.zeros(4), SEVERAL), (torch.zeros(4, 3), SEVERAL), (torch.tensor([0,1,1,0]), SEVERAL)],
-                         ids=['class 2 of 2','class -1','rows for classes','too few','numbers for rows','3 labels of 2','classes for rows'])
+@pytest.mark.parametrize('y,kind', [(torch.tensor([0,1,2,0]), ONE), (torch.tensor([0,1,-1,0]), ONE),
+                                    (torch.zeros(4, 2), ONE), (torch.zeros(3).long(), ONE),
+                                     (torch.zeros(4), SEVERAL), (torch.zeros(4, 3), SEVERAL),
+                                     (torch.tensor([0,1,1,0]), SEVERAL)],
+                         ids=['class 2 of 2','class -1','rows for classes','too few','numbers for rows',
+                              '3 labels of 2','classes for rows'])
 @pytest.mark.parametrize('o', ['mi','cross_entropy'])
 def test_labels_that_do_not_fit_are_refused(y, kind, o):
     ae, model, x, _ = made()
@@ -423,7 +464,8 @@ def test_labels_that_do_not_fit_are_refused(y, kind, o):
 
 def test_objectives_are_what_they_are_called():
     logits = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0)); y = torch.tensor([0,1,2,0])
-    for name,f in (('mi',mutual_information), ('entropy',entropy)): torch.testing.assert_close(OBJECTIVES[name](logits, y, ONE), f(logits))
+    for name,f in (('mi',mutual_information), ('entropy',entropy)):
+        torch.testing.assert_close(OBJECTIVES[name](logits, y, ONE), f(logits))
 
 def test_twins_copy_each_distance():
     ae, model, x, y = made(dtype=torch.float64)
@@ -455,7 +497,8 @@ def test_one_step_is_the_projected_normalised_gradient_step(seed, r, step, far):
     want = z0 + move*np.minimum(1, r/np.linalg.norm(move, axis=1, keepdims=True))
     U = lambda z: -(torch.tensor(A)*(z-torch.tensor(top))**2).sum(1)
     z,trace = ascend(U, torch.tensor(z0), r, 1, step, torch.tensor(start))
-    torch.testing.assert_close(z, torch.tensor(want)); torch.testing.assert_close(trace, U(torch.tensor(start))[None])
+    torch.testing.assert_close(z, torch.tensor(want))
+    torch.testing.assert_close(trace, U(torch.tensor(start))[None])
 
 @tasks
 @pytest.mark.parametrize('o', ['mi','entropy','cross_entropy'])
@@ -472,22 +515,26 @@ def test_one_step_of_the_engine_is_that_step(task, o, step):
     g = torch.autograd.grad(u.sum(), z)[0].flatten(1)
     move = start.flatten(1) + step*r*g/g.pow(2).sum(1, keepdim=True).sqrt() - z0.flatten(1)
     want = z0.flatten(1) + move*(r/move.pow(2).sum(1, keepdim=True).sqrt()).clamp(max=1)
-    torch.testing.assert_close(syn.z.flatten(1), want); torch.testing.assert_close(syn.trace, u.detach()[None])
-    assert (moved(syn, ae) <= .3+1e-9).all() and ((moved(syn, ae) < .29).any() if step < 1 else (moved(syn, ae) > .29).any())
+    torch.testing.assert_close(syn.z.flatten(1), want)
+    torch.testing.assert_close(syn.trace, u.detach()[None])
+    assert (moved(syn, ae) <= .3+1e-9).all() and ((moved(syn, ae) < .29).any()
+                                                  if step < 1 else (moved(syn, ae) > .29).any())
 
 def test_several_steps_go_on_from_the_start_and_end_no_lower():
     ae, model, x, y = made(dtype=torch.float64)
     engine = Synthesizer(ae, T=4, steps=3)
     with torch.no_grad(): z0 = ae.encode(x); start = in_ball(z0, engine.length(z0), 1, far=.9)
     syn = engine(model, x, y, index=torch.arange(4), bank=with_start(start))
-    with torch.no_grad(), MCDropout(model, 4, 0) as mc: torch.testing.assert_close(syn.trace[0], mutual_information(mc(ae.decode(start))))
+    with torch.no_grad(), MCDropout(model, 4, 0) as mc:
+        torch.testing.assert_close(syn.trace[0], mutual_information(mc(ae.decode(start))))
     assert (syn.trace.amax(0) >= syn.trace[0]).all() and (moved(syn, ae) <= .3+1e-9).all()
 
 @pytest.fixture
 def starts(monkeypatch):
     "Where each ascent started, with its centres and radius"
     seen, f = [], ascend
-    monkeypatch.setattr('tsynd.targeting.synthesis.ascend', lambda U, z0, r, steps, step, start: (seen.append((start, z0, r)), f(U, z0, r, steps, step, start))[1])
+    monkeypatch.setattr('tsynd.targeting.synthesis.ascend', lambda U, z0, r, steps, step,
+                        start: (seen.append((start, z0, r)), f(U, z0, r, steps, step, start))[1])
     return seen
 
 @pytest.mark.parametrize('jitter', [0., .2, 1.])
@@ -522,7 +569,9 @@ class Grid(nn.Module):
 
 class Above(nn.Module):
     "Class 1, or label 1, where the mean pixel is above a threshold; one threshold per label"
-    def __init__(self, *cuts): super().__init__(); self.register_buffer('cuts', torch.tensor(cuts, dtype=torch.float64)); self.looked = []
+    def __init__(self, *cuts):
+        super().__init__(); self.register_buffer('cuts', torch.tensor(cuts, dtype=torch.float64))
+        self.looked = []
     def forward(self, x):
         self.looked.append(x.detach().clone())
         over = 1e4*(x.mean((1,2,3)).double()[:,None] - self.cuts)
@@ -535,7 +584,8 @@ class Always(nn.Module):
         self.calls += 1
         y = self.y[:len(x)]
         if not self.kind.several: return 50.*F.one_hot(y if self.yes else y+1, int(self.y.max())+2)
-        return 50*(2*y-1)*(1 if self.yes or self.calls == 1 else -1)              # right at the reconstruction, wrong ever after
+        # right at the reconstruction, wrong ever after
+        return 50*(2*y-1)*(1 if self.yes or self.calls == 1 else -1)
 
 def paths(n=12, seed=0, radius=.05):
     ae, g = Grid(), torch.Generator().manual_seed(seed)
@@ -558,14 +608,16 @@ def test_an_image_is_kept_as_far_out_as_the_judge_lets_it(seed, cut, radius):
     assert torch.equal(syn.gate, want)
     assert torch.equal(judge(syn.x).argmax(1) == y, want > 0)                  # on the images themselves
     t = torch.where(want > 0, want, 1.).view(-1,1,1,1)
-    torch.testing.assert_close(syn.z, free.z0+t*(free.z-free.z0)); torch.testing.assert_close(syn.x, engine.ae.decode(syn.z))
+    torch.testing.assert_close(syn.z, free.z0+t*(free.z-free.z0))
+    torch.testing.assert_close(syn.x, engine.ae.decode(syn.z))
     torch.testing.assert_close(syn.distance_latent, radius*t.flatten())
 
 def test_all_shares_of_the_path_occur():
     "A judge that stands in the way of each image at another place"
     engine, x, _ = paths(40, 0, .3)
     y, gates = torch.ones(40).long(), []
-    for cut in torch.linspace(.45, .55, 9).tolist(): gates += engine(Smooth(size=8).eval(), x, y, judge=Above(cut)).gate.tolist()
+    for cut in torch.linspace(.45, .55, 9).tolist():
+        gates += engine(Smooth(size=8).eval(), x, y, judge=Above(cut)).gate.tolist()
     assert set(gates) == {0., .25, .5, .75, 1.}
 
 @tasks
@@ -574,18 +626,21 @@ def test_a_judge_that_accepts_everything_changes_no_image(objective, task):
     ae, model, x, y = made(task)
     kind, engine = TASKS[task][2], Synthesizer(ae, objective, T=4, task=TASKS[task][2], gate=.5)
     free, syn = engine(model, x, y), engine(model, x, y, judge=Always(y, True, kind))
-    assert torch.equal(syn.x, free.x) and torch.equal(syn.trace, free.trace) and torch.equal(syn.gate, torch.ones(4)) and torch.equal(free.gate, torch.ones(4))
+    assert torch.equal(syn.x, free.x) and torch.equal(syn.trace, free.trace) and torch.equal(syn.gate,
+        torch.ones(4)) and torch.equal(free.gate, torch.ones(4))
     assert torch.equal(syn.z, free.z)
 
 @tasks
 def test_a_judge_that_accepts_nothing_drops_all_and_moves_none(task):
     ae, model, x, y = made(task)
     kind, engine = TASKS[task][2], Synthesizer(ae, T=4, task=TASKS[task][2], gate=.5)
-    if kind.several: y = y[:1].expand_as(y).clone()                                    # for a judge that does not know whom it sees
+    # for a judge that does not know whom it sees
+    if kind.several: y = y[:1].expand_as(y).clone()
     else: y = torch.zeros_like(y)
     free, judge = engine(model, x, y), Always(y, False, kind)
     syn = engine(model, x, y, judge=judge)
-    assert torch.equal(syn.x, free.x) and torch.equal(syn.gate, torch.zeros(4)) and judge.calls == 3+kind.several
+    assert torch.equal(syn.x, free.x) and torch.equal(syn.gate,
+                                                      torch.zeros(4)) and judge.calls == 3+kind.several
     assert torch.equal(syn.z, free.z)
     assert syn.table().gate.tolist() == [0]*4
 
@@ -600,7 +655,8 @@ def test_what_the_gate_keeps_is_on_the_path_and_passes(task, dtype):
         engine = Synthesizer(ae, T=4, radius=2., gate=.5)
         with torch.no_grad():
             free, rec = engine(model, x, y), ae.decode(ae.encode(x))
-            judge.f[-1].bias -= (judge(free.x)+judge(rec)).mean(0)/2            # so that paths cross its boundary
+            # so that paths cross its boundary
+            judge.f[-1].bias -= (judge(free.x)+judge(rec)).mean(0)/2
             for p in judge.f[-1].parameters(): p.mul_(1e4)                        # and it is sure of itself
             y = judge(rec).argmax(1)
         syn = engine(model, x, y, judge=judge)
@@ -608,8 +664,10 @@ def test_what_the_gate_keeps_is_on_the_path_and_passes(task, dtype):
         torch.testing.assert_close(syn.z, free.z0+t*(free.z-free.z0), rtol=1e-5, atol=1e-5)
         with torch.no_grad():
             torch.testing.assert_close(syn.x, ae.decode(syn.z), rtol=1e-5, atol=1e-5)
-            assert torch.equal(judge(syn.x).argmax(1) == y, syn.gate > 0) and torch.equal(judge(free.x).argmax(1) == y, syn.gate == 1)
-        torch.testing.assert_close(syn.distance_latent, free.distance_latent*t.flatten(), rtol=1e-4, atol=1e-5)
+            assert torch.equal(judge(syn.x).argmax(1) == y,
+                               syn.gate > 0) and torch.equal(judge(free.x).argmax(1) == y, syn.gate == 1)
+        torch.testing.assert_close(syn.distance_latent, free.distance_latent*t.flatten(), rtol=1e-4,
+                                   atol=1e-5)
         kept += syn.gate.tolist()
     assert set(kept) <= {0., .25, .5, .75, 1.} and any(0 < g < 1 for g in kept)
 
@@ -633,7 +691,8 @@ def test_labels_that_the_judge_never_got_right_do_not_count():
     engine, x, _ = paths()
     engine.task = SEVERAL
     y = torch.tensor([[0.,1.]]).double().repeat(12, 1)
-    assert (engine(Smooth(size=8).eval(), x, y, judge=Above(-1., 2.)).gate == 1).all()          # says yes and no to all
+    # says yes and no to all
+    assert (engine(Smooth(size=8).eval(), x, y, judge=Above(-1., 2.)).gate == 1).all()
     assert (engine(Smooth(size=8).eval(), x, y, judge=Above(2., 2.)).gate == 1).all()
 
 def test_the_judge_sees_what_the_classifier_sees():
@@ -641,9 +700,12 @@ def test_the_judge_sees_what_the_classifier_sees():
     judge = Above(.5)
     engine.prepare = lambda x: 2*x+3
     syn = engine(Smooth(size=8).eval(), x, y, judge=judge)
-    torch.testing.assert_close(judge.looked[0], 2*engine.ae.decode(syn.z0+(syn.z-syn.z0)/torch.where(syn.gate > 0, syn.gate, 1.).view(-1,1,1,1))+3)
+    torch.testing.assert_close(judge.looked[0],
+                               2*engine.ae.decode(syn.z0+(syn.z-syn.z0)/torch.where(syn.gate > 0, syn.gate,
+                                   1.).view(-1,1,1,1))+3)
 
-@pytest.mark.parametrize('error', [None, KeyError('k'), RuntimeError('r'), KeyboardInterrupt()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize('error', [None, KeyError('k'), RuntimeError('r'), KeyboardInterrupt()],
+                         ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize('task', ['grey','labels'])
 def test_the_judge_is_left_as_it_was(error, task):
     ae, model, x, y = made(task)
@@ -661,7 +723,8 @@ def test_the_judge_is_left_as_it_was(error, task):
 def test_a_judge_that_drops_and_normalises_in_training_does_neither_here():
     ae, model, x, y = made()
     judge = made(seed=9)[1]
-    runs = [Synthesizer(ae, T=4, radius=1., gate=.5)(model, x, y, judge=judge.train(mode)) for mode in (True, False)]
+    runs = [Synthesizer(ae, T=4, radius=1., gate=.5)(model, x, y, judge=judge.train(mode))
+            for mode in (True, False)]
     assert torch.equal(runs[0].gate, runs[1].gate) and torch.equal(runs[0].x, runs[1].x)
 
 
@@ -679,7 +742,8 @@ def calls_of(ae, monkeypatch):
 @pytest.mark.parametrize('warm', [True, False])
 def test_each_image_is_encoded_once(warm, monkeypatch):
     ae, model, x, y = made(n=6)
-    z, seen, bank, engine = encoded(ae, x), calls_of(ae, monkeypatch), LatentBank(warm), Synthesizer(ae, T=3, steps=1, gate=.5)
+    z, seen, bank, engine = encoded(ae, x), calls_of(ae, monkeypatch), LatentBank(warm), Synthesizer(ae, T=3,
+        steps=1, gate=.5)
     for epoch in range(4):
         order = torch.randperm(6, generator=torch.Generator().manual_seed(epoch))
         for i in order.split(4):
@@ -687,7 +751,8 @@ def test_each_image_is_encoded_once(warm, monkeypatch):
             torch.testing.assert_close(syn.z0, z[i], rtol=1e-5, atol=1e-6)
     assert seen == [4,2] and bank.encoded == 6
 
-@given(st.lists(st.lists(st.integers(-3, 10**9), min_size=1, max_size=5, unique=True), min_size=1, max_size=6))
+@given(st.lists(st.lists(st.integers(-3, 10**9), min_size=1, max_size=5, unique=True), min_size=1,
+                max_size=6))
 @settings(max_examples=40)
 def test_indices_come_in_any_order(batches):
     g = torch.Generator().manual_seed(0)
@@ -700,7 +765,8 @@ def test_indices_come_in_any_order(batches):
         bank.store(torch.tensor(b), z0+1)
     assert bank.encoded == len(images)
     every = torch.tensor(list(images))
-    assert torch.equal(bank.recall(ae, torch.stack(list(images.values())), every)[1], ae.encode(torch.stack(list(images.values())))+1)
+    assert torch.equal(bank.recall(ae, torch.stack(list(images.values())), every)[1],
+                       ae.encode(torch.stack(list(images.values())))+1)
 
 def test_a_bank_makes_room_a_few_times_only():
     ae,bank,places,x = Grid(),LatentBank(),set(),torch.rand(256,1,8,8, dtype=torch.float64)
@@ -729,7 +795,8 @@ def test_a_warm_start_is_where_the_last_ascent_ended(warm, starts):
     assert (moved(syns[-1], ae) <= .3+1e-5).all()
 
 def test_a_moved_back_image_starts_where_it_was_left_and_a_dropped_one_at_its_source(starts):
-    i, y, model, gates, x = torch.arange(40), torch.ones(40).long(), Smooth(size=8).double().eval(), [], paths(40)[1]
+    i, y, model, gates, x = (torch.arange(40), torch.ones(40).long(), Smooth(size=8).double().eval(), [],
+                             paths(40)[1])
     engine = Synthesizer(Grid(), T=3, steps=1, step=1., radius=.3, gate=.5)
     for cut in torch.linspace(.45, .55, 9).tolist():
         bank = LatentBank()
@@ -747,18 +814,22 @@ def test_a_changed_image_is_new(starts):
     syn = engine(model, other, y, index=i, bank=bank)
     start = starts[-1][0]
     torch.testing.assert_close(syn.z0, encoded(ae, other), rtol=1e-5, atol=1e-6)
-    assert bank.encoded == 6 and torch.equal(start[[1,3]], syn.z0[[1,3]]) and torch.equal(start[[0,2]], first.z[[0,2]])
+    assert bank.encoded == 6 and torch.equal(start[[1,3]], syn.z0[[1,3]]) and torch.equal(start[[0,2]],
+        first.z[[0,2]])
     back = engine(model, x, y, index=i, bank=bank)
     torch.testing.assert_close(back.z0, encoded(ae, x), rtol=1e-5, atol=1e-6)
     assert bank.encoded == 8
 
-CHANGES = {'flip': lambda x: x.flip(-1), 'shift': lambda x: x.roll(1, -1), 'brighter': lambda x: x+1/255, 'darker': lambda x: x-1/255, 'turned': lambda x: x.rot90(1, (2,3))}
+CHANGES = {'flip': lambda x: x.flip(-1), 'shift': lambda x: x.roll(1, -1), 'brighter': lambda x: x+1/255,
+           'darker': lambda x: x-1/255, 'turned': lambda x: x.rot90(1, (2,3))}
 
 @pytest.mark.parametrize('change', CHANGES)
 @pytest.mark.parametrize('shape', [(1,28,28), (3,28,28)])
 def test_a_bank_finds_small_changes_by_fingerprint(change, shape):
     g = torch.Generator().manual_seed(0)
-    x = (F.avg_pool2d(torch.rand(50, shape[0], shape[1]+4, shape[2]+4, generator=g), 5, 1)*253).round()/255+1/255  # smooth, in whole grey values
+    # smooth, in whole grey values
+    x = (F.avg_pool2d(torch.rand(50, shape[0], shape[1]+4, shape[2]+4, generator=g), 5,
+                      1)*253).round()/255+1/255
     bank, other = LatentBank(), CHANGES[change](x)
     for images,n in ((x, 50), (x+1e-6, 50), (other, 100), (other, 100)):
         bank.recall(Grid(), images, torch.arange(50))
@@ -767,7 +838,9 @@ def test_a_bank_finds_small_changes_by_fingerprint(change, shape):
 def test_a_fingerprint_does_not_depend_on_batch_mates_or_strides():
     x = torch.rand(9, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     together = _fingerprint(x)
-    for other in (torch.cat([_fingerprint(x[i:i+1]) for i in range(9)]), _fingerprint(x.contiguous(memory_format=torch.channels_last)), _fingerprint(x.double()).float(),
+    for other in (torch.cat([_fingerprint(x[i:i+1]) for i in range(9)]),
+                  _fingerprint(x.contiguous(memory_format=torch.channels_last)),
+                  _fingerprint(x.double()).float(),
                   _fingerprint((x-.48)/.23*.23+.48)):
         torch.testing.assert_close(other, together, rtol=0, atol=1e-6)
 
@@ -787,7 +860,8 @@ def dtypes(*modules):
     seen = {m: set() for m in modules}
     for top in modules:
         for m in top.modules():
-            if isinstance(m, (nn.Conv2d, nn.Linear)): m.register_forward_hook(lambda _,inp,out,top=top: seen[top].add(out.dtype))
+            if isinstance(m, (nn.Conv2d, nn.Linear)):
+                m.register_forward_hook(lambda _,inp,out,top=top: seen[top].add(out.dtype))
     return seen
 
 @tasks
@@ -804,7 +878,8 @@ def test_bfloat16_is_inside_and_float32_outside(task, o):
     for f in fields(Synthetic):
         if f.name != 'y' and (v := getattr(half, f.name)) is not None: assert v.dtype == torch.float32, f.name
     assert {p.dtype for m in (ae, model, judge) for p in m.parameters()} == {torch.float32}
-    torch.testing.assert_close(half.x, full.x, rtol=0, atol=.1); torch.testing.assert_close(half.z0, full.z0, rtol=.05, atol=.05)
+    torch.testing.assert_close(half.x, full.x, rtol=0, atol=.1)
+    torch.testing.assert_close(half.z0, full.z0, rtol=.05, atol=.05)
     assert (half.x-full.x).abs().mean() < .02 and not torch.equal(half.x, full.x)
     torch.testing.assert_close(half.mi_before, full.mi_before, rtol=.1, atol=5e-3)
 
@@ -826,14 +901,19 @@ def test_autocast_is_afterwards_as_before(error, outer):
 @tasks
 def test_all_of_it_in_float64(task):
     ae, model, x, y = made(task, dtype=torch.float64)
-    judge, bank, engine = made(task, seed=9, dtype=torch.float64)[1], LatentBank(), Synthesizer(ae, T=4, steps=1, jitter=.2, task=TASKS[task][2], gate=.5)
-    for _ in range(2): syn = engine.measure(model, engine(model, x, y, index=torch.arange(4), judge=judge, bank=bank))
-    assert {getattr(syn, f.name).dtype for f in fields(Synthetic) if f.name not in ('y','index')} == {torch.float64}
+    judge, bank, engine = made(task, seed=9, dtype=torch.float64)[1], LatentBank(), Synthesizer(ae, T=4,
+        steps=1, jitter=.2, task=TASKS[task][2], gate=.5)
+    for _ in range(2):
+        syn = engine.measure(model, engine(model, x, y, index=torch.arange(4), judge=judge, bank=bank))
+    assert {getattr(syn, f.name).dtype for f in fields(Synthetic)
+            if f.name not in ('y','index')} == {torch.float64}
 
 
 # Picking
 
-@pytest.mark.parametrize('i', [[4,0], torch.tensor([4,0]), np.array([4,0]), range(1, 4), [True,False,False,False,True,False], torch.tensor([1,0,0,1,0,1]) > 0, torch.zeros(6).bool()],
+@pytest.mark.parametrize('i', [[4,0], torch.tensor([4,0]), np.array([4,0]), range(1, 4),
+                               [True,False,False,False,True,False], torch.tensor([1,0,0,1,0,1]) > 0,
+                               torch.zeros(6).bool()],
                          ids=['list','tensor','array','range','list of bool','mask','empty mask'])
 def test_picked_images_bring_all_they_have(i):
     ae, model, x, y = made(n=6)
@@ -863,7 +943,8 @@ def test_a_remembered_start_outside_the_ball_is_not_used(steps):
 
 def test_a_bank_needs_to_know_which_image_it_is():
     ae, model, x, y = made()
-    with pytest.raises(InputError, match='a bank is given, but no index'): Synthesizer(ae, T=3)(model, x, y, bank=LatentBank())
+    with pytest.raises(InputError, match='a bank is given, but no index'):
+        Synthesizer(ae, T=3)(model, x, y, bank=LatentBank())
     assert Synthesizer(ae, T=3)(model, x, y, index=[7,5,3,1]).table().source_index.tolist() == [7,5,3,1]
 
 @pytest.mark.parametrize('dtype', [torch.uint8, torch.int32, torch.bool])
@@ -890,5 +971,8 @@ def test_impossible_gates_are_refused(gate):
 
 @pytest.mark.parametrize('values', [[0.,.5,1.], [-1.,0.,1.], [0.,1.,2.]], ids=str)
 def test_several_labels_are_zeros_and_ones(values):
-    with pytest.raises(InputError, match=r'values from .* expected float zeros and ones, nothing between, of shape \(3, 1\)'): SEVERAL.check(torch.zeros(3, 1), torch.tensor(values)[:,None])
+    with pytest.raises(InputError,
+                       match=r'values from .* expected float zeros and ones, nothing between, of shape \(3, '
+                             r'1\)'):
+        SEVERAL.check(torch.zeros(3, 1), torch.tensor(values)[:,None])
     SEVERAL.check(torch.zeros(3, 1), torch.tensor([[0.],[1.],[1.]]))

@@ -52,7 +52,8 @@ def test_bounds_hold_and_the_parts_add_up(task, x):
     most = C*math.log(min(2, T)) if task.several else min(math.log(C), math.log(T))
     for part in u: assert part.shape == (B,) and part.dtype == torch.promote_types(x.dtype, torch.float32)
     assert (u.epistemic >= -1e-5).all() and (u.epistemic <= most+1e-5).all()
-    assert (u.total >= -1e-5).all() and (u.total <= top+1e-5).all() and (u.aleatoric >= -1e-5).all() and (u.aleatoric <= top+1e-5).all()
+    assert ((u.total >= -1e-5).all() and (u.total <= top+1e-5).all() and (u.aleatoric >= -1e-5).all()
+            and (u.aleatoric <= top+1e-5).all())
     torch.testing.assert_close(u.total, u.aleatoric+u.epistemic, atol=1e-5, rtol=1e-5)
 
 @tasks
@@ -83,7 +84,8 @@ def test_gradients_are_finite_where_probabilities_vanish(f, task):
 
 @tasks
 @settings(max_examples=50)
-@given(shape=st.tuples(st.integers(2, 5), st.just(2), st.integers(2, 4)), seed=st.integers(0, 10**6), scale=st.sampled_from([.1, 1., 4.]))
+@given(shape=st.tuples(st.integers(2, 5), st.just(2), st.integers(2, 4)), seed=st.integers(0, 10**6),
+       scale=st.sampled_from([.1, 1., 4.]))
 def test_gradients_are_those_of_float64_differences(task, shape, seed, scale):
     x = torch.from_numpy(drawn(shape, scale, seed)).requires_grad_()
     for f in PARTS: assert torch.autograd.gradcheck(lambda x: f(x, task), x)
@@ -101,7 +103,8 @@ def test_small_disagreement_is_not_rounded_away():
     "MI as a mean KL keeps its sign where the difference of two entropies would be noise"
     x = torch.zeros(2, 1, 2); x[0,0,0] = 2e-3
     assert mutual_information(x).item() == pytest.approx(reference(x.double(), ONE)[2].item(), rel=.1)
-    assert mutual_information(x).item() == pytest.approx((2e-3)**2/32, rel=.1)         # p = .5 ± .00025, MI ≈ 2δ²
+    # p = .5 ± .00025, MI ≈ 2δ²
+    assert mutual_information(x).item() == pytest.approx((2e-3)**2/32, rel=.1)
 
 @settings(max_examples=50)
 @given(x=logits(), seed=st.integers(0, 100))
@@ -124,7 +127,8 @@ def test_extremes_are_reached(T, C):
     "T draws, each sure of another of C classes, or of the same one, or of none"
     sure = 1e4*torch.eye(C)[torch.arange(T)%C][:,None]
     counts = np.bincount(np.arange(T)%C)/T
-    assert entropy(sure).item() == pytest.approx(-plogp(counts).sum(), abs=1e-5) and expected_entropy(sure).item() == pytest.approx(0, abs=1e-6)
+    assert entropy(sure).item() == pytest.approx(-plogp(counts).sum(),
+                                                 abs=1e-5) and expected_entropy(sure).item() == pytest.approx(0, abs=1e-6)
     flat = torch.zeros(T, 1, C)
     assert expected_entropy(flat).item() == pytest.approx(math.log(C), abs=1e-5)
     assert expected_entropy(flat, SEVERAL).item() == pytest.approx(C*math.log(2), abs=1e-5)
@@ -135,12 +139,15 @@ def test_one_draw_has_entropies_but_no_information():
     x = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(entropy(x), expected_entropy(x))
     for m in (ONE, SEVERAL):
-        with pytest.raises(InputError, match='T is 1, but mutual information needs at least 2'): mutual_information(x, m)
+        with pytest.raises(InputError, match='T is 1, but mutual information needs at least 2'):
+            mutual_information(x, m)
         with pytest.raises(InputError, match='T is 1'): uncertainty(x, m)
 
 @pytest.mark.parametrize('f', PARTS)
-@pytest.mark.parametrize('x,word', [(torch.zeros(2, 3), '(2, 3), expected (T, B, C)'), (torch.zeros(2, 3, 4, 5), 'expected (T, B, C)'),
-                                    (torch.zeros(2, 3, 4).long(), 'torch.int64, expected floating')], ids=['2d', '4d', 'int'])
+@pytest.mark.parametrize('x,word', [(torch.zeros(2, 3), '(2, 3), expected (T, B, C)'),
+                                    (torch.zeros(2, 3, 4, 5), 'expected (T, B, C)'),
+                                    (torch.zeros(2, 3, 4).long(), 'torch.int64, expected floating')],
+                                    ids=['2d', '4d', 'int'])
 def test_other_shapes_and_types_are_refused(f, x, word):
     with pytest.raises(InputError) as e: f(x)
     assert word in str(e.value) and '\n' not in str(e.value)

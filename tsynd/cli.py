@@ -13,7 +13,7 @@ from pathlib import Path
 
 # %% ../nbs/cli.ipynb #5b78d717
 EXAMPLES = '''examples:
-  tsynd run                                       offline, on the built-in phantom (under 3 minutes on two cores)
+  tsynd run                                       offline, on the built-in phantom (minutes on two cores)
   tsynd run --quick                               a smoke run; its numbers mean nothing
   tsynd run breastmnist --root data/medmnist      BreastMNIST from a folder of MedMNIST files
   tsynd run pneumoniamnist --subset 100           100 labelled images; downloads the file if there is none
@@ -22,22 +22,23 @@ EXAMPLES = '''examples:
   tsynd study my.toml --dry-run                   how many trainings, and how long?
   tsynd study my.toml                             run them, or what is left of them
 
-data sets: phantom, and the twelve 2D sets of MedMNIST v2: pathmnist chestmnist dermamnist octmnist pneumoniamnist
-retinamnist breastmnist bloodmnist tissuemnist organamnist organcmnist organsmnist'''
+data sets: phantom, and the twelve 2D sets of MedMNIST v2: pathmnist chestmnist dermamnist octmnist
+pneumoniamnist retinamnist breastmnist bloodmnist tissuemnist organamnist organcmnist organsmnist'''
 
-RUN = '''Train an autoencoder on the training images, then a classifier without and with TSynD from the same initial weights
-and with the same batches; measure both on the test split: clean, randomly perturbed, and under attack (PGD). Everything
-goes into one new folder: report.html, metrics.json, figures, synthetic images with their provenance, models.'''
+RUN = '''Train an autoencoder on the training images, then a classifier without and with TSynD from the same
+initial weights and with the same batches; measure both on the test split: clean, randomly perturbed, and
+under attack (PGD). Everything goes into one new folder: report.html, metrics.json, figures, synthetic images
+with their provenance, models.'''
 
-STUDY = '''Run every arm of a study on every data set, subset size and seed, paired, in parallel processes. Finished trainings are
-written at once: stop it at any time, the same command goes on. Add seeds, sizes, data sets or arms to the
-configuration, and the same command runs what is new. It looks like this:
+STUDY = '''Run every arm of a study on every data set, subset size and seed, paired, in parallel processes.
+Finished trainings are written at once: stop it at any time, the same command goes on. Add seeds, sizes, data
+sets or arms to the configuration, and the same command runs what is new. It looks like this:
 
   datasets = ["breastmnist", "pneumoniamnist"]
   n = [50, 100, "full"]          # labelled training images
   seeds = 10
   [arms.baseline]
-  [arms.mi]                      # TSynD on all images; as `tsynd run` has it: mi_default. See the chapter on arms
+  [arms.mi]                      # TSynD on all images; as `tsynd run` has it: mi_default
   weight = 4.0
   [arms."mi, further"]
   arm = "mi"
@@ -53,7 +54,8 @@ def options()->list: # (name, type, default, help) each
 def _help(row):
     from tsynd.core.errors import limits
     from tsynd.core.settings import bounds, type_of
-    span = {k: v for k,v in bounds(row.kind).items() if k != 'integer'} if type_of(row.kind) in (int, float) else {}
+    span = {k: v for k,v in bounds(row.kind).items() if k != 'integer'} if type_of(row.kind) in (int,
+        float) else {}
     more = limits(**span), '' if row.value is None or row.value is False else f'default: {row.value}'
     return f"{row.words} ({'; '.join(filter(None, more))})" if any(more) else row.words
 
@@ -72,7 +74,8 @@ def _reader(kind): # of the text behind an option
         from tsynd.core.errors import shown
         from tsynd.core.settings import expected
         try: return kind(text)
-        except ValueError: raise argparse.ArgumentTypeError(f'{shown(text)} is not {expected(kind)}') from None
+        except ValueError:
+            raise argparse.ArgumentTypeError(f'{shown(text)} is not {expected(kind)}') from None
     return read
 
 _NAMES = {int: 'N', float: 'X', str: 'NAME'}
@@ -80,20 +83,25 @@ _NAMES = {int: 'N', float: 'X', str: 'NAME'}
 def _add(p, name, kind, default, text):
     if name == 'dataset': p.add_argument(name, nargs='?', metavar='DATASET', help=text)
     elif kind is not bool: p.add_argument(f'--{name}', type=_reader(kind), metavar=_NAMES[kind], help=text)
-    else: p.add_argument(f'--{name}', action=argparse.BooleanOptionalAction if default else 'store_true', help=text)
+    else:
+        p.add_argument(f'--{name}', action=argparse.BooleanOptionalAction if default else 'store_true',
+                       help=text)
 
 # %% ../nbs/cli.ipynb #faea45fb
 def parser()->argparse.ArgumentParser:
     "The command line of tsynd"
     raw = argparse.RawDescriptionHelpFormatter
     p = _Parser(prog='tsynd', formatter_class=raw, epilog=EXAMPLES,
-                description='Train medical image classifiers on the images they are least sure about (TSynD).')
+                description='Train medical image classifiers on the images they are least sure about '
+                            '(TSynD).')
     p.add_argument('--version', action='store_true', help='print the version')
     sub = p.add_subparsers(dest='command', metavar='command')
-    r = sub.add_parser('run', help='compare a classifier without and with TSynD', description=RUN, epilog=EXAMPLES,
+    r = sub.add_parser('run', help='compare a classifier without and with TSynD', description=RUN,
+                       epilog=EXAMPLES,
                        formatter_class=raw, argument_default=argparse.SUPPRESS)
     r.add_argument('--root', metavar='DIR', help=ROOT)
-    r.add_argument('--out', metavar='DIR', help='a new folder for the results (default: runs/ and a name made of the options)')
+    r.add_argument('--out', metavar='DIR',
+                   help='a new folder for the results (default: runs/ and a name made of the options)')
     for o in options(): _add(r, *o)
     _more(sub, raw)
     return p
@@ -104,9 +112,11 @@ ROOT = 'folder of the MedMNIST npz files (default: $MEDMNIST_ROOT, then ~/.medmn
 def _more(sub, raw):
     s = sub.add_parser('study', help='run many trainings, resumable', description=STUDY, formatter_class=raw)
     s.add_argument('config', metavar='CONFIG', help='a TOML file, see above')
-    s.add_argument('--out', metavar='DIR', help='folder of the study (default: studies/ and the name of the configuration)')
+    s.add_argument('--out', metavar='DIR',
+                   help='folder of the study (default: studies/ and the name of the configuration)')
     s.add_argument('--root', metavar='DIR', help=ROOT)
-    s.add_argument('--jobs', type=_reader(int), default=2, metavar='N', help='processes, one thread each (default: 2)')
+    s.add_argument('--jobs', type=_reader(int), default=2, metavar='N',
+                   help='processes, one thread each (default: 2)')
     s.add_argument('--dry-run', action='store_true', help='only list the trainings and estimate the hours')
     v = sub.add_parser('report', help='draw the report of a run or a study anew',
                        description='Draw report.html and the figures of a folder anew.')
@@ -135,7 +145,8 @@ def _run(root=None, out=None, **config):
     d = result.data
     if not result.metrics['arms']['tsynd']['synthetic_images']: _warn(NOTHING)
     print(f"{d}\n\n{result.table().to_string(na_rep='–')}\n")
-    print(f"percent; dropout off; difference in points; one seed is an illustration, not evidence\n\nreport: {out/'report.html'}")
+    print("percent; dropout off; difference in points; one seed is an illustration, not evidence\n\nreport: "
+          f"{out/'report.html'}")
 
 # %% ../nbs/cli.ipynb #bc7c1338
 def _study(config, out, root, jobs, dry_run):
@@ -146,7 +157,8 @@ def _study(config, out, root, jobs, dry_run):
     if dry_run: return _forecast(cells(c), estimate(c, root), jobs)
     out = Path(out) if out else Path('studies')/c.name
     try: failed = run_study(c, out, root, jobs).cells.query("status == 'failed'")
-    except KeyboardInterrupt: raise KeyboardInterrupt('what is finished is kept, and the same command goes on') from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt('what is finished is kept, and the same command goes on') from None
     for r in failed.itertuples(): print(f'tsynd: warning: {r.id} failed: {r.reason}', file=sys.stderr)
     _report(out)
 
@@ -202,7 +214,8 @@ def _check_texts(args):
     from tsynd.core.errors import InputError, printable, shown
     for k,v in args.items():
         if isinstance(v, str) and not printable(v):
-            raise InputError(f'{k} is {shown(v)}, expected a text without line breaks, NUL and broken characters')
+            raise InputError(f'{k} is {shown(v)}, expected a text without line breaks, NUL and broken '
+                             f'characters')
 
 # %% ../nbs/cli.ipynb #4ff02ada
 def main(argv=None # default: the command line

@@ -1,16 +1,23 @@
-"""Do targeted images fill a hole in the training data? The phantom with a region of factor space left out, every way to synthesise.
+"""Do targeted images fill a hole in the training data? The phantom with a region of factor space left out,
+every way to synthesise.
 
     python nbs/measurements/hole.py [seeds]
     python nbs/measurements/hole.py fit [seeds]
     python nbs/measurements/hole.py search [seeds]
 
-Small ResNets, about 200 updates each, with 400 labelled phantoms, none of them from the hole; the *oracle* has as many, a quarter
-of them from it. Where an image lies is read off by a judge: a network that has learned the factors from renders of the whole
-factor space and from the same renders passed through the autoencoders. Writes, beside it: hole.csv, one row per seed, hole and
-arm; hole_judge.csv, the judge's own error; hole_reach.csv, single ascents from 200 sources at several radii with the baseline's
+Small ResNets, about 200 updates each, with 400 labelled phantoms, none of them from the hole; the *oracle*
+has as many, a quarter
+of them from it. Where an image lies is read off by a judge: a network that has learned the factors from
+renders of the whole
+factor space and from the same renders passed through the autoencoders. Writes, beside it: hole.csv, one row
+per seed, hole and
+arm; hole_judge.csv, the judge's own error; hole_reach.csv, single ascents from 200 sources at several radii
+with the baseline's
 network; hole_moves.csv, where the sources of seed 0 went. What is there already is left out. `fit` asks
-a second judge that is no network: the renderer, fitted to the images of the smallest radius, in hole_fit.csv. `search` is baseline
-and oracle on more regions, in hole_search.csv. Classifiers and judge train in bfloat16 where the processor multiplies it, as for seeds
+a second judge that is no network: the renderer, fitted to the images of the smallest radius, in
+hole_fit.csv. `search` is baseline
+and oracle on more regions, in hole_search.csv. Classifiers and judge train in bfloat16 where the processor
+multiplies it, as for seeds
 0 to 2 on record; for seeds 3 and 4 it did not."""
 import os, sys, time
 from dataclasses import replace
@@ -37,10 +44,12 @@ from tsynd.targeting import cat, Synthesizer
 from tsynd.targeting import uncertainty
 
 HOLES = {'inside': {'spiculation': (.2, .75)}, 'edge': {'spiculation': (0., .35), 'shadow': (.55, 1.)}}
-TRIED = {'default inside': DEFAULT['inside'], 'default edge': DEFAULT['edge'], 'box inside': {'spiculation': (.2, .8), 'shadow': (.2, .8)},
+TRIED = {'default inside': DEFAULT['inside'], 'default edge': DEFAULT['edge'],
+         'box inside': {'spiculation': (.2, .8), 'shadow': (.2, .8)},
          'size inside': {'size': (.15, .85), 'spiculation': (.3, .8)}}
 ARMS = ('baseline','oracle','reconstruction','random','mi','aimed','entropy','cross_entropy')
-SEEN = FACTORS[:5]                       # what the judge reads off an image; the other factors only move things around
+# what the judge reads off an image; the other factors only move things around
+SEEN = FACTORS[:5]
 REGIONS = HOLES | TRIED
 FAST = has_bf16(torch.device('cpu'))     # train in bfloat16?
 N,UPDATES,RADIUS,RADII,DEPTH = 400,200,.3,(.3,.6,1.2),.1
@@ -55,12 +64,14 @@ def inside(f, hole): return in_hole(f, hole, REGIONS)
 
 def distance(f, hole):
     "Euclidean distance of factors (N,≥5) to a hole; 0 in it"
-    return torch.stack([(lo-f[:,k]).clamp(min=0) + (f[:,k]-hi).clamp(min=0) for k,lo,hi in sides(hole)]).pow(2).sum(0).sqrt()
+    return torch.stack([(lo-f[:,k]).clamp(min=0) + (f[:,k]-hi).clamp(min=0)
+                        for k,lo,hi in sides(hole)]).pow(2).sum(0).sqrt()
 
 def nearest(f, hole, depth=DEPTH):
     "The same lesions with only the hole's factors changed, as little as brings them `depth` of its width inside"
     f = f.clone()
-    for k,lo,hi in sides(hole): f[:,k] = f[:,k].clamp(lo + depth*(hi-lo)*(lo > 0), hi - depth*(hi-lo)*(hi < 1))
+    for k,lo,hi in sides(hole):
+        f[:,k] = f[:,k].clamp(lo + depth*(hi-lo)*(lo > 0), hi - depth*(hi-lo)*(hi < 1))
     return f
 
 
@@ -83,7 +94,8 @@ def with_hole_images(data, hole, seed):
     keep,more = 3*len(data.train)//4,split(draw(len(data.train)//4, 10+seed, hole), 500+seed)
     join = lambda a,b: torch.cat([a[:keep], b])
     s = data.train
-    return replace(data, train=Split(join(s.x, more.x), join(s.y, more.y), torch.arange(len(s)), join(s.factors, more.factors)))
+    return replace(data, train=Split(join(s.x, more.x), join(s.y, more.y), torch.arange(len(s)),
+                                     join(s.factors, more.factors)))
 
 
 # The judge of where an image lies
@@ -114,9 +126,11 @@ def judge_rows(judge, ae, hole, seed):
         for kind,images in (('render', to_float(x)), ('decoded', redraw(ae, x))):
             e = judged(judge, images)-f[:,:len(SEEN)]
             found = e+f[:,:len(SEEN)]
-            yield dict(seed=seed, hole=hole, where=where, images=kind, judged_inside=inside(found, hole).float().mean().item(),
+            yield dict(seed=seed, hole=hole, where=where, images=kind,
+                       judged_inside=inside(found, hole).float().mean().item(),
                        distance_error=(distance(found, hole)-distance(f, hole)).abs().mean().item(),
-                       **{f'error {k}': e[:,i].abs().mean().item() for i,k in enumerate(SEEN)}, **{f'bias {k}': e[:,i].mean().item() for i,k in enumerate(SEEN)})
+                       **{f'error {k}': e[:,i].abs().mean().item() for i,k in enumerate(SEEN)},
+                       **{f'bias {k}': e[:,i].mean().item() for i,k in enumerate(SEEN)})
 
 
 def fitted(x, start, steps=80, lr=.03):
@@ -136,14 +150,20 @@ def fit_rows(model, ae, data, target, hole, seed):
     mi = engine(model, x, y, seed=seed+1, index=data.train.index[:200])
     with torch.no_grad(): rec = ae.decode(mi.z0)
     before,left = fitted(rec, f)
-    for mover,syn in (('mi', mi), ('random', engine.at_distance(mi, seed=seed+2)), ('aimed', aim(engine, mi, target[:200]))):
+    for mover,syn in (('mi', mi), ('random', engine.at_distance(mi, seed=seed+2)),
+                      ('aimed', aim(engine, mi, target[:200]))):
         after,more = fitted(syn.x, f)
         known = nearest(f, hole) if mover == 'aimed' else f
-        yield dict(seed=seed, hole=hole, mover=mover, radius=RADIUS, share_before=inside(before, hole).float().mean().item(),
-                   share=inside(after, hole).float().mean().item(), distance_before=distance(before, hole).mean().item(),
-                   distance_after=distance(after, hole).mean().item(), rms_before=left.mean().item(), rms_after=more.mean().item(),
-                   **{f'error {k}': (after-known)[:,FACTORS.index(k)].abs().mean().item() for k in ('spiculation','shadow')},
-                   **{f'error {k} before': (before-f)[:,FACTORS.index(k)].abs().mean().item() for k in ('spiculation','shadow')})
+        yield dict(seed=seed, hole=hole, mover=mover, radius=RADIUS,
+                   share_before=inside(before, hole).float().mean().item(),
+                   share=inside(after, hole).float().mean().item(),
+                   distance_before=distance(before, hole).mean().item(),
+                   distance_after=distance(after, hole).mean().item(), rms_before=left.mean().item(),
+                   rms_after=more.mean().item(),
+                   **{f'error {k}': (after-known)[:,FACTORS.index(k)].abs().mean().item()
+                      for k in ('spiculation','shadow')},
+                   **{f'error {k} before': (before-f)[:,FACTORS.index(k)].abs().mean().item()
+                      for k in ('spiculation','shadow')})
 
 
 # What becomes of the sources
@@ -181,12 +201,17 @@ def place(judge, ae, syn, target, hole):
     gone,way,left = ((b-a).flatten(1) for a,b in ((syn.z0, syn.z), (syn.z0, target), (syn.z, target)))
     moved = gone.norm(dim=1) > 1e-6
     cosine = torch.where(moved, torch.cosine_similarity(gone, way), torch.nan)
-    return pd.DataFrame(dict(index=syn.index, x_before=before[:,1], y_before=before[:,3], x_after=after[:,1], y_after=after[:,3],
-        share_before=inside(before, hole).float(), share=inside(after, hole).float(), distance_before=distance(before, hole),
-        distance_after=distance(after, hole), radii_before=way.norm(dim=1)/unit, radii_after=left.norm(dim=1)/unit, cosine=cosine,
-        realised=syn.distance_latent, true_label=torch.where(inside(after, hole), (phantom_labels(after) == syn.y).float(), torch.nan)))
+    return pd.DataFrame(dict(index=syn.index, x_before=before[:,1], y_before=before[:,3], x_after=after[:,1],
+                             y_after=after[:,3],
+        share_before=inside(before, hole).float(), share=inside(after, hole).float(),
+        distance_before=distance(before, hole),
+        distance_after=distance(after, hole), radii_before=way.norm(dim=1)/unit,
+        radii_after=left.norm(dim=1)/unit, cosine=cosine,
+        realised=syn.distance_latent,
+        true_label=torch.where(inside(after, hole), (phantom_labels(after) == syn.y).float(), torch.nan)))
 
-PLACED = ['share_before','share','distance_before','distance_after','radii_before','radii_after','cosine','realised','true_label']
+PLACED = ['share_before','share','distance_before','distance_after','radii_before','radii_after','cosine',
+          'realised','true_label']
 
 def scores(model, hole, seed):
     "Accuracy and AUC on fresh renders, in the hole and outside"
@@ -204,7 +229,8 @@ def reach(model, judge, ae, data, target, hole, seed):
     for radius in RADII:
         engine = Synthesizer(ae, 'mi', T=16, steps=4, radius=radius)
         mi = engine(model, x, y, seed=seed+1, index=data.train.index[:200])
-        for mover,syn in (('mi', mi), ('random', engine.at_distance(mi, seed=seed+2)), ('aimed', aim(engine, mi, target))):
+        for mover,syn in (('mi', mi), ('random', engine.at_distance(mi, seed=seed+2)),
+                          ('aimed', aim(engine, mi, target))):
             s = engine.measure(model, syn, seed=seed+3)
             t = place(judge, ae, syn, target, hole).assign(rise=(s.mi_after-s.mi_before).numpy())
             yield dict(seed=seed, hole=hole, mover=mover, radius=radius, **t[PLACED+['rise']].mean()), t
@@ -214,7 +240,8 @@ def noticed(model, ae, hole, seed):
     x = torch.cat([redraw(ae, render(draw(300, 50+seed, hole, want), 950+seed)) for want in (True, False)])
     with torch.no_grad(): u = uncertainty(mc_logits(model, x, 32, seed=1))
     there = torch.arange(600) < 300
-    return {f'noticed {k}': roc_auc_score(there, v.numpy()) for k,v in (('mi', u.epistemic), ('entropy', u.total))}
+    return {f'noticed {k}': roc_auc_score(there, v.numpy()) for k,v in (('mi', u.epistemic),
+        ('entropy', u.total))}
 
 
 def append(name, rows):
@@ -223,7 +250,9 @@ def append(name, rows):
     if out.exists(): table = table.reindex(columns=pd.read_csv(out, nrows=0).columns)
     table.round(4).to_csv(out, mode='a', header=not out.exists(), index=False)
 
-def finished(name, *keys): return set(pd.read_csv(HERE/name)[list(keys)].itertuples(index=False, name=None)) if (HERE/name).exists() else set()
+def finished(name, *keys):
+    return set(pd.read_csv(HERE/name)[list(keys)].itertuples(index=False,
+        name=None)) if (HERE/name).exists() else set()
 
 def train(data, arm, ae, target, seed):
     "A classifier, its synthetic images, and the callback that made them"
@@ -233,23 +262,31 @@ def train(data, arm, ae, target, seed):
         cbs[0].targets = target
     else: cbs = callbacks(arm, ae, seed)
     look = [Look()] if cbs else []
-    learn = train_classifier(data, epochs=round(UPDATES/-(-len(data.train)//32)), seed=seed, cbs=[*([BF16()] if FAST else []), *cbs, *look])
+    learn = train_classifier(data, epochs=round(UPDATES/-(-len(data.train)//32)), seed=seed,
+                             cbs=[*([BF16()] if FAST else []), *cbs, *look])
     return learn.model, cat(look[0].syns) if look and look[0].syns else None
 
-ARM_COLUMNS = ['seed','hole','arm','in auc','in accuracy','in balanced_accuracy','out auc','out accuracy','out balanced_accuracy','noticed mi',
+ARM_COLUMNS = ['seed','hole','arm','in auc','in accuracy','in balanced_accuracy','out auc','out accuracy',
+               'out balanced_accuracy','noticed mi',
                'noticed entropy','images',*PLACED,'seconds']
 
 def measure(arm, hole, seed, data, ae, target, judge):
     start = time.perf_counter()
     model,syn = train(with_hole_images(data, hole, seed) if arm == 'oracle' else data, arm, ae, target, seed)
     row = dict(seed=seed, hole=hole, arm=arm, **scores(model, hole, seed), **noticed(model, ae, hole, seed))
-    if syn is not None: row |= dict(images=len(syn), **place(judge, ae, syn, target[syn.index], hole)[PLACED].mean())
+    if syn is not None:
+        row |= dict(images=len(syn), **place(judge, ae, syn, target[syn.index], hole)[PLACED].mean())
     if arm == 'baseline' and (seed, hole) not in finished('hole_reach.csv', 'seed', 'hole'):
         rows,tables = zip(*reach(model, judge, ae, data, target, hole, seed))
-        kept = [t.assign(hole=hole, mover=r['mover']) for r,t in zip(rows, tables) if r['radius'] == RADIUS and seed == 0]
-        if kept: append('hole_moves.csv', pd.concat(kept)[['hole','mover','index','x_before','y_before','x_after','y_after','share_before','share']])
+        kept = [t.assign(hole=hole, mover=r['mover']) for r,t in zip(rows, tables) if r['radius'] == RADIUS
+                and seed == 0]
+        if kept:
+            append('hole_moves.csv',
+                   pd.concat(kept)[['hole','mover','index','x_before','y_before','x_after','y_after',
+                                    'share_before','share']])
         append('hole_reach.csv', rows)
-    append('hole.csv', pd.DataFrame([dict(row, seconds=time.perf_counter()-start)]).reindex(columns=ARM_COLUMNS))
+    append('hole.csv',
+           pd.DataFrame([dict(row, seconds=time.perf_counter()-start)]).reindex(columns=ARM_COLUMNS))
     print(pd.Series(row).to_dict(), flush=True)
 
 @cache
@@ -265,14 +302,16 @@ def judge_of(seed):
     aes = {h: prepare(seed, h)[1] for h in HOLES}
     judge = train_judge(aes.values(), seed)
     for h,ae in aes.items():
-        if (seed, h) not in finished('hole_judge.csv', 'seed', 'hole'): append('hole_judge.csv', judge_rows(judge, ae, h, seed))
+        if (seed, h) not in finished('hole_judge.csv', 'seed', 'hole'):
+            append('hole_judge.csv', judge_rows(judge, ae, h, seed))
     return judge
 
 def fit(seeds=3):
     for seed,hole in product(range(int(seeds)), HOLES):
         if (seed, hole) in finished('hole_fit.csv', 'seed', 'hole'): continue
         data,ae,target = prepare(seed, hole)
-        append('hole_fit.csv', fit_rows(train(data, 'baseline', ae, target, seed)[0], ae, data, target, hole, seed))
+        append('hole_fit.csv', fit_rows(train(data, 'baseline', ae, target, seed)[0], ae, data, target, hole,
+                                        seed))
 
 def search(seeds=1):
     for seed in range(int(seeds)):
@@ -280,13 +319,16 @@ def search(seeds=1):
             data = phantom(N, seed=seed, holes={hole: REGIONS[hole]})
             for arm in ('baseline', 'oracle'):
                 if (seed, hole, arm) in finished('hole_search.csv', 'seed', 'hole', 'arm'): continue
-                model,_ = train(with_hole_images(data, hole, seed) if arm == 'oracle' else data, arm, None, None, seed)
+                model,_ = train(with_hole_images(data, hole, seed) if arm == 'oracle' else data, arm, None,
+                                None, seed)
                 append('hole_search.csv', [dict(seed=seed, hole=hole, arm=arm, **scores(model, hole, seed))])
 
 def main(seeds=3):
-    for arms in (ARMS[:6], ARMS[6:]):                                    # what matters most first, for every seed
+    # what matters most first, for every seed
+    for arms in (ARMS[:6], ARMS[6:]):
         for seed,arm,hole in product(range(int(seeds)), arms, HOLES):
-            if (seed, hole, arm) not in finished('hole.csv', 'seed', 'hole', 'arm'): measure(arm, hole, seed, *prepare(seed, hole), judge_of(seed))
+            if (seed, hole, arm) not in finished('hole.csv', 'seed', 'hole', 'arm'):
+                measure(arm, hole, seed, *prepare(seed, hole), judge_of(seed))
 
 
 if __name__ == '__main__':

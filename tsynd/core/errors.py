@@ -15,7 +15,8 @@ class InputError(ValueError):
     def __init__(self, message:str): # one sentence: what, found, expected, what to do
         super().__init__(message)
         self.message = message
-    def __str__(self): return self.message   # fastai rewrites the arguments of an exception that passes through it
+    # fastai rewrites the arguments of an exception that passes through it
+    def __str__(self): return self.message
 
 # %% ../../nbs/core/00_errors.ipynb #cf3ec923
 _short = reprlib.Repr()

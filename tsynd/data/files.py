@@ -23,7 +23,8 @@ def read_npz(path:Path, # the file
     "Read a numpy archive, or say in one sentence what is wrong with it"
     try:
         with np.load(path, allow_pickle=False) as f: return {k: f[k] for k in f.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, AttributeError, TypeError, RuntimeError) as e:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, AttributeError, TypeError,
+            RuntimeError) as e:
         raise InputError(f"{path} is not a complete numpy archive ({type(e).__name__}); {advice}") from None
 
 # %% ../../nbs/data/02_files.ipynb #475ee94d
@@ -35,7 +36,8 @@ def check_images(a:np.ndarray, # the array to check
     "Raise `InputError` unless `a` is a non-empty uint8 stack of `size`×`size` images"
     want = f"N×{size}×{size}{'×3' if ch==3 else ''} uint8"
     if a.dtype != np.uint8:
-        nan = f", {int(np.isnan(a).sum())} pixels are NaN" if a.dtype.kind == 'f' and np.isnan(a).any() else ''
+        nan = (f", {int(np.isnan(a).sum())} pixels are NaN" if a.dtype.kind == 'f' and np.isnan(a).any()
+               else '')
         raise InputError(f"{where} has dtype {a.dtype}{nan}, expected {want}")
     if a.ndim != 3+(ch==3) or a.shape[1:3] != (size,size) or (ch==3 and a.shape[3] != 3):
         raise InputError(f"{where} has shape {'×'.join(map(str, a.shape))}, expected {want}")
@@ -85,9 +87,11 @@ def load_npz(path:str|Path, # a file in MedMNIST's layout
     with open(path, 'rb') as f: md5 = hashlib.file_digest(f, 'md5').hexdigest()
     want = info.get('MD5' if size==28 else f'MD5_{size}')
     if want and md5 != want:
-        warnings.warn(f"{path} has MD5 {md5}, not {want} as published: the layout is right, but these are not the official images")
+        warnings.warn(f"{path} has MD5 {md5}, not {want} as published: the layout is right, but these are "
+                      f"not the official images")
     classes = [info['label'][k] for k in sorted(info['label'], key=int)]
-    return ImageData(name, info['task'], classes, **splits, md5=md5, licence=info.get('license',''), source=info.get('source', ''))
+    return ImageData(name, info['task'], classes, **splits, md5=md5, licence=info.get('license',''),
+                     source=info.get('source', ''))
 
 # %% ../../nbs/data/02_files.ipynb #ca2931d9
 def save_npz(path:str|Path,  # the file to write

@@ -33,7 +33,8 @@ class Split:
     def __len__(self): return len(self.x)
     def batch(self, i): return to_float(self.x[i]), self.y[i]
     def __getitem__(self, i:int): return tuple(t[0] for t in self.batch([i]))
-    def select(self, i): return Split(self.x[i], self.y[i], self.index[i], None if self.factors is None else self.factors[i])
+    def select(self, i):
+        return Split(self.x[i], self.y[i], self.index[i], None if self.factors is None else self.factors[i])
     def new_empty(self): return self.select(slice(0))      # what `learn.export` keeps of it
 
 # %% ../../nbs/data/00_images.ipynb #8fc819a9

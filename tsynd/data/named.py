@@ -50,7 +50,8 @@ def _download(name, path, size):
     except (RuntimeError, OSError):
         for p in made: p.is_dir() and p.rmdir()
         url = medmnist.INFO[name]['url' if size==28 else f'url_{size}']
-        raise InputError(f"{path} does not exist and could not be downloaded; fetch {url} yourself, put it there, "
+        raise InputError(f"{path} does not exist and could not be downloaded; fetch {url} yourself, put it "
+                         f"there, "
                          "or name another folder with --root or MEDMNIST_ROOT") from None
 
 # %% ../../nbs/data/03_named.ipynb #834fa261
@@ -66,11 +67,15 @@ def load_medmnist(name:str,           # such as 'breastmnist'
                  )->ImageData:
     "One of the twelve 2D MedMNIST sets; raises `InputError`"
     infos = medmnist_info()
-    if name not in infos: raise InputError(f"data set {shown(name)} is unknown; {_nearest(name, ['phantom', *infos])}")
-    if size not in (28,64,128,224): raise InputError(f"size is {size}, but MedMNIST has 28, 64, 128 and 224 pixels")
+    if name not in infos:
+        raise InputError(f"data set {shown(name)} is unknown; {_nearest(name, ['phantom', *infos])}")
+    if size not in (28,64,128,224):
+        raise InputError(f"size is {size}, but MedMNIST has 28, 64, 128 and 224 pixels")
     path = medmnist_path(name, root, size)
     if not os.path.isfile(path):
-        if not download: raise InputError(f"{path} does not exist; download it or name another folder with --root or MEDMNIST_ROOT")
+        if not download:
+            raise InputError(f"{path} does not exist; download it or name another folder with --root or "
+                             f"MEDMNIST_ROOT")
         _download(name, path, size)
     info = infos[name]
     source = f"{info['python_class']} from MedMNIST v2 (Yang et al. 2023), {info['license']}"

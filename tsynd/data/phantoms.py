@@ -50,7 +50,8 @@ def render_phantom(f:Tensor,    # (N,8) in [0,1], columns as in `FACTORS`
     wobble = (torch.cos(5*th+ph) + .6*torch.cos(8*th-2*ph))/1.6
     lesion = torch.sigmoid((R*(1+.25*torch.cos(2*th))*(1+.45*spic*wobble) - rho)/.05)
     tissue = .5 + .06*torch.sin(5*Y+ph) + .05*torch.sin(3*X-2*Y+2*ph)
-    behind = torch.sigmoid((dy-.3*R)/.08)*torch.sigmoid((.8*R-dx.abs())/.06)*torch.exp(-.7*(dy-R).clamp(min=0))
+    below,inside = torch.sigmoid((dy-.3*R)/.08), torch.sigmoid((.8*R-dx.abs())/.06)
+    behind = below*inside*torch.exp(-.7*(dy-R).clamp(min=0))
     img = (tissue - (.18+.25*con)*lesion)*(1-.6*sha*behind)
     return (img*speckle(len(f), size, .02+.1*spk, seed))[:,None].clamp(0, 1)
 
@@ -78,17 +79,22 @@ def phantom(n_train:int=200, # training images, none of them in a hole
            )->ImageData:
     "The embedded data set: needs no file and no network"
     check_range('seed', seed, **bounds(Seed))
-    for k,n in dict(n_train=n_train, n_val=n_val, n_test=n_test).items(): check_range(k, n, lo=0, hi=10**6, integer=True)
+    for k,n in dict(n_train=n_train, n_val=n_val, n_test=n_test).items():
+        check_range(k, n, lo=0, hi=10**6, integer=True)
     if isinstance(size, bool) or not isinstance(size, Integral) or size%4 or not 12 <= size <= 512:
-        raise InputError(f"size is {shown(size)}, but the phantom needs a multiple of 4, at least 12 and at most 512")
+        raise InputError(f"size is {shown(size)}, but the phantom needs a multiple of 4, at least 12 and at "
+                         f"most 512")
     g = torch.Generator().manual_seed(1000003*seed + 17)
     def split(k, n, holes):
         f = torch.rand(8*n+64, 8, generator=g)
         if holes: f = f[~in_hole(f, holes=None if holes is True else holes)]
-        if len(f) < n: raise InputError(f"holes leave only {len(f)} of {8*n+64} phantoms, expected at least {n}; make them smaller")
+        if len(f) < n:
+            raise InputError(f"holes leave only {len(f)} of {8*n+64} phantoms, expected at least {n}; make "
+                             f"them smaller")
         f = f[:n]
         x = (render_phantom(f, size, seed=3*seed+k)*255).round().to(torch.uint8)
         return Split(x, phantom_labels(f), torch.arange(n), f)
     parts = dict(train=split(0, n_train, holes), val=split(1, n_val, holes), test=split(2, n_test, False))
     md5 = hashlib.md5(b''.join(p.x.numpy().tobytes() for p in parts.values())).hexdigest()
-    return ImageData('phantom', 'binary-class', ['benign','malignant'], **parts, md5=md5, licence='CC0', source='tsynd phantom')
+    return ImageData('phantom', 'binary-class', ['benign','malignant'], **parts, md5=md5, licence='CC0',
+                     source='tsynd phantom')

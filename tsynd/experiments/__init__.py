@@ -9,15 +9,16 @@ __all__ = []
 import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
-    configuration=['TrainingSettings', 'RunConfig', 'EPS', 'QUICK', 'UNWRITTEN', 'StudyConfig', 'ArmSettings'],
+    configuration=['TrainingSettings', 'RunConfig', 'EPS', 'QUICK', 'UNWRITTEN', 'StudyConfig',
+                   'ArmSettings'],
     experiment=['prepare_data', 'synthesis', 'epochs_of', 'resolve', 'precision', 'precision_callbacks',
                 'BatchOrder', 'train_arm', 'versions', 'Result', 'compare'],
     results=['save_result', 'new_folder', 'run'],
     arms=['Arm', 'ARMS', 'arm', 'callbacks', 'RandomTwin', 'PixelSpace', 'adversarial',
           'AdversarialTraining', 'Joint', 'TrivialAugment', 'TargetedAttack', 'RandomAttack',
           'extra_images'],
-    study_configuration=['read_config', 'MOST', 'read_folder', 'check_config', 'MEASURES', 'check_machine', 'make_arm',
-                         'to_toml'],
+    study_configuration=['read_config', 'read_folder', 'MOST', 'check_config', 'MEASURES',
+                         'check_machine', 'make_arm', 'to_toml'],
     cell=['Cell', 'cells', 'cell_data', 'Busy', 'group_autoencoder', 'cpu_time', 'fit_steps', 'Witness',
           'train_cell', 'measure_cell', 'corrupted'],
     record=['write_whole', 'append', 'records', 'pack_probabilities', 'unpack_probabilities', 'code',

@@ -56,7 +56,8 @@ def arm(name:str, sentence:str, source:str):
 # %% ../../nbs/experiments/03_arms.ipynb #bff2e118
 def callbacks(name:str,       # a key of `ARMS`
               ae=None,        # trained `Autoencoder`; the arms without synthesis need none
-              seed:int=0,     # of everything the arm draws, but for MixUp, which draws from PyTorch's own stream
+              # of everything the arm draws, but for MixUp, which draws from PyTorch's own stream
+              seed:int=0,
               **settings      # of the arm
              )->list:         # of fastai callbacks
     "The callbacks of an arm; raises `InputError` on an unknown arm or setting"
@@ -78,7 +79,8 @@ def _baseline(ae, seed): return []
 def _tsynd(ae, seed, objective, cls=TSynD, **kw):
     return [cls(ae, objective, seed=seed, keep=0, **{**dict(share=1., every=1), **kw})]
 
-@arm('mi', 'Latents climb the mutual information between prediction and dropout mask: TSynD', 'Niemeijer et al. 2024')
+@arm('mi', 'Latents climb the mutual information between prediction and dropout mask: TSynD',
+     'Niemeijer et al. 2024')
 def _mi(ae, seed, *, weight=A.weight, radius=A.radius, steps=A.steps, gate=A.gate):
     return _tsynd(ae, seed, 'mi', weight=weight, radius=radius, steps=steps, gate=gate)
 
@@ -107,10 +109,12 @@ class RandomTwin(TSynD):
     def _instead(self, s):
         k = self.times
         if k != 1: s = replace(s, z=s.z0+k*(s.z-s.z0), distance_latent=k*s.distance_latent)
-        return self.engine.at_distance(s, seed=self._batch_seed()+7921)      # the stream of the cells on record
+        # the stream of the cells on record
+        return self.engine.at_distance(s, seed=self._batch_seed()+7921)
 
 # %% ../../nbs/experiments/03_arms.ipynb #47576ad1
-@arm('random', 'Random directions, each as far as MI would have gone', 'Niemeijer et al. 2024, at the realised distance')
+@arm('random', 'Random directions, each as far as MI would have gone',
+     'Niemeijer et al. 2024, at the realised distance')
 def _random(ae, seed, *, weight=A.weight, radius=A.radius, steps=A.steps, gate=A.gate, times=A.times):
     cb, = _tsynd(ae, seed, 'mi', RandomTwin, weight=weight, radius=radius, steps=steps, gate=gate)
     cb.times = times
@@ -166,16 +170,23 @@ class AdversarialTraining(Callback):
         x,self.labels = (o[0].as_subclass(Tensor) for o in (self.learn.xb, self.learn.yb))
         check_pixels(x, _UNIT)
         if not self.labels.is_floating_point():
-            if self.labels.ndim != 1: raise InputError(f"targets are {self.labels.dtype} of shape {tuple(self.labels.shape)}, expected class numbers of shape ({len(x)},), or float zeros and ones of shape ({len(x)}, C)")
+            if self.labels.ndim != 1:
+                raise InputError(f"targets are {self.labels.dtype} of shape {tuple(self.labels.shape)}, "
+                                 f"expected class numbers of shape ({len(x)},), or float zeros and ones of "
+                                 f"shape ({len(x)}, C)")
             self.labels = self.labels.long()
         seed = 1000003*self.seed + 7919*int(self.learn.train_iter) + 3
         self.attacked = self.attack(x, self.labels, seed % 2**31)
         self.n_images += len(x)
 
-    def attack(self, x, y, seed): return adversarial(self.learn.model, x, y, self.eps, self.steps, seed, task_of(y))
+    def attack(self, x, y, seed):
+        return adversarial(self.learn.model, x, y, self.eps, self.steps, seed, task_of(y))
 
     def after_loss(self):
-        if self.weight: self.learn.loss_grad = self.learn.loss_grad + self.weight*self.base_loss(self.learn.model(self.attacked), self.labels)
+        if self.weight:
+            self.learn.loss_grad = (self.learn.loss_grad
+                                    + self.weight*self.base_loss(self.learn.model(self.attacked),
+                                        self.labels))
 
 # %% ../../nbs/experiments/03_arms.ipynb #cd2498bb
 _UNIT = "this callback expects [0, 1]; leave fastai's Normalize out and normalise inside the model"
@@ -186,7 +197,8 @@ def _pgd_training(ae, seed, *, weight=A.weight, eps=A.eps, steps=3):
     return [AdversarialTraining(eps, steps, weight, seed)]
 
 @arm('fgsm', 'Adversarial training, a single step from a random start', 'Wong et al. 2020, arXiv 2001.03994')
-def _fgsm_training(ae, seed, *, weight=A.weight, eps=A.eps): return [AdversarialTraining(eps, 1, weight, seed)]
+def _fgsm_training(ae, seed, *, weight=A.weight, eps=A.eps):
+    return [AdversarialTraining(eps, 1, weight, seed)]
 
 # %% ../../nbs/experiments/03_arms.ipynb #a0f730cf
 class Joint(TSynD):
@@ -233,19 +245,22 @@ class TrivialAugment(Callback):
         check_pixels(x, _UNIT)
         with seeded((1000003*self.seed + 7919*int(self.learn.train_iter) + 5) % 2**31):
             on = torch.rand(len(x)) < self.p
-            x = torch.stack([self.augment((255*o).round().byte()).float()/255 if a else o for o,a in zip(x, on)])
+            x = torch.stack([self.augment((255*o).round().byte()).float()/255 if a else o
+                             for o,a in zip(x, on)])
         self.learn.xb = (x,)
 
 # %% ../../nbs/experiments/03_arms.ipynb #0fa6afe6
 @arm('mixup', 'Convex mixtures of images and of their labels', 'Zhang et al. 2018, arXiv 1710.09412')
 def _mixup(ae, seed, *, alpha=A.alpha): return [MixUp(alpha)]
 
-@arm('trivialaugment', 'One random augmentation of random strength per image', 'Müller & Hutter 2021, arXiv 2103.10158')
+@arm('trivialaugment', 'One random augmentation of random strength per image',
+     'Müller & Hutter 2021, arXiv 2103.10158')
 def _trivialaugment(ae, seed, *, p=A.p): return [TrivialAugment(p, seed)]
 
 # %% ../../nbs/experiments/03_arms.ipynb #1031fcf7
 @arm('mi_fgsm', 'TSynD and single-step adversarial training together', 'tsynd')
-def _mi_fgsm(ae, seed, *, weight=A.weight, radius=A.radius, gate=A.gate, eps=A.eps, attack_weight=A.attack_weight):
+def _mi_fgsm(ae, seed, *, weight=A.weight, radius=A.radius, gate=A.gate, eps=A.eps,
+             attack_weight=A.attack_weight):
     return [*_mi(ae, seed, weight=weight, radius=radius, gate=gate),
             *_fgsm_training(ae, seed, weight=attack_weight, eps=eps)]
 
@@ -263,7 +278,8 @@ class TargetedAttack(AdversarialTraining):
         self.part = part
 
     def signal(self, x, y, seed):
-        with torch.no_grad(): return mutual_information(mc_logits(self.learn.model, x, self.T, seed), task_of(y))
+        with torch.no_grad():
+            return mutual_information(mc_logits(self.learn.model, x, self.T, seed), task_of(y))
 
     def attack(self, x, y, seed):
         far = torch.zeros(len(x), dtype=torch.bool, device=x.device)
@@ -274,7 +290,9 @@ class TargetedAttack(AdversarialTraining):
         return x
 
 # %% ../../nbs/experiments/03_arms.ipynb #4eb0198a
-@arm('mi_pgd', 'Attacks of several steps where MI is highest, of one step elsewhere; TSynD besides, if weighted', 'tsynd')
+@arm('mi_pgd',
+     'Attacks of several steps where MI is highest, of one step elsewhere; TSynD besides, if weighted',
+     'tsynd')
 def _mi_pgd(ae, seed, *, weight=A.weight, radius=A.radius, eps=A.eps, steps=7, part=A.part,
             attack_weight=A.attack_weight):
     attack = TargetedAttack(eps, steps, attack_weight, seed, part=part)
@@ -303,7 +321,8 @@ def extra_images(name:str,        # a key of `ARMS`
     class Look(Callback):
         order = 10**6
         def before_batch(self):
-            extra = [c.syn.x if isinstance(c, TSynD) else c.attacked for c in self.learn.cbs if isinstance(c, (TSynD, AdversarialTraining))]
+            extra = [c.syn.x if isinstance(c, TSynD) else c.attacked for c in self.learn.cbs
+                     if isinstance(c, (TSynD, AdversarialTraining))]
             seen.append((extra or [self.learn.xb[0]])[-1].detach())
             raise CancelFitException
     dev = device_of(model, data.train.x)

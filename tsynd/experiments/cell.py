@@ -50,7 +50,8 @@ class Cell:
 # %% ../../nbs/experiments/05_cell.ipynb #92098b66
 def cells(c:StudyConfig)->list:
     "All cells, in the order in which they are run"
-    return [Cell(d, n, s, a) for n in c.n for s in range(c.first_seed, c.first_seed+c.seeds) for d in c.datasets for a in c.arms]
+    return [Cell(d, n, s, a) for n in c.n for s in range(c.first_seed, c.first_seed+c.seeds)
+            for d in c.datasets for a in c.arms]
 
 # %% ../../nbs/experiments/05_cell.ipynb #40d48c78
 def cell_data(c:StudyConfig, cell:Cell, root=None):
@@ -58,7 +59,8 @@ def cell_data(c:StudyConfig, cell:Cell, root=None):
     data = load_data(cell.dataset, root, c.size, cell.seed)
     if cell.n != 'full': data = subset(data, cell.n, cell.seed)
     held = getattr(data, c.split)
-    if c.test_n is not None and c.test_n < len(held): held = held.select(stratified_order(held.y, cell.seed)[:c.test_n])
+    if c.test_n is not None and c.test_n < len(held):
+        held = held.select(stratified_order(held.y, cell.seed)[:c.test_n])
     return data, held
 
 # %% ../../nbs/experiments/05_cell.ipynb #5aed7a3a
@@ -78,7 +80,8 @@ def group_autoencoder(c:StudyConfig, cell:Cell, data, folder:Path):
                 save_model(part/'autoencoder', ae, seconds=cpu_time(c)-start)
                 os.replace(part, path)
     except Timeout: raise Busy from None
-    return load_autoencoder(path/'autoencoder', data.shape, device(c.device)), json.loads((path/'autoencoder.json').read_text())['seconds']
+    return load_autoencoder(path/'autoencoder', data.shape,
+                            device(c.device)), json.loads((path/'autoencoder.json').read_text())['seconds']
 
 # %% ../../nbs/experiments/05_cell.ipynb #9c577ae8
 def cpu_time(c): # on one thread the processor's time, which does not see what else the machine does
@@ -94,7 +97,9 @@ def fit_steps(learn, epochs:int, lr:float, progress=False):
 # %% ../../nbs/experiments/05_cell.ipynb #0fbfb348
 class Witness(Callback):
     "A checksum of the weights before training"
-    def before_fit(self): self.checksum = hashlib.md5(b''.join(p.detach().cpu().numpy().tobytes() for p in self.learn.model.parameters())).hexdigest()
+    def before_fit(self):
+        self.checksum = hashlib.md5(b''.join(p.detach().cpu().numpy().tobytes()
+                                             for p in self.learn.model.parameters())).hexdigest()
     def before_validate(self): raise CancelValidException
 
 # %% ../../nbs/experiments/05_cell.ipynb #e29d5a76
@@ -104,11 +109,19 @@ def train_cell(c:StudyConfig, cell:Cell, data, ae)->tuple: # (classifier, facts)
     order,witness,fit = BatchOrder(),Witness(),dict(tsynd=fit_one_cycle, medmnist=fit_steps)[c.protocol]
     epochs = epochs_of(c, -(-len(data.train)//c.bs))
     start = cpu_time(c)
-    learn = train_classifier(data, c.model, max(1, round(epochs*longer)), lr, cell.seed, c.dropout, cbs=[order, witness, *precision_callbacks(c), *cbs],
-                             fit=fit, bs=c.bs, even=c.protocol == 'tsynd', balanced=c.balanced, device=device(c.device))
-    seen = pd.DataFrame([h for cb in cbs for h in getattr(cb, 'history', [])]).reindex(columns=['distance_latent','distance_pixel','gate','mi_before','mi_after']).mean()
-    return learn.model, dict(seconds=cpu_time(c)-start, precision=precision(c), steps=int(learn.train_iter), images_seen=len(learn.recorder.values)*len(data.train),
-                             synthetic=sum(getattr(cb, 'n_images', 0) for cb in cbs), **{k: round(float(v), 4) for k,v in seen.items() if v == v}, weights=witness.checksum, order=order.checksum,
+    learn = train_classifier(data, c.model, max(1, round(epochs*longer)), lr, cell.seed, c.dropout,
+                             cbs=[order, witness, *precision_callbacks(c), *cbs],
+                             fit=fit, bs=c.bs, even=c.protocol == 'tsynd', balanced=c.balanced,
+                             device=device(c.device))
+    seen = pd.DataFrame([h for cb in cbs for h in getattr(cb, 'history',
+                                                          [])]).reindex(columns=['distance_latent',
+                                                              'distance_pixel','gate','mi_before',
+                                                                  'mi_after']).mean()
+    return learn.model, dict(seconds=cpu_time(c)-start, precision=precision(c), steps=int(learn.train_iter),
+                             images_seen=len(learn.recorder.values)*len(data.train),
+                             synthetic=sum(getattr(cb, 'n_images', 0) for cb in cbs),
+                             **{k: round(float(v), 4) for k,v in seen.items() if v == v},
+                             weights=witness.checksum, order=order.checksum,
                              subset=hashlib.md5(data.train.index.numpy().tobytes()).hexdigest())
 
 # %% ../../nbs/experiments/05_cell.ipynb #e05f250b
@@ -130,6 +143,8 @@ def measure_cell(c:StudyConfig, cell:Cell, model, data, held)->tuple:
 def corrupted(rows:list # as `corruption_table` makes them
              )->dict: # condition: measures
     "Means over severities of each family, over families at each severity, and over everything"
-    t = pd.DataFrame(rows)[1:].assign(balanced_accuracy=lambda t: 1-t.balanced_error)            # the first row is the clean one
+    # the first row is the clean one
+    t = pd.DataFrame(rows)[1:].assign(balanced_accuracy=lambda t: 1-t.balanced_error)
     mean = lambda d: {k: float(d[k].mean()) for k in ('accuracy','balanced_accuracy','auc')}
-    return {'corrupted': mean(t), **{f'corrupted {k}': mean(d) for k,d in t.groupby('corruption')}, **{f'severity {k}': mean(d) for k,d in t.groupby('severity')}}
+    return {'corrupted': mean(t), **{f'corrupted {k}': mean(d) for k,d in t.groupby('corruption')},
+            **{f'severity {k}': mean(d) for k,d in t.groupby('severity')}}

@@ -36,7 +36,9 @@ class RunConfig(derived(TargetingSettings, *_TRIED), TrainingSettings):
     autoencoder: Annotated[str|None, 'a saved autoencoder to use instead of training one, '
                                      'such as runs/x/models/autoencoder'] = None
     attack_n: Annotated[whole(1, 10**6), 'test images to attack, at most'] = 1000
-    quick: Annotated[bool, 'a smoke run of under 30 seconds, whose numbers mean nothing: 100 images to train and to '
+    quick: Annotated[bool,
+                     'a smoke run of under 30 seconds, whose numbers mean nothing: 100 images to train and '
+                     'to '
                            'test on, one epoch, no gate, at most T 8, steps 2, ae_steps 30'] = False
 
 # %% ../../nbs/experiments/00_configuration.ipynb #79e3df79
@@ -53,13 +55,17 @@ class StudyConfig(derived(TrainingSettings, bf16=True)):
     name: Annotated[FileName, 'of the study']
     datasets: Annotated[list[FileName], Len(1, 100), 'phantom, or sets of MedMNIST']
     n: Annotated[list[Images|Literal['full']], Len(1, 100), 'labelled training images; full for all']
-    seeds: Annotated[whole(1, 10**4), 'how many: of subset, initial weights, batch order and everything drawn']
+    seeds: Annotated[whole(1, 10**4),
+                     'how many: of subset, initial weights, batch order and everything drawn']
     arms: Annotated[dict[Text, Any], Len(1, 1000),
                     'label: settings; `arm` among them names the arm where the label does not']
     first_seed: Annotated[whole(0, 2**31-1-10**4), 'a search takes other seeds than what it is for'] = 0
-    headline: Annotated[list[list[Any]], Len(0, 1000), 'contrasts declared beforehand, [arm, reference, condition, '
-                        'measure]; by default those of `tsynd.experiments.HEADLINE`'] = field(default_factory=list)
-    protocol: Annotated[Literal['tsynd','medmnist'], 'one-cycle schedule and even batches, or schedule and batches '
+    headline: Annotated[list[list[Any]], Len(0, 1000),
+                        'contrasts declared beforehand, [arm, reference, condition, '
+                        'measure]; by default those of '
+                        '`tsynd.experiments.HEADLINE`'] = field(default_factory=list)
+    protocol: Annotated[Literal['tsynd','medmnist'],
+                        'one-cycle schedule and even batches, or schedule and batches '
                         "of MedMNIST's authors"] = 'tsynd'
     split: Annotated[Literal['test','val'], 'to measure on; a search takes val'] = 'test'
     test_n: Annotated[whole(1, 10**7)|None, 'images to measure on, stratified; by default all'] = None
@@ -76,7 +82,8 @@ class ArmSettings(derived(TargetingSettings, 'weight', 'radius', 'steps', 'gate'
     "What arms can be told; each takes some of these, and states a default only where it differs"
     eps: Annotated[number(0, 1), 'largest change of a pixel by an attack'] = 4/255
     pixel_steps: Annotated[whole(1, 1000), 'of the attack on the pixels of a targeted image'] = 1
-    attack_weight: Annotated[number(0, 1000), 'of the loss on attacked images, where there are targeted ones too'] = 1.
+    attack_weight: Annotated[number(0, 1000),
+                             'of the loss on attacked images, where there are targeted ones too'] = 1.
     part: Annotated[number(0, 1, open_lo=True), 'of a batch to attack with several steps'] = 1/3
     times: Annotated[number(0, 100, open_lo=True), 'as far as the targeted images'] = 1.
     alpha: Annotated[number(0, 100, open_lo=True), 'of the Beta distribution of MixUp'] = .4

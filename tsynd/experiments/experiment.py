@@ -35,7 +35,7 @@ def prepare_data(c:RunConfig,
                  root=None, # folder of the npz files
                  data:ImageData=None # images of your own; default: those that `c` names
                 )->ImageData:
-    "The data of a run: loaded, checked, cut to the subset; a quick run takes `QUICK` images of training and test"
+    "The data of a run: loaded, checked, cut to the subset; of a quick run `QUICK` images to train and test"
     c = checked(c)
     if data is None: data = load_data(c.dataset, root, c.size, c.seed)
     n = c.subset if c.subset is not None else QUICK if c.quick and len(data.train) > QUICK else None
@@ -100,17 +100,22 @@ def train_arm(c:RunConfig,        # resolved
              )->tuple:            # (fastai Learner, facts about the training)
     "Train one classifier; arms of one configuration share subset, initial weights and batch order"
     order,start = BatchOrder(),time.perf_counter()
-    learn = train_classifier(data, c.model, c.epochs, c.lr, c.seed, c.dropout, progress, cbs=[order, *precision_callbacks(c), *cbs],
+    learn = train_classifier(data, c.model, c.epochs, c.lr, c.seed, c.dropout, progress,
+                             cbs=[order, *precision_callbacks(c), *cbs],
                              bs=c.bs, balanced=c.balanced, device=device(c.device))
-    facts = dict(precision=precision(c), optimizer_steps=int(learn.train_iter), images_seen=c.epochs*len(data.train), synthetic_images=0, batch_order=order.checksum,
-                 history=[dict(epoch=i, train_loss=float(v[0]), valid_loss=float(v[1]), valid_auc=v[2]) for i,v in enumerate(learn.recorder.values)])
+    facts = dict(precision=precision(c), optimizer_steps=int(learn.train_iter),
+                 images_seen=c.epochs*len(data.train), synthetic_images=0, batch_order=order.checksum,
+                 history=[dict(epoch=i, train_loss=float(v[0]), valid_loss=float(v[1]), valid_auc=v[2])
+                          for i,v in enumerate(learn.recorder.values)])
     return learn, facts, time.perf_counter()-start
 
 # %% ../../nbs/experiments/01_experiment.ipynb #9673f01a
 def _autoencoder(c, data, progress):
     start = time.perf_counter()
     if c.autoencoder: ae = load_autoencoder(c.autoencoder, data.shape, device(c.device))
-    else: ae = train_autoencoder(data, c.ae_steps, bs=c.ae_bs, seed=c.seed, device=device(c.device), progress=progress,
+    else:
+        ae = train_autoencoder(data, c.ae_steps, bs=c.ae_bs, seed=c.seed, device=device(c.device),
+                               progress=progress,
                                  cbs=precision_callbacks(c))
     held_out,seen = quality(ae, data.test.x[:500]),quality(ae, data.train.x[:500])
     facts = dict(latent_shape=list(ae.latent_shape(data.shape)), compression=held_out['latents_per_pixel'],
@@ -121,11 +126,13 @@ def _autoencoder(c, data, progress):
 # %% ../../nbs/experiments/01_experiment.ipynb #475c49aa
 def _evaluate(c, data, learners, progress):
     x,y = (t.to(device(c.device)) for t in data.test.batch(slice(None)))
-    return {arm: robustness_table(l.model, x, y, data.task, eps=EPS, attack_n=c.attack_n, seed=c.seed, progress=progress) for arm,l in learners.items()}
+    return {arm: robustness_table(l.model, x, y, data.task, eps=EPS, attack_n=c.attack_n, seed=c.seed,
+                                  progress=progress) for arm,l in learners.items()}
 
 def versions()->dict:
     "Versions of what the numbers depend on"
-    return dict(python=platform.python_version(), **{p: version(p) for p in ('tsynd','torch','fastai','numpy','medmnist')})
+    return dict(python=platform.python_version(),
+                **{p: version(p) for p in ('tsynd','torch','fastai','numpy','medmnist')})
 
 # %% ../../nbs/experiments/01_experiment.ipynb #a7455c31
 @dataclass
@@ -139,7 +146,9 @@ class Result:
 
     def table(self)->pd.DataFrame:
         "Conditions × arms, in percent"
-        rows = [dict(condition=k, metric=m.replace('_', ' '), **{a: None if f['metrics'][k][m] is None else 100*f['metrics'][k][m] for a,f in self.metrics['arms'].items()})
+        rows = [dict(condition=k, metric=m.replace('_', ' '),
+                     **{a: None if f['metrics'][k][m] is None else 100*f['metrics'][k][m]
+                        for a,f in self.metrics['arms'].items()})
                 for k in self.metrics['conditions'] for m in ('accuracy','auc','balanced_accuracy')]
         t = pd.DataFrame(rows).set_index(['condition','metric']).astype(float)
         return t.assign(difference=t.tsynd-t.baseline).round(1)

@@ -34,7 +34,8 @@ def _lines(folder): # of cells.jsonl, or of what `xz` has made of it
     packed = path.with_suffix('.jsonl.xz')
     if path.exists(): return path.read_bytes()
     try: return lzma.decompress(packed.read_bytes()) if packed.exists() else b''
-    except lzma.LZMAError as e: raise InputError(f"{packed} is not what xz writes ({e}); take it from where it came again") from None
+    except lzma.LZMAError as e:
+        raise InputError(f"{packed} is not what xz writes ({e}); take it from where it came again") from None
 
 # %% ../../nbs/experiments/06_record.ipynb #fb6c0633
 def append(folder:Path, record:dict):
@@ -54,17 +55,22 @@ def records(folder:Path)->dict: # cell id: record; the last one where a cell was
     found = {}
     for i,l in enumerate(_lines(folder).split(b'\n')[:-1], 1):
         try: r = json.loads(l); found[r['id']] = r
-        except (ValueError, TypeError, KeyError): raise InputError(f"{Path(folder)/'cells.jsonl'} has {l[:40].decode(errors='replace')!r} in line {i}, expected the record of a cell; remove that line, and tsynd study runs the cell again") from None
+        except (ValueError, TypeError, KeyError):
+            raise InputError(f"{Path(folder)/'cells.jsonl'} has {l[:40].decode(errors='replace')!r} in line "
+                             f"{i}, expected the record of a cell; remove that line, and tsynd study runs "
+                             f"the cell again") from None
     return found
 
 # %% ../../nbs/experiments/06_record.ipynb #8db76b0f
 def pack_probabilities(p): return b64encode(np.asarray(p, dtype=np.float16).tobytes()).decode()
 
-def unpack_probabilities(s, shape): return np.frombuffer(b64decode(s), dtype=np.float16).reshape(shape).astype(np.float32)
+def unpack_probabilities(s, shape):
+    return np.frombuffer(b64decode(s), dtype=np.float16).reshape(shape).astype(np.float32)
 
 def code()->str:
     "A checksum of tsynd itself, so that cells made before and after a change are told apart"
-    return hashlib.md5(b''.join(p.read_bytes() for p in sorted(Path(find_spec('tsynd').origin).parent.rglob('*.py')))).hexdigest()[:8]
+    files = sorted(Path(find_spec('tsynd').origin).parent.rglob('*.py'))
+    return hashlib.md5(b''.join(f.read_bytes() for f in files)).hexdigest()[:8]
 
 # %% ../../nbs/experiments/06_record.ipynb #ded59754
 @dataclass
@@ -78,21 +84,30 @@ class Study:
 
 # %% ../../nbs/experiments/06_record.ipynb #ab7e8194
 KEYS = ['dataset','n','arm','seed']
-FACTS = ['status','reason','seconds','seconds_autoencoder','seconds_measuring','precision','steps','images_seen','synthetic','distance_latent','distance_pixel','gate','weights','order','subset']
+FACTS = ['status','reason','seconds','seconds_autoencoder','seconds_measuring','precision','steps',
+         'images_seen','synthetic','distance_latent','distance_pixel','gate','weights','order','subset']
 
 # %% ../../nbs/experiments/06_record.ipynb #d0889127
 def _whole(r, folder): # a record with nothing missing
     needed = ('status', *KEYS, *(('measures','y','p','shape') if r.get('status') == 'done' else ()))
-    if lacks := [k for k in needed if k not in r]: raise InputError(f"{folder/'cells.jsonl'} has no {', '.join(lacks)} in the record of {r['id']}, expected all that tsynd study writes; remove that line, and tsynd study runs the cell again")
+    if lacks := [k for k in needed if k not in r]:
+        raise InputError(f"{folder/'cells.jsonl'} has no {', '.join(lacks)} in the record of {r['id']}, "
+                         "expected all that tsynd study writes; remove that line, and tsynd study runs the "
+                         f"cell again")
     return r
 
 def read_study(folder:str|Path)->Study:
     "The tables of a study, finished or not; raises `InputError`"
     folder = Path(folder)
-    if not os.path.exists(folder/'study.toml'): raise InputError(f"{folder} holds no study.toml; give a folder written by tsynd study")
+    if not os.path.exists(folder/'study.toml'):
+        raise InputError(f"{folder} holds no study.toml; give a folder written by tsynd study")
     c,found = read_folder(folder),records(folder)
     rs = [_whole(found[x.id], folder) for x in cells(c) if x.id in found]
     done = [r for r in rs if r['status'] == 'done']
-    rows = [[*(r[k] for k in KEYS), condition, m, v] for r in done for condition,d in r['measures'].items() for m,v in d.items()]
+    rows = [[*(r[k] for k in KEYS), condition, m, v] for r in done for condition,d in r['measures'].items()
+            for m,v in d.items()]
     preds = {r['id']: (np.array(r['y']), unpack_probabilities(r['p'], r['shape'])) for r in done}
-    return Study(folder, c, pd.DataFrame([{**{k: r.get(k) for k in ('id', *KEYS, *FACTS)}, **r.get('versions', {})} for r in rs]), pd.DataFrame(rows, columns=[*KEYS,'condition','measure','value']), preds)
+    return Study(folder, c,
+                 pd.DataFrame([{**{k: r.get(k) for k in ('id', *KEYS, *FACTS)}, **r.get('versions', {})}
+                               for r in rs]),
+                               pd.DataFrame(rows, columns=[*KEYS,'condition','measure','value']), preds)

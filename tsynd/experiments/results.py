@@ -47,17 +47,20 @@ def save_result(r:Result,
 # %% ../../nbs/experiments/02_results.ipynb #b13ae554
 @contextmanager
 def new_folder(out:str|Path):
-    "A hidden folder in `out` whose contents move up into `out` when the block ends well; otherwise all that was made vanishes"
+    "A hidden folder whose contents move up into `out` when the block ends well; else all vanishes"
     out = Path(out)
     made,names = [],[]
     try:
-        if out.is_dir() and any(out.iterdir()) or out.is_file(): raise InputError(f"{out} exists and is not an empty folder; choose another with --out, or remove it")
+        if out.is_dir() and any(out.iterdir()) or out.is_file():
+            raise InputError(f"{out} exists and is not an empty folder; choose another with --out, or remove "
+                             f"it")
         made = [p for p in (out, *out.parents) if not p.exists()]
         out.mkdir(parents=True, exist_ok=True)
         tmp = Path(tempfile.mkdtemp(prefix='.unfinished-', dir=out))
     except OSError as e:
         _remove(made)
-        raise InputError(f"{out} cannot be written ({e.strerror}); choose another folder with --out") from None
+        raise InputError(f"{out} cannot be written ({e.strerror}); choose another folder with "
+                         f"--out") from None
     try:
         yield tmp
         names = [p.name for p in tmp.iterdir()]
@@ -78,7 +81,8 @@ def run(c:RunConfig,           # what to run
         out:str|Path,          # a new folder for the results
         root:str|Path=None,    # folder of MedMNIST's npz files; default: $MEDMNIST_ROOT, then ~/.medmnist
         progress:bool=True,    # show progress bars?
-        finish=None,           # called with the folder of results before they are moved into place, to add a report
+        # called with the folder of results before they are moved into place, to add a report
+        finish=None,
         data:ImageData=None    # images of your own; default: those that `c` names
        )->Result:
     "The whole comparison, from the data file to the folder of results; raises `InputError`"

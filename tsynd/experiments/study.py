@@ -19,24 +19,27 @@ from .cell import (
     Busy, Cell, cell_data, cells, cpu_time, group_autoencoder, measure_cell, train_cell)
 from .configuration import StudyConfig
 from .experiment import versions
-from .record import append, code, pack_probabilities, read_study, records, write_whole
+from .record import append, code, pack_probabilities, read_study, records, Study, write_whole
 from .study_configuration import check_config, check_machine, read_folder, to_toml
 
 # %% ../../nbs/experiments/07_study.ipynb #bdb838b8
 def run_cell(c:StudyConfig, cell:Cell, folder:Path, root=None)->dict: # the record
     "Train and measure one cell; whatever goes wrong is in the record; raises `Busy` only"
-    record = dict(id=cell.id, **asdict(cell), status='done', settings=c.arms[cell.arm], versions=versions() | dict(code=code()))
+    record = dict(id=cell.id, **asdict(cell), status='done', settings=c.arms[cell.arm],
+                  versions=versions() | dict(code=code()))
     try:
         data,held = cell_data(c, cell, root)
         ae,ae_seconds = group_autoencoder(c, cell, data, folder)
         model,facts = train_cell(c, cell, data, ae)
         start = cpu_time(c)
         table,p = measure_cell(c, cell, model, data, held)
-        record |= dict(facts, seconds_autoencoder=ae_seconds, seconds_measuring=cpu_time(c)-start, measures=table, shape=list(p.shape), p=pack_probabilities(p), y=held.y.int().tolist())
+        record |= dict(facts, seconds_autoencoder=ae_seconds, seconds_measuring=cpu_time(c)-start,
+                       measures=table, shape=list(p.shape), p=pack_probabilities(p), y=held.y.int().tolist())
         json.dumps(record, allow_nan=False)
         return record
     except (Busy, KeyboardInterrupt): raise
-    except Exception as e: return dict(id=cell.id, **asdict(cell), status='failed', reason=f'{type(e).__name__}: {e}')
+    except Exception as e:
+        return dict(id=cell.id, **asdict(cell), status='failed', reason=f'{type(e).__name__}: {e}')
 
 # %% ../../nbs/experiments/07_study.ipynb #b380406a
 def work(folder:str|Path, # of the study
@@ -51,7 +54,8 @@ def work(folder:str|Path, # of the study
     check_machine(c)
     (folder/'locks').mkdir(exist_ok=True)
     while todo := _todo(c, folder, run, tried):
-        if not any([_take(c, cell, folder, root, run, parent, tried) for cell in todo]): time.sleep(.5)   # all are taken: wait in case somebody dies
+        # all are taken: wait in case somebody dies
+        if not any([_take(c, cell, folder, root, run, parent, tried) for cell in todo]): time.sleep(.5)
         if parent and os.getppid() != parent: return
 
 # %% ../../nbs/experiments/07_study.ipynb #fead287d
@@ -71,7 +75,8 @@ def _take(c, cell, folder, root, run, parent, tried): # run `cell` unless somebo
             before = len(tries.read_bytes()) if tries.exists() else 0
             try:
                 tries.write_bytes(b'.'*(before+1))
-                record = run_cell(c, cell, folder, root) if before < 5 else dict(id=cell.id, **asdict(cell), status='failed', reason='its process was killed five times')
+                record = run_cell(c, cell, folder, root) if before < 5 else dict(id=cell.id, **asdict(cell),
+                    status='failed', reason='its process was killed five times')
                 append(folder, dict(record, run=run))
             except (Busy, KeyboardInterrupt): tries.write_bytes(b'.'*before); raise
             tries.unlink(); tried.add(cell.id)
@@ -100,15 +105,17 @@ def run_study(c:StudyConfig,
               root=None,         # folder of MedMNIST's npz files
               jobs:int=2,        # processes, one thread each
               progress:bool=True # show a bar with the time left?
-             )->'Study':
+             )->Study:
     "Run what is left of a study, in parallel"
     check_range('jobs', jobs, lo=1, hi=256, integer=True)
     check_machine(check_config(c))
     folder = _open(c, Path(folder))
     run = f'{os.getpid()}-{time.time():.0f}'
-    call = f'from tsynd.experiments.study import _worker; _worker({str(folder)!r}, {root and str(root)!r}, {os.getpid()}, {run!r})'
+    given = f'{str(folder)!r}, {root and str(root)!r}, {os.getpid()}, {run!r}'
+    call = f'from tsynd.experiments.study import _worker; _worker({given})'
     env = dict(os.environ, OMP_NUM_THREADS='1')
-    workers = [subprocess.Popen([sys.executable, '-W', 'ignore', '-c', call], env=env) for _ in range(min(jobs, len(_todo(c, folder, run))))]
+    workers = [subprocess.Popen([sys.executable, '-W', 'ignore', '-c', call], env=env)
+               for _ in range(min(jobs, len(_todo(c, folder, run))))]
     try: _watch(c, folder, workers, run, progress)
     finally: _stop(workers)
     return read_study(folder)
@@ -116,13 +123,16 @@ def run_study(c:StudyConfig,
 # %% ../../nbs/experiments/07_study.ipynb #99266b42
 def _watch(c, folder, workers, run, progress):
     n,size = len(cells(c)),-1
-    with tqdm(total=n, initial=n-len(_todo(c, folder, run)), desc=c.name, unit='cell', disable=not progress) as bar:
+    with tqdm(total=n, initial=n-len(_todo(c, folder, run)), desc=c.name, unit='cell',
+              disable=not progress) as bar:
         while any(w.poll() is None for w in workers):
             time.sleep(.2)
             now = (folder/'cells.jsonl').stat().st_size if (folder/'cells.jsonl').exists() else -1
             if now != size: size,bar.n = now,n-len(_todo(c, folder, run)); bar.refresh()
     broken = [w.returncode for w in workers if w.returncode]
-    if broken: raise InputError(f"{len(broken)} of {len(workers)} processes of the study ended with status {broken[0]}, see above; start it again to go on")
+    if broken:
+        raise InputError(f"{len(broken)} of {len(workers)} processes of the study ended with status "
+                         f"{broken[0]}, see above; start it again to go on")
 
 # %% ../../nbs/experiments/07_study.ipynb #05946b18
 def _within(a, b): return {*a} <= {*b}
@@ -133,12 +143,16 @@ GROW = dict(seeds=lambda a,b: a <= b, n=_within, datasets=_within, arms=lambda a
 def _open(c, folder):
     path,new = folder/'study.toml',asdict(c)
     try:
-        if not path.exists() and folder.exists() and any(folder.iterdir()): raise InputError(f"{folder} is not empty and no study; choose another folder with --out")
+        if not path.exists() and folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty and no study; choose another folder with --out")
         old = asdict(read_folder(folder)) if path.exists() else {}
         for k,v in old.items():
             if v != new[k] and not (k in GROW and GROW[k](v, new[k])):
-                raise InputError(f"{folder} holds a study whose {k} is {v!r}, not {new[k]!r}; choose another folder with --out{', or add to it only' if k in GROW else ''}")
+                raise InputError(f"{folder} holds a study whose {k} is {v!r}, not {new[k]!r}; choose another "
+                                 f"folder with --out{', or add to it only' if k in GROW else ''}")
         folder.mkdir(parents=True, exist_ok=True)
         if new != old: write_whole(path, to_toml(c).encode())
-    except OSError as e: raise InputError(f"{folder} cannot be the folder of a study ({e.strerror}); choose another with --out") from None
+    except OSError as e:
+        raise InputError(f"{folder} cannot be the folder of a study ({e.strerror}); choose another with "
+                         f"--out") from None
     return folder

@@ -28,9 +28,12 @@ def _toml(path, most=10**6): # bytes
         with open(path, 'rb') as f: text = f.read(most+1)
         if len(text) <= most: return tomllib.loads(text.decode())
     except OSError as e:
-        raise InputError(f"{path} cannot be read ({e.strerror}); give a TOML file that describes a study") from None
-    except RecursionError: raise InputError(f"{path} is not TOML that can be read (too many lists in lists)") from None
-    except ValueError as e: raise InputError(f"{shown(str(path))[1:-1]} is not TOML ({str(e).split(';')[0]})") from None
+        raise InputError(f"{path} cannot be read ({e.strerror}); give a TOML file that describes a "
+                         f"study") from None
+    except RecursionError:
+        raise InputError(f"{path} is not TOML that can be read (too many lists in lists)") from None
+    except ValueError as e:
+        raise InputError(f"{shown(str(path))[1:-1]} is not TOML ({str(e).split(';')[0]})") from None
     raise InputError(f"{path} is larger than {most} bytes; give a TOML file that describes a study")
 
 def read_config(path:str|Path, # a TOML file
@@ -40,7 +43,8 @@ def read_config(path:str|Path, # a TOML file
     path,d = Path(path),_toml(path)
     known,needed = {f.name for f in fields(StudyConfig)},('datasets','n','seeds','arms')
     for k in d:
-        if k not in known: raise InputError(f"{path} has a key {shown(k)}, expected some of {', '.join(sorted(known))}")
+        if k not in known:
+            raise InputError(f"{path} has a key {shown(k)}, expected some of {', '.join(sorted(known))}")
     for k in needed:
         if k not in d: raise InputError(f"{path} has no key {k!r}, expected all of {', '.join(needed)}")
     return check_config(StudyConfig(**(dict(name=path.stem) | unsaid | d)))
@@ -74,13 +78,15 @@ def _measured(c, dataset):
     info = medmnist_info().get(dataset, dict(task=''))
     several,plain = info['task'].startswith('multi-label'),MEASURES[:3]
     kinds = families(dataset) if c.corruptions is None else c.corruptions
-    spoilt = ['corrupted', *(f'corrupted {k}' for k in kinds), *(f'severity {s}' for s in range(1, 6))] if kinds else []
+    spoilt = ['corrupted', *(f'corrupted {k}' for k in kinds),
+              *(f'severity {s}' for s in range(1, 6))] if kinds else []
     return {'clean': plain if several else MEASURES, **dict.fromkeys(['perturbed', *spoilt], plain),
             **{f'PGD {e:.3g}/255': plain if several else plain[1:] for e in c.eps}}
 
 def _check_question(c, q):
     if not 4 <= len(q) <= 6 or not all(isinstance(v, str) for v in q[:4]) or q[0] == q[1]:
-        raise InputError(f"headline {shown(q)} is no question, expected [arm, other arm, condition, measure], "
+        raise InputError(f"headline {shown(q)} is no question, expected [arm, other arm, condition, "
+                         f"measure], "
                          "then sizes and data sets if not all")
     sizes,sets = (v if isinstance(v, list) else [v] for v in [*q[4:], [], []][:2])
     sizes = [str(v) if isinstance(v, int) else v for v in sizes]

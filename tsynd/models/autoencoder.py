@@ -39,7 +39,8 @@ class _Residual(nn.Module):
     def forward(self, x): return x + self.f(x)
 
 # %% ../../nbs/models/02_autoencoder.ipynb #97ca0182
-def _at_least_float32(x): return x.to(torch.promote_types(x.dtype, torch.float32))   # under autocast: latents and pixels are not rounded to 8 bits
+# under autocast: latents and pixels are not rounded to 8 bits
+def _at_least_float32(x): return x.to(torch.promote_types(x.dtype, torch.float32))
 
 class Autoencoder(nn.Module):
     "Images (B,ch,H,W) in [0,1] to spatial latents (B,Z,H/4,W/4) and back; H and W multiples of 4"
@@ -52,7 +53,8 @@ class Autoencoder(nn.Module):
         super().__init__()
         Z,w = latent_channels,width
         self.config = dict(ch=ch, latent_channels=Z, width=w, noise=noise)
-        self.enc = nn.Sequential(_conv(ch, w), _conv(w, 2*w, 2), _conv(2*w, 2*w, 2), _Residual(2*w), nn.Conv2d(2*w, Z, 1))
+        self.enc = nn.Sequential(_conv(ch, w), _conv(w, 2*w, 2), _conv(2*w, 2*w, 2), _Residual(2*w),
+                                 nn.Conv2d(2*w, Z, 1))
         self.unit = nn.BatchNorm2d(Z, affine=False)
         self.dec = nn.Sequential(nn.Conv2d(Z, 2*w, 3, 1, 1), nn.SiLU(), _Residual(2*w),
                                  nn.Conv2d(2*w, 4*w, 3, 1, 1), nn.PixelShuffle(2), nn.SiLU(),
@@ -74,7 +76,8 @@ def encode(self:Autoencoder,
     "Latents of a batch of images; raises `InputError` if they do not fit"
     ch = self.config['ch']
     if x.ndim != 4 or x.shape[1] != ch or x.shape[2]%4 or x.shape[3]%4:
-        raise InputError(f"images have shape {tuple(x.shape)}, but the autoencoder expects (B, {ch}, H, W) with H and W multiples of 4")
+        raise InputError(f"images have shape {tuple(x.shape)}, but the autoencoder expects (B, {ch}, H, W) "
+                         f"with H and W multiples of 4")
     return _at_least_float32(self.unit(self.enc(x*2-1)))
 
 # %% ../../nbs/models/02_autoencoder.ipynb #85378c84
@@ -103,7 +106,8 @@ def _rounds(steps): return 10 if steps % 10 == 0 else 1
 
 def autoencoder_learner(data:ImageData, # its training and validation images
                         ae:Autoencoder, # to be trained
-                        steps:int=AutoencoderSettings.steps, # weight updates in all, in ten epochs; in one if no multiple of ten
+                        # weight updates in all, in ten epochs; in one if no multiple of ten
+                        steps:int=AutoencoderSettings.steps,
                         bs:int=AutoencoderSettings.bs, # images in a batch
                         seed:int=0,     # of the batch order, at least 0
                         device=None,    # default: the CPU
@@ -111,7 +115,8 @@ def autoencoder_learner(data:ImageData, # its training and validation images
                        )->Learner:
     "A fastai `Learner` that teaches `ae` to reconstruct the training images; in ten epochs, or one"
     mk = lambda s, **kw: ImageDL(s, bs=bs, seed=seed, device=device, **kw)
-    dls = DataLoaders(mk(data.train, shuffle=True, n=steps//_rounds(steps)*bs), mk(data.val), device=torch.device(device or 'cpu'))
+    dls = DataLoaders(mk(data.train, shuffle=True, n=steps//_rounds(steps)*bs), mk(data.val),
+                      device=torch.device(device or 'cpu'))
     return Learner(dls, ae, loss_func=F.mse_loss, cbs=[ReconstructionTarget(), FiniteLoss(), *L(cbs)])
 
 # %% ../../nbs/models/02_autoencoder.ipynb #3c90825f
@@ -167,7 +172,8 @@ def quality(ae:Autoencoder, # in eval mode
     x = x.numpy().astype(np.float32)/255
     psnr = [peak_signal_noise_ratio(a, b, data_range=1) for a,b in zip(x, rec)]
     ssim = [structural_similarity(a, b, data_range=1, channel_axis=0) for a,b in zip(x, rec)]
-    return dict(psnr=float(np.mean(psnr)), ssim=float(np.mean(ssim)), latents_per_pixel=ae.compression(x.shape[1:]))
+    return dict(psnr=float(np.mean(psnr)), ssim=float(np.mean(ssim)),
+                latents_per_pixel=ae.compression(x.shape[1:]))
 
 # %% ../../nbs/models/02_autoencoder.ipynb #eca773c9
 def load_autoencoder(path:str|Path, # as given to `save_model`
@@ -177,5 +183,6 @@ def load_autoencoder(path:str|Path, # as given to `save_model`
     "A saved autoencoder, in eval mode; raises `InputError` if it does not fit"
     ae = rebuild(path, Autoencoder, *read_model(path, 'Autoencoder'), device)
     if shape is not None and ae.config['ch'] != shape[0]:
-        raise InputError(f"{path} is an autoencoder for {ae.config['ch']}-channel images, but the data has {shape[0]}")
+        raise InputError(f"{path} is an autoencoder for {ae.config['ch']}-channel images, but the data has "
+                         f"{shape[0]}")
     return ae

@@ -22,7 +22,8 @@ def save_model(path:str|Path, # without suffix
               ):
     "Write `path`.safetensors and `path`.json"
     save_file({k: v.contiguous() for k,v in model.state_dict().items()}, f'{path}.safetensors')
-    Path(f'{path}.json').write_text(json.dumps(dict(kind=type(model).__name__, config=model.config, **facts), indent=1)+'\n')
+    Path(f'{path}.json').write_text(json.dumps(dict(kind=type(model).__name__, config=model.config, **facts),
+                                               indent=1)+'\n')
 
 # %% ../../nbs/models/01_bundles.ipynb #d6355446
 def read_model(path:str|Path, # with or without suffix
@@ -31,9 +32,12 @@ def read_model(path:str|Path, # with or without suffix
     "Read what `save_model` wrote; raises `InputError`"
     path = str(path).removesuffix('.safetensors').removesuffix('.json')
     for f in (f'{path}.json', f'{path}.safetensors'):
-        if not os.path.isfile(f): raise InputError(f"{f} does not exist; a model is a .safetensors and a .json file of the same name")
+        if not os.path.isfile(f):
+            raise InputError(f"{f} does not exist; a model is a .safetensors and a .json file of the same "
+                             f"name")
     try: facts,weights = json.loads(Path(f'{path}.json').read_text()),load_file(f'{path}.safetensors')
-    except Exception as e: raise InputError(f"{path} is not a model saved by tsynd ({type(e).__name__})") from None
+    except Exception as e:
+        raise InputError(f"{path} is not a model saved by tsynd ({type(e).__name__})") from None
     found = facts.get('kind') if isinstance(facts, dict) else None
     if found != kind: raise InputError(f"{path} holds a model of kind {found!r}, expected {kind!r}")
     return facts, weights
@@ -50,5 +54,6 @@ def rebuild(path,         # for the message
         model = build(**facts['config'])
         model.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError, AttributeError) as e:
-        raise InputError(f"{path} is not a model saved by tsynd: its configuration does not fit its weights ({type(e).__name__})") from None
+        raise InputError(f"{path} is not a model saved by tsynd: its configuration does not fit its weights "
+                         f"({type(e).__name__})") from None
     return model.to(device or 'cpu', memory_format=torch.channels_last).eval()

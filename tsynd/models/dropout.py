@@ -30,9 +30,12 @@ def check_dropout(model:nn.Module): # any
     if not layers:
         idle = sum(isinstance(m, DROPOUT) for m in model.modules())
         found = f'{idle} dropout layers, all with p = 0' if idle else 'no dropout layer'
-        raise InputError(f"the classifier has {found}, but its uncertainty is measured with dropout; add nn.Dropout before its last layer")
+        raise InputError(f"the classifier has {found}, but its uncertainty is measured with dropout; add "
+                         f"nn.Dropout before its last layer")
     for n,m in layers:
-        if m.p >= 1: raise InputError(f"dropout layer {n} of the classifier has p = {m.p}, which drops everything, expected 0 < p < 1")
+        if m.p >= 1:
+            raise InputError(f"dropout layer {n} of the classifier has p = {m.p}, which drops everything, "
+                             f"expected 0 < p < 1")
 
 # %% ../../nbs/models/05_dropout.ipynb #c38481f5
 def uncompiled(model:nn.Module # any
@@ -46,11 +49,13 @@ class MCDropout:
                  model:nn.Module, # classifier with dropout layers
                  T:int=16,        # number of draws
                  seed:int=0,      # of the masks
-                 full:bool=None   # run every draw through the whole model? default: only where sharing the trunk is impossible
+                 # run every draw through the whole model? default: only where sharing the trunk is impossible
+                 full:bool=None
                 ):
         check_dropout(model)
         check_range('T', T, lo=1, integer=True)
-        self.model,self.T,self.gen,self.masks = uncompiled(model),int(T),torch.Generator().manual_seed(seed),{}
+        self.model,self.T,self.gen,self.masks = (uncompiled(model),int(T),torch.Generator().manual_seed(seed),
+                                                 {})
         self.full = getattr(model, '_mc_full', False) if full is None else full
 
     def __enter__(self):
@@ -89,7 +94,8 @@ def __call__(self:MCDropout,
         try: return self._run(x, False)
         except torch.cuda.OutOfMemoryError: raise
         except RuntimeError as e: reason = e
-        self.masks.clear(); self.gen.manual_seed(self.gen.initial_seed())     # as if the attempt had not been made
+        # as if the attempt had not been made
+        self.masks.clear(); self.gen.manual_seed(self.gen.initial_seed())
     out = self._run(x.repeat(self.T, *[1]*(x.ndim-1)), True)
     if not self.full: self._fall_back(reason)
     return out
@@ -103,21 +109,27 @@ def _run(self:MCDropout, x, expanded):
     try: out = self.model(x)
     finally:
         for h in hooks: h.remove()
-    if not self.calls: raise InputError("the classifier has dropout layers, but its forward pass reaches none of them; put nn.Dropout before its last layer")
-    if out.ndim != 2 or len(out) != rows: raise RuntimeError(f'the model returned {tuple(out.shape)}, expected {rows} rows of logits')
+    if not self.calls:
+        raise InputError("the classifier has dropout layers, but its forward pass reaches none of them; put "
+                         "nn.Dropout before its last layer")
+    if out.ndim != 2 or len(out) != rows:
+        raise RuntimeError(f'the model returned {tuple(out.shape)}, expected {rows} rows of logits')
     return out.unflatten(0, (self.T, -1))
 
 # %% ../../nbs/models/05_dropout.ipynb #f94b6ffc
 @patch
 def _check_rows(self:MCDropout, name, out):
     if len(out) == self.rows or len(out) % self.rows == 0 and out.shape[1:2] != (self.rows,): return
-    raise InputError(f"dropout layer {name} of the classifier sees shape {tuple(out.shape)}, expected all images of all draws, {self.rows}, as its first dimension; make the model batch-first, or put dropout elsewhere")
+    raise InputError(f"dropout layer {name} of the classifier sees shape {tuple(out.shape)}, expected all "
+                     f"images of all draws, {self.rows}, as its first dimension; make the model batch-first, "
+                     f"or put dropout elsewhere")
 
 # %% ../../nbs/models/05_dropout.ipynb #b3f2609d
 @patch
 def _fall_back(self:MCDropout, e):
     self.full = self.model._mc_full = True
-    warnings.warn(f"the classifier cannot share one pass before its dropout layers among the draws, so each of the {self.T} draws runs it all ({e})")
+    warnings.warn("the classifier cannot share one pass before its dropout layers among the draws, so each "
+                  f"of the {self.T} draws runs it all ({e})")
 
 # %% ../../nbs/models/05_dropout.ipynb #adb65b5e
 def mc_logits(model:nn.Module, # classifier with dropout layers

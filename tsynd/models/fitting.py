@@ -20,7 +20,8 @@ class FiniteLoss(Callback):
     def after_loss(self):
         loss = self.learn.loss_grad.detach()
         if not torch.isfinite(loss).all():
-            raise InputError(f"loss is {float(loss)} in epoch {self.epoch}, batch {self.iter}, but must be finite; "
+            raise InputError(f"loss is {float(loss)} in epoch {self.epoch}, batch {self.iter}, but must be "
+                             f"finite; "
                              "check the images for NaN or lower the learning rate")
 
 # %% ../../nbs/models/00_fitting.ipynb #d1220581
@@ -29,7 +30,8 @@ class TrainingBar(Callback):
     run_valid = False
     bar = None
     def __init__(self, desc:str='training'): self.desc = desc
-    def before_fit(self): self.bar = tqdm(total=self.n_epoch*len(self.dls.train), desc=self.desc, unit='step', leave=False)
+    def before_fit(self):
+        self.bar = tqdm(total=self.n_epoch*len(self.dls.train), desc=self.desc, unit='step', leave=False)
     def after_batch(self): self.bar.update()
     def after_fit(self): self.close()
     def close(self):

@@ -20,7 +20,8 @@ def frozen(*models:nn.Module): # any number of them
     mods = [m for model in models for m in model.modules()]
     params = [p for model in models for p in model.parameters()]
     modes, flags = [m.training for m in mods], [p.requires_grad for p in params]
-    bufs = [(m._buffers, k, b, b.clone(), b._version) for m in mods for k,b in m._buffers.items() if b is not None]
+    bufs = [(m._buffers, k, b, b.clone(), b._version) for m in mods for k,b in m._buffers.items()
+            if b is not None]
     try:
         with torch.random.fork_rng(devices=sorted({p.device.index for p in params if p.is_cuda})):
             for m in mods: m.training = False
@@ -44,4 +45,5 @@ def predict(model:nn.Module, # classifier, images in [0,1] to logits
     with frozen(model), torch.no_grad():
         return torch.cat([model(to_float(b).to(dev)).float().cpu() for b in x.split(bs)])
 
-def device_of(model, x): return next((p.device for p in model.parameters()), x.device) # where it computes: without weights, where the images are
+# where it computes: without weights, where the images are
+def device_of(model, x): return next((p.device for p in model.parameters()), x.device)

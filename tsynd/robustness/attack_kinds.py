@@ -139,7 +139,8 @@ def _step(s, a):
 def _remember(s, loss, g):
     s.rises = s.rises + (loss > s.loss)
     s.loss,s.g,up = loss,g,loss > s.top_loss
-    s.top_z,s.top_loss,s.top_g = pick_rows(up, s.z, s.top_z), pick_rows(up, loss, s.top_loss), pick_rows(up, g, s.top_g)
+    s.top_z,s.top_loss,s.top_g = pick_rows(up, s.z, s.top_z), pick_rows(up, loss, s.top_loss), pick_rows(up,
+        g, s.top_g)
 
 # %% ../../nbs/robustness/05_attack_kinds.ipynb #ba878410
 def _look_back(s, n):
@@ -196,7 +197,8 @@ def _apgd_margin(run, streams, eps, steps, restarts):
         for g in streams: torch.rand(run.x.shape[1:], generator=g)        # not the starts of APGD-CE
     _apgd(run, streams, eps, steps, restarts)
 
-ATTACKS['APGD-margin'] = Attack(_apgd_margin, 50, 'Croce & Hein 2020; margin for two classes and for several labels: ours',
+ATTACKS['APGD-margin'] = Attack(_apgd_margin, 50,
+                                'Croce & Hein 2020; margin for two classes and for several labels: ours',
                                 objective=relative_margin)
 
 # %% ../../nbs/robustness/05_attack_kinds.ipynb #1be0c7f2

@@ -65,7 +65,8 @@ def check_attack(x, y, eps, task, **counts):
 def in_batches(attack, model, x, y, seeds, bs):
     device = device_of(model, x)
     with frozen(model), torch.inference_mode(False), torch.enable_grad():
-        res = [attack(x[i:i+bs].to(device).clone(), y[i:i+bs].to(device).clone(), seeds[i:i+bs]).to(x.device) for i in range(0, len(x), bs)]
+        res = [attack(x[i:i+bs].to(device).clone(), y[i:i+bs].to(device).clone(), seeds[i:i+bs]).to(x.device)
+               for i in range(0, len(x), bs)]
     return torch.cat(res)
 
 # %% ../../nbs/robustness/01_attacks.ipynb #c56f2775

@@ -39,7 +39,8 @@ def shot_noise(x:Tensor,      # (B,ch,H,W) in [0,1]
                streams:list   # of random generators, one per image
               )->Tensor:      # (B,ch,H,W)
     "Count photons: a Poisson number in every pixel"
-    return torch.stack([torch.poisson(photons*im.cpu(), generator=g) for im,g in zip(x, streams)]).to(x)/photons
+    return torch.stack([torch.poisson(photons*im.cpu(), generator=g)
+                        for im,g in zip(x, streams)]).to(x)/photons
 
 # %% ../../nbs/robustness/03_corruptions.ipynb #f521c705
 def impulse_noise(x:Tensor,    # (B,ch,H,W) in [0,1]
@@ -64,7 +65,8 @@ def pixelate(x:Tensor,  # (B,ch,H,W)
     "Replace every block by its mean"
     def share(n):
         i,j = (torch.arange(k+1, dtype=torch.float64)/k for k in (blocks, n))
-        both = (torch.minimum(i[1:,None], j[1:]) - torch.maximum(i[:-1,None], j[:-1])).clamp(min=0)   # of block and pixel
+        # of block and pixel
+        both = (torch.minimum(i[1:,None], j[1:]) - torch.maximum(i[:-1,None], j[:-1])).clamp(min=0)
         return (n*blocks*both.T @ both).to(x).expand(len(x), 1, n, n)
     return share(x.shape[2]) @ x @ share(x.shape[3])
 
@@ -95,9 +97,11 @@ def motion_blur(x:Tensor,     # (B,ch,H,W)
     return sum(w*warp(x, shift_y=t*dy, shift_x=t*dx) for t,w in zip(way, weight/weight.sum()))
 
 # %% ../../nbs/robustness/03_corruptions.ipynb #85eb13da
-_TAIL = tuple((2*r/224, s/224) for r,s in ((5,5),(9,7),(9,10),(13,10),(17,12)))    # ImageMagick's radius and sigma: 2r+1 points
+# ImageMagick's radius and sigma: 2r+1 points
+_TAIL = tuple((2*r/224, s/224) for r,s in ((5,5),(9,7),(9,10),(13,10),(17,12)))
 _BLOCKS = dict(pixelate=(20,17,13,10,7), jpeg_compression=(50,30,15,10,7))
-_XRAY = dict(gaussian_blur=(.018,.025,.031,.038,.045), brightness_up=(1.1,1.2,1.3,1.4,1.5), brightness_down=(.9,.8,.7,.6,.5),
+_XRAY = dict(gaussian_blur=(.018,.025,.031,.038,.045), brightness_up=(1.1,1.2,1.3,1.4,1.5),
+             brightness_down=(.9,.8,.7,.6,.5),
              contrast_up=(1.1,1.2,1.3,1.4,1.6), contrast_down=(.9,.8,.7,.6,.4),
              gamma_corr_up=(1.1,1.2,1.3,1.4,1.6), gamma_corr_down=(.9,.8,.7,.6,.4))
 
@@ -124,7 +128,7 @@ CORRUPTIONS = dict( # name: function of images, level and random streams
 
 def families(dataset:str='phantom' # or the name of a MedMNIST set
             )->dict:               # name: five levels
-    "The corruption families of a data set and their levels at severity 1 to 5; for a set without a list here, the breast's"
+    "Corruption families of a data set and their levels at severity 1 to 5; without a list, the breast's"
     check_known('data set', [dataset], ['phantom', *medmnist_info()])
     return LEVELS.get(dataset, LEVELS['breastmnist'])
 
@@ -132,7 +136,8 @@ def families(dataset:str='phantom' # or the name of a MedMNIST set
 def _check_corruptions(x, dataset, names, severities, lo=0):
     "The names, all of the data set's if None"
     check_batch(x)
-    if x.shape[1] not in (1,3): raise InputError(f"images have {x.shape[1]} channels, expected 1 (grey) or 3 (colour)")
+    if x.shape[1] not in (1,3):
+        raise InputError(f"images have {x.shape[1]} channels, expected 1 (grey) or 3 (colour)")
     known = tuple(families(dataset))
     names = known if names is None else (names,) if isinstance(names, str) else tuple(names)
     check_known(f'{dataset}: corruption', names, known)
@@ -168,7 +173,8 @@ def show_corruptions(x:Tensor,    # (N,1 or 3,H,W) in [0,1]; the first image is 
     fig,axs = plt.subplots(len(names), len(severities), figsize=size, squeeze=False)
     for row,name in zip(axs, names):
         show_images(torch.cat([corrupt(x[:1], name, s, dataset, seed) for s in severities]), axs=row)
-        row[0].text(-.1, .5, name.replace('_', ' '), ha='right', va='center', fontsize=TYPE_SIZE, transform=row[0].transAxes)
+        row[0].text(-.1, .5, name.replace('_', ' '), ha='right', va='center', fontsize=TYPE_SIZE,
+                    transform=row[0].transAxes)
     for a,s in zip(axs[0], severities): a.set_title(s, fontsize=TYPE_SIZE)
     fig.subplots_adjust(left=1.15/size[0], right=.995, top=1-.25/size[1], bottom=.01)
     return axs
@@ -210,32 +216,43 @@ def _measured(model, x, y, task, bs):
 def _family_means(rows, what):
     found = {}
     for r in rows: found.setdefault(r['corruption'], {})[r['severity']] = r
-    if sum(map(len, found.values())) != len(rows): raise InputError(f"{what} hold a corruption and severity twice; give the table of one model")
+    if sum(map(len, found.values())) != len(rows):
+        raise InputError(f"{what} hold a corruption and severity twice; give the table of one model")
     if list(found.get('clean', ())) != [0] or len(found) < 2:
-        raise InputError(f"{what} hold {', '.join(found) or 'nothing'}, expected clean and at least one corruption, as `corruption_table` makes them")
+        raise InputError(f"{what} hold {', '.join(found) or 'nothing'}, expected clean and at least one "
+                         f"corruption, as `corruption_table` makes them")
     if len({tuple(sorted(v)) for k,v in found.items() if k != 'clean'}) > 1:
         raise InputError(f"{what} hold corruptions at different severities, expected the same for all")
     def mean(k, c):
         values = [r[k] for r in found[c].values()]
         return None if None in values else sum(values)/len(values)
-    return {c: {k: mean(k, c) for k in ('balanced_error','auc')} for c in found}, {(r['corruption'], r['severity'], r['n']) for r in rows}
+    return {c: {k: mean(k, c) for k in ('balanced_error','auc')} for c in found}, {(r['corruption'],
+        r['severity'], r['n']) for r in rows}
 
 # %% ../../nbs/robustness/03_corruptions.ipynb #420f4f02
 def corruption_summary(rows:list,          # as `corruption_table` makes them
                        reference:list=None, # the same for another model: adds `be` and `rbe`
                        least:float=.01     # a quotient is None where its denominator is smaller
-                      )->list:             # of rows: corruption, balanced_error, auc, rise, relative; last the mean
-    "Mean over severities for each family, and the mean over families: errors, their rise over clean, BE and rBE"
+                      # of rows: corruption, balanced_error, auc, rise, relative; last the mean
+                      )->list:
+    "Means over severities for each family, and over families: errors, their rise over clean, BE, rBE"
     check_range('least', least, lo=0, open_lo=True)
     own,tested = _family_means(rows, 'rows')
     ref,tested_ref = (None,tested) if reference is None else _family_means(reference, 'reference rows')
-    if tested != tested_ref: raise InputError("rows and reference rows differ in corruptions, severities or number of images, expected the same tests")
+    if tested != tested_ref:
+        raise InputError("rows and reference rows differ in corruptions, severities or number of images, "
+                         "expected the same tests")
     def over(a, b): return a/b if b >= least else None
     res,e0 = [],own['clean']['balanced_error']
     for c,m in own.items():
         if c == 'clean': continue
         e = m['balanced_error']
         res.append(dict(corruption=c, **m, rise=e-e0, relative=over(e, e0)))
-        if ref: er,er0 = ref[c]['balanced_error'],ref['clean']['balanced_error']; res[-1] |= dict(be=over(e, er), rbe=over(e-e0, er-er0))
+        if ref:
+            er,er0 = ref[c]['balanced_error'],ref['clean']['balanced_error']
+            res[-1] |= dict(be=over(e, er), rbe=over(e-e0, er-er0))
     def mean(k, part): return sum(part)/len(part) if part and (None not in part or k == 'rbe') else None
-    return [*res, dict(corruption='mean', **{k: mean(k, [r[k] for r in res if k != 'rbe' or r[k] is not None]) for k in res[0] if k != 'corruption'})]
+    return [*res,
+            dict(corruption='mean',
+                 **{k: mean(k, [r[k] for r in res if k != 'rbe' or r[k] is not None]) for k in res[0]
+                    if k != 'corruption'})]

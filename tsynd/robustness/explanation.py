@@ -69,17 +69,20 @@ def spatial_layers(model:nn.Module, # images (B,ch,H,W) to logits (B,C)
         try: logits = model(x[:1].to(dev).clone().requires_grad_())
         finally:
             for h in hooks: h.remove()
-        maps = {n: o[0] for n,o in outs.items() if len(o) == 1 and _is_map(o[0])} if logits.requires_grad else {}
+        maps = {n: o[0] for n,o in outs.items()
+                if len(o) == 1 and _is_map(o[0])} if logits.requires_grad else {}
         used = torch.autograd.grad(logits.sum(), list(maps.values()), allow_unused=True) if maps else ()
     return {n: tuple(o.shape[1:]) for (n,o),g in zip(maps.items(), used) if g is not None}
 
 def _is_map(o): return isinstance(o, Tensor) and o.ndim == 4 and o.shape[2:].numel() > 1 and o.requires_grad
 
 # %% ../../nbs/robustness/08_explanation.ipynb #97073ef9
-def _unfit(name, layers, modules): # pooling, or inside a block, not a mere sequence, that ends on a smaller map
+# pooling, or inside a block, not a mere sequence, that ends on a smaller map
+def _unfit(name, layers, modules):
     around = [name[:i] for i,c in enumerate(name) if c == '.']
     step = [a for a in around if a in layers and min(layers[a][1:]) < min(layers[name][1:])]
-    return isinstance(modules[name], nn.AdaptiveAvgPool2d) or not all(isinstance(modules[a], nn.Sequential) for a in step)
+    return isinstance(modules[name], nn.AdaptiveAvgPool2d) or not all(isinstance(modules[a], nn.Sequential)
+        for a in step)
 
 # %% ../../nbs/robustness/08_explanation.ipynb #2d77154c
 def target_layer(model:nn.Module, # images (B,ch,H,W) to logits (B,C)
@@ -88,7 +91,8 @@ def target_layer(model:nn.Module, # images (B,ch,H,W) to logits (B,C)
                 )->str:           # its name
     "The last layer with at least 7×7 positions, or `layer`, if a map can be drawn there; raises `InputError`"
     layers = spatial_layers(model, x)
-    if not layers: raise InputError("the model has no layer whose output is a map (B,C,h,w) that its logits depend on; "
+    if not layers:
+        raise InputError("the model has no layer whose output is a map (B,C,h,w) that its logits depend on; "
                                     "class activation maps need a convolutional network")
     if layer is None:
         modules = dict(model.named_modules())
@@ -98,14 +102,17 @@ def target_layer(model:nn.Module, # images (B,ch,H,W) to logits (B,C)
     name = layer if isinstance(layer, str) else next((n for n,m in model.named_modules() if m is layer), None)
     if name not in layers:
         found = repr(layer) if isinstance(layer, str) else type(layer).__name__
-        raise InputError(f"layer is {found}, expected one that gives a map, once: {', '.join(list(layers)[-8:])}")
+        raise InputError(f"layer is {found}, expected one that gives a map, once: "
+                         f"{', '.join(list(layers)[-8:])}")
     return name
 
 # %% ../../nbs/robustness/08_explanation.ipynb #ee892c06
 class SignedEigenGradCAM(EigenGradCAM):
     "EigenGradCAM, with the sign for which the map rises where the evidence for the class does"
-    def get_cam_image(self, input_tensor, target_layer, target_category, activations, grads, eigen_smooth=False):
-        m = np.nan_to_num(grads*activations).reshape(*grads.shape[:2], -1).swapaxes(1, 2)      # images, positions, channels
+    def get_cam_image(self, input_tensor, target_layer, target_category, activations, grads,
+                      eigen_smooth=False):
+        # images, positions, channels
+        m = np.nan_to_num(grads*activations).reshape(*grads.shape[:2], -1).swapaxes(1, 2)
         m = m - m.mean(1, keepdims=True)
         v = np.linalg.svd(m, full_matrices=False)[2][:,0,:,None]
         return (m @ np.where(v.sum(1, keepdims=True) < 0, -v, v)).reshape(len(m), *grads.shape[2:])
@@ -147,7 +154,8 @@ def _batch_cam(engine, x, y, task):
 
 # %% ../../nbs/robustness/08_explanation.ipynb #8a4ba5a9
 def phantom_region(f:Tensor,    # (N,8) in [0,1], as `Split.factors`
-                   factor:str='contrast', # one of `FACTORS`; 'contrast' acts on the lesion, 'shadow' behind it
+                   # one of `FACTORS`; 'contrast' acts on the lesion, 'shadow' behind it
+                   factor:str='contrast',
                    size:int=28  # height and width, pixels
                   )->Tensor:    # (N,size,size) bool
     "The pixels of phantom images that change at least half as much as any, when a factor goes from 0 to 1"
@@ -184,7 +192,9 @@ def show_cams(x:Tensor,    # (N,ch,H,W) in [0,1]
         row[0].set_ylabel(name, fontsize=TYPE_SIZE)
         for i,(ax,im) in enumerate(zip(row, x.detach().cpu())):
             ax.imshow(im.permute(1,2,0).squeeze(-1), cmap='gray', vmin=0, vmax=1)
-            if m is not None: h = m[i].detach().cpu(); ax.imshow(h, cmap='inferno', vmin=0, vmax=1, alpha=.8*h.clamp(0,1).sqrt())
+            if m is not None:
+                h = m[i].detach().cpu()
+                ax.imshow(h, cmap='inferno', vmin=0, vmax=1, alpha=.8*h.clamp(0,1).sqrt())
             if region is not None: ax.contour(region[i].cpu(), [.5], colors='w', linewidths=.6)
             ax.set(xticks=[], yticks=[]); ax.spines[:].set(visible=True, color='.8', linewidth=.5)
     for ax,t in zip(axs[0], titles or ()): ax.set_title(t, fontsize=TYPE_SIZE, pad=2)
@@ -204,7 +214,8 @@ def without(x:Tensor,    # (ch,H,W) in [0,1], on the CPU
     "An image without some of its pixels: each is imputed from its neighbours (ROAD)"
     known = torch.ones(x.shape[1:])
     known.view(-1)[gone] = 0
-    with torch.random.fork_rng(devices=[]): filled = NoisyLinearImputer(noise=0)(x, known)     # it draws noise, even if it is to be 0
+    # it draws noise, even if it is to be 0
+    with torch.random.fork_rng(devices=[]): filled = NoisyLinearImputer(noise=0)(x, known)
     return torch.where(known > 0, x, filled + grain).clamp(0, 1)
 
 # %% ../../nbs/robustness/08_explanation.ipynb #edb1565d
@@ -243,7 +254,7 @@ def minimise_class(model:nn.Module, # images (B,ch,H,W) in [0,1] to logits (B,C)
                    ae:Autoencoder=None, # search its latent space; default: the pixels
                    task:str|Task='multi-class' # what the labels are
                   )->tuple:         # start and end, (B,ch,H,W) in [0,1]
-    "Where the search starts, `x` or its reconstruction, and the image near it that makes a class least probable"
+    "Where the search starts, `x` or its reconstruction, and the image nearby that makes a class improbable"
     check_batch(x)
     check_range('eps', eps, lo=0, open_lo=True); check_range('steps', steps, lo=2, integer=True)
     task,dev = as_task(task),device_of(model, x)

@@ -18,16 +18,21 @@ from .predictors import predictor_name
 from .suite import attack_plan, timed_attack, worst_case
 
 # %% ../../nbs/robustness/07_masking.ipynb #ce855a93
-def _finding(name, value, limit, says): return dict(finding=name, red=value > limit+1e-6, value=value, limit=limit, says=says)
+def _finding(name, value, limit, says):
+    return dict(finding=name, red=value > limit+1e-6, value=value, limit=limit, says=says)
 
 def _findings(a, zero, tol, nearly_zero):
     "The signs of masking, from the accuracies that the attacks leave"
     return [
         _finding('black box stronger', a['gradient']-a['all'], tol,
-                 f"the gradient attacks together leave {a['gradient']:.1%}, with Square it is {a['all']:.1%}"),
-        _finding('one step stronger', a['PGD 40']-a['FGSM'], tol, f"FGSM leaves {a['FGSM']:.1%}, PGD with 40 steps {a['PGD 40']:.1%}"),
-        _finding('more steps weaker', a['PGD 40']-a['PGD 10'], tol, f"PGD leaves {a['PGD 10']:.1%} with 10 steps, {a['PGD 40']:.1%} with 40"),
-        _finding('large ε harmless', a['large'], nearly_zero, f"APGD with a very large ε leaves {a['large']:.1%}"),
+                 f"the gradient attacks together leave {a['gradient']:.1%}, with Square it is "
+                 f"{a['all']:.1%}"),
+        _finding('one step stronger', a['PGD 40']-a['FGSM'], tol,
+                 f"FGSM leaves {a['FGSM']:.1%}, PGD with 40 steps {a['PGD 40']:.1%}"),
+        _finding('more steps weaker', a['PGD 40']-a['PGD 10'], tol,
+                 f"PGD leaves {a['PGD 10']:.1%} with 10 steps, {a['PGD 40']:.1%} with 40"),
+        _finding('large ε harmless', a['large'], nearly_zero,
+                 f"APGD with a very large ε leaves {a['large']:.1%}"),
         _finding('zero gradient', zero, tol, f"the gradient is zero for {zero:.1%} of the images")]
 
 # %% ../../nbs/robustness/07_masking.ipynb #458720d7
@@ -35,7 +40,8 @@ def _reused(images, x, eps):
     "Images of earlier attacks, which must be in the ball that is asked for"
     for name,adv in images.items():
         if adv.shape != x.shape or ATTACKS[name].norm == 'Linf' and (adv-x).abs().max() > eps+1e-6:
-            raise InputError(f"the images kept from {name} do not belong to these images and eps = {eps:.4g}; "
+            raise InputError(f"the images kept from {name} do not belong to these images and eps = "
+                             f"{eps:.4g}; "
                              "give those that `attack_suite` kept for the same")
     return images
 
@@ -88,6 +94,7 @@ def masking_check(model:nn.Module,  # a `Predictor`, or any classifier, which th
     red = [f['finding'] for f in findings if f['red']]
     verdict = 'no sign of gradient masking'
     if red:
-        verdict = f"signs of gradient masking ({', '.join(red)}): the accuracy under attack is not to be trusted"
+        verdict = (f"signs of gradient masking ({', '.join(red)}): "
+                   "the accuracy under attack is not to be trusted")
     return dict(masked=bool(red), verdict=verdict, predictor=predictor_name(model), eps=eps, n=len(x),
                 findings=findings)

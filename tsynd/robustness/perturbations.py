@@ -90,12 +90,15 @@ def draws(streams:list # of random generators, one per image
 def check_batch(x):
     want = 'expected a float tensor (N,ch,H,W) with values in [0, 1]'
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise InputError(f"images are {getattr(x, 'dtype', type(x).__name__)}, {want}; `split.batch(i)` gives that")
-    if x.ndim != 4 or not x.numel(): raise InputError(f"images have shape {'×'.join(map(str, x.shape))}, {want}, at least one")
+        raise InputError(f"images are {getattr(x, 'dtype', type(x).__name__)}, {want}; `split.batch(i)` "
+                         f"gives that")
+    if x.ndim != 4 or not x.numel():
+        raise InputError(f"images have shape {'×'.join(map(str, x.shape))}, {want}, at least one")
     bad = int((~torch.isfinite(x)).sum())
     if bad: raise InputError(f"images hold {bad} pixels that are NaN or infinite, {want}")
     if x.min() < 0 or x.max() > 1:
-        raise InputError(f"images have values from {x.min():.3g} to {x.max():.3g}, {want}; undo a normalisation first")
+        raise InputError(f"images have values from {x.min():.3g} to {x.max():.3g}, {want}; undo a "
+                         f"normalisation first")
 
 # %% ../../nbs/robustness/00_perturbations.ipynb #9618e9b9
 def perturb(x:Tensor,           # (N,ch,H,W) in [0,1]

@@ -11,7 +11,7 @@ from fastcore.basics import patch
 
 # %% ../../nbs/targeting/04_bank.ipynb #5943f12c
 class LatentBank:
-    "Latents by source index: encodings, and where the last ascents ended; an image that has changed counts as new"
+    "Latents by source index: encodings, and where the last ascents ended; a changed image counts as new"
     def __init__(self, warm:bool=True): self.rows,self.warm,self.encoded = {},warm,0
 
     def recall(self, ae, x, index)->tuple: # (B,Z,h,w) encodings, and points to start from
@@ -28,16 +28,19 @@ class LatentBank:
 
 # %% ../../nbs/targeting/04_bank.ipynb #d09f1ed8
 @patch
-def _row(self:LatentBank, index): return torch.tensor([self.rows.setdefault(i, len(self.rows)) for i in index.tolist()])
+def _row(self:LatentBank, index):
+    return torch.tensor([self.rows.setdefault(i, len(self.rows)) for i in index.tolist()])
 
 # %% ../../nbs/targeting/04_bank.ipynb #56b65bb3
 @patch
 def _find(self:LatentBank, ae, x, index):
     rows,shape = self._row(index).to(x.device),ae.latent_shape(x.shape[1:])
-    if not hasattr(self, 'z'): self.z,self.z0,self.mark = x.new_zeros(0, *shape),x.new_zeros(0, *shape),x.new_zeros(0, 4)
+    if not hasattr(self, 'z'):
+        self.z,self.z0,self.mark = x.new_zeros(0, *shape),x.new_zeros(0, *shape),x.new_zeros(0, 4)
     more = len(self.rows)-len(self.z)
     if more > 0:
-        more = max(more, len(self.z))                                      # twice the room: growing costs no more than filling
+        # twice the room: growing costs no more than filling
+        more = max(more, len(self.z))
         self.z,self.z0 = (torch.cat([v, v.new_zeros(more, *shape)]) for v in (self.z, self.z0))
         self.mark = torch.cat([self.mark, self.mark.new_full((more, 4), torch.inf)])
     return rows

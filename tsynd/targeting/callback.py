@@ -41,21 +41,25 @@ class TSynD(Callback):
                  autoencoder:Autoencoder, # trained on the same images
                  settings
                 ):
-        self.engine = Synthesizer(autoencoder, **{f.name: getattr(settings, f.name) for f in fields(SynthesisSettings)})
+        self.engine = Synthesizer(autoencoder,
+                                  **{f.name: getattr(settings, f.name) for f in fields(SynthesisSettings)})
         vars(self).update(vars(settings))
         self._check(); self._reset()
 
 # %% ../../nbs/targeting/08_callback.ipynb #d599dc8f
 @patch
 def _check(self:TSynD):
-    if self.budget is None or all(getattr(self, k) == getattr(TargetingSettings, k) for k in ('share','every')): return
+    if self.budget is None or all(getattr(self, k) == getattr(TargetingSettings, k)
+                                  for k in ('share','every')):
+        return
     raise InputError(f"budget is {self.budget} and share is {self.share}, every {self.every}, "
                      "expected one of them: a budget chooses them itself")
 
 # %% ../../nbs/targeting/08_callback.ipynb #35fd1df1
 @patch
 def _reset(self:TSynD):
-    self.history,self.kept,self.syn,self.last_syn,self.judge,self.first,self.count,self.n_images = [],[],None,None,None,None,0,0
+    self.history,self.kept,self.syn,self.last_syn,self.judge,self.first,self.count,self.n_images = ([],[],
+        None,None,None,None,0,0)
     self.bank,self.clock = LatentBank(self.warm),None
     self.engine.step = self.step
 
@@ -63,7 +67,9 @@ def _reset(self:TSynD):
 @patch
 def before_fit(self:TSynD):
     check_dropout(self.learn.model)
-    if not len(self.learn.dls.train): raise InputError("an epoch has no batch: the batch size is larger than the training set and the last batch is dropped; lower the batch size")
+    if not len(self.learn.dls.train):
+        raise InputError("an epoch has no batch: the batch size is larger than the training set and the last "
+                         "batch is dropped; lower the batch size")
     self._reset()
     self.base_loss,dev = self.learn.loss_func,next(self.learn.model.parameters()).device
     self.engine.ae.to(dev).eval()
@@ -80,20 +86,24 @@ def _normalise(self:TSynD, x): return (x-self.norm[0])/self.norm[1]
 def _normalize(dl, device):
     fs = getattr(getattr(dl, 'after_batch', None), 'fs', [])
     found = [f for f in fs if isinstance(f, Normalize)]
-    return tuple(torch.as_tensor(t).as_subclass(Tensor).to(device) for t in (found[0].mean, found[0].std)) if found else None
+    return tuple(torch.as_tensor(t).as_subclass(Tensor).to(device)
+                 for t in (found[0].mean, found[0].std)) if found else None
 
 # %% ../../nbs/targeting/08_callback.ipynb #e7d335cf
 @patch
 def before_batch(self:TSynD):
     self.syn,due = None,self.clock.start() if self.clock else self.learn.train_iter % self.every == 0
-    if self.learn.train_iter == 0:                                              # now, and not after the warm-up
+    # now, and not after the warm-up
+    if self.learn.train_iter == 0:
         x,self.first = self._batch()
         check_pixels(x)
     if self.learn.pct_train < self.warmup or not due: return
     x,y = self._batch()
-    n = max(min(2, len(x)), math.ceil((self.clock.share if self.clock else self.share)*len(x)))   # batch norm cannot train on one
+    # batch norm cannot train on one
+    n = max(min(2, len(x)), math.ceil((self.clock.share if self.clock else self.share)*len(x)))
     index = self._source_index(n)
-    self.syn = self.engine(self.learn.model, x[:n].clone(), y[:n], seed=self._batch_seed(), index=index, judge=self.judge, bank=None if index is None else self.bank)
+    self.syn = self.engine(self.learn.model, x[:n].clone(), y[:n], seed=self._batch_seed(), index=index,
+                           judge=self.judge, bank=None if index is None else self.bank)
     if (self.syn.gate > 0).sum() < min(2, n): self.syn.gate.zero_()
     self._finish()
     self.last_syn = self.syn
@@ -143,7 +153,8 @@ def _source_index(self:TSynD, n):
     return None if order is None else torch.tensor(list(order[i*dl.bs:][:n]))
 
 def _order(dl): # of the epoch
-    plain = isinstance(dl, DataLoader) and getattr(dl.create_batches, '__func__', None) is DataLoader.create_batches
+    plain = isinstance(dl, DataLoader) and getattr(dl.create_batches, '__func__',
+                                                   None) is DataLoader.create_batches
     return getattr(dl, '_DataLoader__idxs', None) if plain and dl.indexed and dl.n and dl.bs else None
 
 # %% ../../nbs/targeting/08_callback.ipynb #ff169ed7
@@ -163,12 +174,16 @@ def _instead(self:TSynD, syn): return syn
 def _record(self:TSynD, few):
     last = self.learn.epoch == self.learn.n_epoch-1 and sum(map(len, self.kept)) < self.keep
     if last: self.syn = self._measured(self.syn); self._keep()
-    if few or last: self.history.append(dict(step=int(self.learn.train_iter), epoch=int(self.learn.epoch), **(self._means(self.syn) if last else few)))
+    if few or last:
+        self.history.append(dict(step=int(self.learn.train_iter), epoch=int(self.learn.epoch),
+                                 **(self._means(self.syn) if last else few)))
 
 # %% ../../nbs/targeting/08_callback.ipynb #09e65fcb
 @patch
 def _guard(self:TSynD, few):
-    if few and self.engine.steps == 1: self.engine.step = min(self.step, 2*self.engine.step) if few['mi_after'] > few['mi_before'] else self.engine.step/2
+    if not few or self.engine.steps > 1: return
+    rose = few['mi_after'] > few['mi_before']
+    self.engine.step = min(self.step, 2*self.engine.step) if rose else self.engine.step/2
 
 # %% ../../nbs/targeting/08_callback.ipynb #fca374a1
 @patch
@@ -177,11 +192,14 @@ def _measured(self:TSynD, syn): return self.engine.measure(self.learn.model, syn
 @patch
 def _means(self:TSynD, s):
     used = s.pick(s.gate > 0) if (s.gate > 0).any() else s
-    return dict(used.table().mean().drop('source_index'), rose=(used.mi_after > used.mi_before).float().mean().item(), step_length=self.engine.step, gate=s.gate.mean().item())
+    return dict(used.table().mean().drop('source_index'),
+                rose=(used.mi_after > used.mi_before).float().mean().item(), step_length=self.engine.step,
+                gate=s.gate.mean().item())
 
 @patch
 def _look(self:TSynD): # None where none is due
-    if self.count % self.measure_every == 0: return self._means(self._measured(self.syn.pick(range(min(32, len(self.syn))))))
+    if self.count % self.measure_every == 0:
+        return self._means(self._measured(self.syn.pick(range(min(32, len(self.syn))))))
 
 # %% ../../nbs/targeting/08_callback.ipynb #63c56af7
 @patch
@@ -197,7 +215,9 @@ def after_loss(self:TSynD):
     if not len(syn): return
     pred = self.learn.model(self.engine.look(syn.x))
     self.syn_loss = self.base_loss(pred, syn.y)
-    if not torch.isfinite(self.syn_loss): raise InputError(f"loss on synthetic images is {float(self.syn_loss)} in epoch {self.learn.epoch}, but must be finite; lower the learning rate")
+    if not torch.isfinite(self.syn_loss):
+        raise InputError(f"loss on synthetic images is {float(self.syn_loss)} in epoch {self.learn.epoch}, "
+                         f"but must be finite; lower the learning rate")
     self.learn.loss_grad = self.learn.loss_grad + self.weight*self.syn_loss
 
 # %% ../../nbs/targeting/08_callback.ipynb #f3bd9b99
@@ -220,8 +240,11 @@ def after_fit(self:TSynD):
 # %% ../../nbs/targeting/08_callback.ipynb #a28cc2a9
 @patch(as_prop=True)
 def last_epoch(self:TSynD)->Synthetic:
-    "All synthetic images of the last epoch, at most `keep`, dropped ones too; raises `InputError` if there are none"
-    why = 'keep is 0' if not self.keep else 'training was stopped before it had ended, or the callback was pickled since, which leaves them out' if self.count else 'no batch has been trained on after the warm-up'
+    "Synthetic images of the last epoch, at most `keep`, dropped ones too; raises `InputError` if none"
+    why = ('keep is 0'
+           if not self.keep
+           else 'training was stopped before it had ended, or the callback was pickled since, which leaves '
+                'them out' if self.count else 'no batch has been trained on after the warm-up')
     if not self.kept: raise InputError(f"there are no synthetic images: {why}")
     return cat(self.kept)
 
@@ -230,7 +253,9 @@ def last_epoch(self:TSynD)->Synthetic:
 def images(self:TSynD)->Synthetic:
     "The synthetic images of the last epoch that were trained on; raises `InputError` if there are none"
     s = self.last_epoch
-    if not (s.gate > 0).any(): raise InputError(f"there are no synthetic images: the label gate has dropped all {len(s)} of the last epoch; train longer, or lower the gate")
+    if not (s.gate > 0).any():
+        raise InputError(f"there are no synthetic images: the label gate has dropped all {len(s)} of the "
+                         f"last epoch; train longer, or lower the gate")
     return s.pick(s.gate > 0)
 
 # %% ../../nbs/targeting/08_callback.ipynb #5cdd6dc8
@@ -242,7 +267,8 @@ def provenance(self:TSynD)->pd.DataFrame:
 # %% ../../nbs/targeting/08_callback.ipynb #51b208b3
 @patch
 def __getstate__(self:TSynD):
-    left = dict(kept=[], syn=None, last_syn=None, syn_loss=None, judge=None, clock=None, bank=LatentBank(self.warm))
+    left = dict(kept=[], syn=None, last_syn=None, syn_loss=None, judge=None, clock=None,
+                bank=LatentBank(self.warm))
     return {k: left.get(k, v) for k,v in vars(self).items()}
 
 # %% ../../nbs/targeting/08_callback.ipynb #ec1fdf59
@@ -250,7 +276,7 @@ def __getstate__(self:TSynD):
 def show(self:TSynD,
          n:int=8 # number of images
         ):
-    "Source, reconstruction and targeted image of `n` images of the last epoch, evenly spaced in their gain of MI"
+    "Sources, reconstructions and targeted images of the last epoch, evenly spaced in their gain of MI"
     s = self.images
     i = (s.mi_after-s.mi_before).argsort()[torch.linspace(0, len(s)-1, n).long()]
     titles = ['source']*n + [f'MI {v:.3f}' for v in torch.cat([s.mi_before[i], s.mi_after[i]]).clamp(min=0)]
@@ -261,16 +287,20 @@ def show(self:TSynD,
 def plot_mi(self:TSynD, ax=None):
     "Mean MI before and after the ascent, under fresh draws, over the training"
     import matplotlib.pyplot as plt
-    if not self.history: raise InputError("there are no synthetic images: no batch has been trained on after the warm-up")
+    if not self.history:
+        raise InputError("there are no synthetic images: no batch has been trained on after the warm-up")
     ax = ax or plt.subplots(figsize=(4.5, 2))[1]
     h = pd.DataFrame(self.history)
-    ax.plot(h.step, h.mi_before, '--', color='.5', label='reconstruction'); ax.plot(h.step, h.mi_after, color='#0072B2', label='targeted')
+    ax.plot(h.step, h.mi_before, '--', color='.5', label='reconstruction')
+    ax.plot(h.step, h.mi_after, color='#0072B2', label='targeted')
     ax.set(xlabel='training step', ylabel='MI (nats)', ylim=(0, None)); ax.legend(fontsize=TYPE_SIZE)
     return ax
 
 # %% ../../nbs/targeting/08_callback.ipynb #b1793943
 @patch(as_prop=True)
 def cost(self:TSynD)->dict:
-    "What the budget bought: share, rate of batches, milliseconds, synthetic images per second, ratio to plain training; raises `InputError`"
-    if self.clock is None or self.clock.rate is None: raise InputError("there is no measured cost: it is measured with a budget, over eight plain batches and the first eight that synthesise; train longer, or give share and every")
+    "What the budget bought: share, rate, milliseconds, images per second, ratio; raises `InputError`"
+    if self.clock is None or self.clock.rate is None:
+        raise InputError("there is no measured cost: it is measured with a budget, over eight plain batches "
+                         "and the first eight that synthesise; train longer, or give share and every")
     return self.clock.cost

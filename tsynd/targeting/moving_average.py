@@ -17,15 +17,19 @@ from .bf16 import undo_bf16
 
 # %% ../../nbs/targeting/06_moving_average.ipynb #6e343a24
 class MovingAverage(nn.Module):
-    "A copy of `model` that follows its weights and buffers at a distance; raises `InputError` if it cannot be copied"
+    "A copy of `model` that follows its weights and buffers at a distance; raises `InputError`"
     def __init__(self, model:nn.Module,
-                 decay:float=.99 # share of the old weights that stays in an update; less in the first hundreds of updates
+                 # share of the old weights that stays in an update; less in the first hundreds of updates
+                 decay:float=.99
                 ):
         super().__init__()
         try: self.model = copy.deepcopy(uncompiled(model))
-        except Exception as e: raise InputError(f"the classifier cannot be copied ({e}), but the label gate needs a copy; use gate=0") from None
+        except Exception as e:
+            raise InputError(f"the classifier cannot be copied ({e}), but the label gate needs a copy; use "
+                             f"gate=0") from None
         undo_bf16(self.model)
-        for m in self.model.modules(): _own_hooks_only(m._forward_hooks); _own_hooks_only(m._forward_pre_hooks)
+        for m in self.model.modules():
+            _own_hooks_only(m._forward_hooks); _own_hooks_only(m._forward_pre_hooks)
         self.requires_grad_(False).eval()
         self.decay,self.n = decay,0
 
@@ -35,12 +39,14 @@ class MovingAverage(nn.Module):
     def update(self, model):
         self.n += 1
         d = min(self.decay, self.n/(self.n+9))
-        for mine,theirs in ((self.model.parameters(), model.parameters()), (self.model.buffers(), model.buffers())):
+        for mine,theirs in ((self.model.parameters(), model.parameters()),
+                            (self.model.buffers(), model.buffers())):
             pairs = [(a,b.detach()) for a,b in zip(mine, theirs)]
             flt = [p for p in pairs if p[0].is_floating_point()]
             if flt: torch._foreach_lerp_(*map(list, zip(*flt)), 1-d)
             for a,b in pairs:
                 if not a.is_floating_point(): a.copy_(b)
 
-def _own_hooks_only(hooks): # those of torch, such as spectral norm's, and not those with which somebody looks at the original
+# those of torch, such as spectral norm's, and not those with which somebody looks at the original
+def _own_hooks_only(hooks):
     for k in [k for k,h in hooks.items() if not type(h).__module__.startswith('torch')]: del hooks[k]

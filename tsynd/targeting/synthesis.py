@@ -64,20 +64,24 @@ def _move(self:Synthesizer, mc, z0, start, y, seed):
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #6756cf77
 @patch
-def length(self:Synthesizer, z): return self.radius*self.ae.sigma*z[0].numel()**.5     # of the radius, in the units of z
+# of the radius, in the units of z
+def length(self:Synthesizer, z): return self.radius*self.ae.sigma*z[0].numel()**.5
 
 def random_direction(z, seed): # one random direction of length 1 for each image
     d = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed)).to(z)
     return d/norms(d)
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #78aee3ac
-_OURS = "the autoencoder needs [0, 1]; do not normalise them before, or use fastai's Normalize, which is undone, with nothing behind it that changes pixels, as RandomErasing does"
+_OURS = ("the autoencoder needs [0, 1]; do not normalise them before, or use fastai's Normalize, which is undone, "
+         "with nothing behind it that changes pixels, as RandomErasing does")
 
 def check_pixels(x:Tensor,
                  needs:str=_OURS # what the message says after "but"
                 ):
     "Raise `InputError` unless images are finite and in [0,1]"
-    if not torch.isfinite(x).all(): raise InputError(f"images hold {int((~torch.isfinite(x)).sum())} pixels that are NaN or infinite, expected values in [0, 1]")
+    if not torch.isfinite(x).all():
+        raise InputError(f"images hold {int((~torch.isfinite(x)).sum())} pixels that are NaN or infinite, "
+                         f"expected values in [0, 1]")
     lo,hi = x.amin().item(), x.amax().item()
     if lo < -1e-4 or hi > 1+1e-4:
         raise InputError(f"images have values from {lo:.2f} to {hi:.2f}, but {needs}")
@@ -91,9 +95,11 @@ class Synthetic:
     source: Tensor          # (B,ch,H,W) in [0,1], the real images
     z0: Tensor              # (B,Z,h,w) latents of the sources
     z: Tensor               # (B,Z,h,w) latents of the synthetic images
-    trace: Tensor           # (K+1,B), or (1,B) if K is 1: objective at each point looked at, under the ascent's own draws
+    # (K+1,B), or (1,B) if K is 1: objective at each point looked at, under the ascent's own draws
+    trace: Tensor
     index: Tensor = None    # (B,) source index in the data set, where known
-    gate: Tensor = None     # (B,) share of the path that the label gate left: 1 untouched, less moved back, 0 dropped
+    # (B,) share of the path that the label gate left: 1 untouched, less moved back, 0 dropped
+    gate: Tensor = None
     distance_latent: Tensor = None # (B,) RMS displacement per latent, in units of sigma: at most the radius
     reconstruction: Tensor = None  # (B,ch,H,W), the decoded source, where the ascent starts
     distance_pixel: Tensor = None  # (B,) RMS difference to the reconstruction, in [0,1]
@@ -112,20 +118,25 @@ def __call__(self:Synthesizer,
              y:Tensor,        # (B,) class numbers, or (B,C) zeros and ones
              seed:int=0,      # of the dropout masks and random directions
              index:Tensor=None, # (B,) source index, kept as provenance; needed with a bank
-             judge:nn.Module=None, # a classifier that has to agree with the label, or the image moves back towards its source
-             bank:'LatentBank'=None # remembers latents by `index`
+             # a classifier that has to agree with the label, or the image moves back towards its source
+             judge:nn.Module=None,
+             bank=None # a `LatentBank`, which remembers latents by `index`
             )->Synthetic:
     "Synthetic images, one for each real one"
     check_pixels(x)
-    if bank is not None and index is None: raise InputError("a bank is given, but no index, by which it remembers the images; give index, one number for each image")
+    if bank is not None and index is None:
+        raise InputError("a bank is given, but no index, by which it remembers the images; give index, one "
+                         "number for each image")
     index,y = None if index is None else torch.as_tensor(index), y if y.is_floating_point() else y.long()
     with torch.inference_mode(False), frozen(self.ae), self.cast(x), MCDropout(model, self.T, seed) as mc:
-        with torch.no_grad(): z0,start = (self.ae.encode(x),)*2 if bank is None else bank.recall(self.ae, x, index)
+        with torch.no_grad():
+            z0,start = (self.ae.encode(x),)*2 if bank is None else bank.recall(self.ae, x, index)
         z,trace = self._move(mc, z0, start, y, seed)
         with torch.no_grad(): x_syn,gate = self.ae.decode(z),z.new_ones(len(z))
         if judge is not None: z,x_syn,gate = self._move_back(judge, z0, z, x_syn, y)
         if bank is not None: bank.store(index, torch.where(gate.view(-1,1,1,1) > 0, z, z0))
-        return Synthetic(x_syn, y, x, z0, z, trace, index, gate, distance_latent=(norms(z-z0)/self.length(z0)*self.radius).flatten())
+        return Synthetic(x_syn, y, x, z0, z, trace, index, gate,
+                         distance_latent=(norms(z-z0)/self.length(z0)*self.radius).flatten())
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #17093004
 @patch
@@ -146,7 +157,8 @@ def measure(self:Synthesizer,
                    mi_source=mi[0], mi_before=mi[1], mi_after=mi[2], p_before=p[0], p_after=p[1])
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #8dd75de4
-PROVENANCE_COLUMNS = ('gate','distance_latent','distance_pixel','mi_source','mi_before','mi_after','p_before','p_after')
+PROVENANCE_COLUMNS = ('gate','distance_latent','distance_pixel','mi_source','mi_before','mi_after','p_before',
+                      'p_after')
 
 @patch
 def table(self:Synthetic)->pd.DataFrame:
@@ -158,7 +170,8 @@ def table(self:Synthetic)->pd.DataFrame:
 # %% ../../nbs/targeting/03_synthesis.ipynb #de17fd78
 def _each(f, *syns): # f(values of one field, its image dimension) for every field
     vals = {o.name: [getattr(s, o.name) for s in syns] for o in fields(Synthetic)}
-    return Synthetic(**{k: None if any(x is None for x in v) else f(v, 1 if k=='trace' else 0) for k,v in vals.items()})
+    return Synthetic(**{k: None if any(x is None for x in v) else f(v, 1 if k=='trace' else 0)
+                        for k,v in vals.items()})
 
 def cat(syns:list)->Synthetic:
     "Join batches of synthetic images, moved to the CPU"
@@ -191,7 +204,9 @@ def at_distance(self:Synthesizer,
                )->Synthetic:
     "Random images that moved, each, exactly as far as its twin in `syn`"
     z = syn.z0 + random_direction(syn.z, seed)*norms(syn.z-syn.z0)
-    with frozen(self.ae), self.cast(z), torch.no_grad(): return replace(syn, x=self.ae.decode(z), z=z, trace=syn.trace[:0], mi_after=None, p_after=None, distance_pixel=None)
+    with frozen(self.ae), self.cast(z), torch.no_grad():
+        return replace(syn, x=self.ae.decode(z), z=z, trace=syn.trace[:0], mi_after=None, p_after=None,
+                       distance_pixel=None)
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #732e2c5e
 @patch
