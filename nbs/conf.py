@@ -52,7 +52,7 @@ autosummary_generate = ['_site/reference.rst']
 autosummary_ignore_module_all = True   # a package lists its modules, not what it takes from them
 autodoc_default_options = {'members': True, 'undoc-members': True, 'special-members': '__call__',
                            'member-order': 'bysource'}
-autodoc_preserve_defaults = True
+autodoc_preserve_defaults = False   # a signature that is derived from settings has no source
 autodoc_typehints_format = 'short'
 add_module_names = False
 python_use_unqualified_type_names = True

@@ -12,7 +12,7 @@ from sklearn.metrics import log_loss
 from tsynd.experiments import Busy, train_cell, Witness
 from tsynd.experiments.forecast import _steps
 from tsynd.experiments.study import _take
-from tsynd.robustness.corruptions import _measured
+from tsynd.experiments.study_configuration import _measured
 from tsynd.experiments import ARMS
 from tsynd.models import make_classifier, train_classifier
 from tsynd.core import InputError
