@@ -74,8 +74,8 @@ def readme(root=ROOT):
     conf = Config()
     conf.NbConvertBase.display_data_priority = ['text/markdown', 'image/svg+xml', 'image/png', 'image/jpeg',
                                                 'text/html', 'text/plain']
-    conf.ExtractOutputPreprocessor.output_filename_template = (PICTURES
-        + '/{unique_key}_{cell_index}_{index}{extension}')
+    conf.ExtractOutputPreprocessor.output_filename_template = (
+        PICTURES + '/{unique_key}_{cell_index}_{index}{extension}')
     nb = page(nbformat.read(Path(root)/'nbs'/'index.ipynb', as_version=4))
     text, resources = MarkdownExporter(config=conf).from_notebook_node(nb, resources=dict(unique_key='index'))
     def describe(m): return f'![{nb.cells[int(m[2])].metadata.alt}]({m[1]})'  # from the cell's `#| fig-alt:`

@@ -10,7 +10,7 @@ from tsynd.reports import Plot
 
 @contextmanager
 def cheap():
-    "One radius of attack, small batches for the autoencoder, coarse figures: less to compute, the same way through the code"
+    "One radius of attack, small batches for the autoencoder, coarse figures: the same code, less to do"
     png = Plot.png
     with pytest.MonkeyPatch.context() as m, warnings.catch_warnings():
         m.setattr('tsynd.experiments.experiment.EPS', (4/255,))

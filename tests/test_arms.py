@@ -1,4 +1,5 @@
-"""What each arm promises: the distance of the random twin, the box of the attack, and that training without it is untouched."""
+"""What each arm promises: the distance of the random twin, the box of the attack,
+and that training without it is untouched."""
 import copy, math
 from types import SimpleNamespace
 
@@ -58,8 +59,8 @@ def test_every_arm_trains(name, data, ae):
 def test_an_arm_without_weight_is_the_baseline(name, settings, data, ae):
     "To the last bit: nothing an arm does touches the random stream or the buffers of the classifier"
     def weights(cbs):
-        return torch.cat([v.flatten().double() for v in train_classifier(data, epochs=1, bs=8,
-            cbs=cbs).model.state_dict().values()])
+        learn = train_classifier(data, epochs=1, bs=8, cbs=cbs)
+        return torch.cat([v.flatten().double() for v in learn.model.state_dict().values()])
     assert torch.equal(weights(callbacks(name, ae, **settings)), weights([]))
 
 @pytest.mark.parametrize('name, settings, said',
@@ -97,8 +98,8 @@ def test_the_random_twin_moves_as_far_in_another_direction(data, ae):
     assert len(made) >= 2
     for mi, twin in made:
         a, b = (mi.z-mi.z0).flatten(1), (twin.z-twin.z0).flatten(1)
-        assert torch.allclose(a.norm(dim=1), b.norm(dim=1), rtol=1e-4) and torch.cosine_similarity(a,
-            b).abs().max() < .4
+        assert torch.allclose(a.norm(dim=1), b.norm(dim=1), rtol=1e-4)
+        assert torch.cosine_similarity(a, b).abs().max() < .4
         assert torch.equal(twin.source, mi.source) and (twin.x-mi.x).abs().max() > .01
     # not all of them are on the radius
     assert min(mi.distance_latent.min() for mi, _ in made) < .39
@@ -140,8 +141,8 @@ def test_the_attack_depends_on_its_seed_and_leaves_the_model_alone(data, model):
     model.train(); before = {k: v.clone() for k, v in model.state_dict().items()}
     a, b, c = (adversarial(model, x, y, seed=s) for s in (0, 0, 1))
     assert torch.equal(a, b) and not torch.equal(a, c)
-    assert model.training and all(p.requires_grad for p in model.parameters()) and all(torch.equal(v,
-        before[k]) for k, v in model.state_dict().items())
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     model.eval()
 
 def test_attack_on_several_labels_raises_the_loss():
@@ -167,9 +168,8 @@ def test_the_weighted_loss_is_added_to_that_of_the_batch(data):
 @pytest.mark.parametrize('part, task', [(1/3, ONE), (.5, SEVERAL), (1., ONE), (.01, ONE)])
 def test_several_steps_go_where_mi_is_highest(model, part, task):
     with seeded(3):
-        x, y = torch.rand(12, 1, 28, 28), torch.randint(2,
-                                                        (12, 2)).float() if task.several else torch.randint(2,
-                                                            (12,))
+        x = torch.rand(12, 1, 28, 28)
+        y = torch.randint(2, (12, 2)).float() if task.several else torch.randint(2, (12,))
     cb, = callbacks('mi_pgd', weight=0., part=part, steps=4)
     cb.learn = SimpleNamespace(model=model)
     before = state(model)
@@ -180,21 +180,20 @@ def test_several_steps_go_where_mi_is_highest(model, part, task):
     near = torch.tensor([i for i in range(12) if i not in far.tolist()], dtype=torch.long)
     for i,steps in ((far, 4), (near, 1)):
         if len(i): assert torch.equal(a[i], adversarial(model, x[i], y[i], cb.eps, steps, 5, task))
-    assert len(near) == 12-n and (n == 12 or not torch.equal(a[near],
-        adversarial(model, x[near], y[near], cb.eps, 4, 5, task)))
+    assert len(near) == 12-n
+    assert (n == 12 or not torch.equal(a[near], adversarial(model, x[near], y[near], cb.eps, 4, 5, task)))
 
 @pytest.mark.parametrize('part, task', [(1/3, ONE), (.5, SEVERAL)])
 def test_its_control_spends_as_many_steps_by_lot(model, part, task):
     "Which images are drawn depends on the seed alone, and all are drawn in time"
     with seeded(3):
-        x, y = torch.rand(12, 1, 28, 28), torch.randint(2,
-                                                        (12, 2)).float() if task.several else torch.randint(2,
-                                                            (12,))
+        x = torch.rand(12, 1, 28, 28)
+        y = torch.randint(2, (12, 2)).float() if task.several else torch.randint(2, (12,))
     cb, = callbacks('random_pgd', part=part, steps=4)
     cb.learn = SimpleNamespace(model=model)
     draws = [cb.signal(x, y, s).topk(math.ceil(part*12)).indices.sort().values for s in range(40)]
-    assert {i for d in draws for i in d.tolist()} == set(range(12)) and torch.equal(cb.signal(x, y, 5),
-        cb.signal(1-x, 1-y, 5))
+    assert {i for d in draws for i in d.tolist()} == set(range(12))
+    assert torch.equal(cb.signal(x, y, 5), cb.signal(1-x, 1-y, 5))
     far,a = draws[5],cb.attack(x, y, 5)
     near = torch.tensor([i for i in range(12) if i not in far.tolist()])
     for i,steps in ((far, 4), (near, 1)):
@@ -235,9 +234,8 @@ def test_shifts_are_a_part_of_the_side():
     "torchvision's go up to 32 pixels, which would push an image of 28 out of its frame"
     from tsynd.experiments.arms import _wide
     for k in ('TranslateX','TranslateY'):
-        assert _wide()._AUGMENTATION_SPACE[k][0](31, 28,
-                                                 28).max() == 4 and _wide()._AUGMENTATION_SPACE[k][0](31, 224,
-                                                     224).max() == 32
+        assert _wide()._AUGMENTATION_SPACE[k][0](31, 28, 28).max() == 4
+        assert _wide()._AUGMENTATION_SPACE[k][0](31, 224, 224).max() == 32
 
 def test_augmented_images_are_images_and_repeatable(data):
     a, b = (extra_images('trivialaugment', None, make_classifier('small_resnet', 1, 2), data, range(8))
@@ -251,9 +249,10 @@ def test_extra_images_are_one_for_each_and_the_same_again(name, data, ae, model)
     assert len(a) == 8 and torch.equal(a, b) and torch.equal(torch.get_rng_state(), before)
 
 def test_attacks_in_training_take_class_numbers_of_any_whole_type_but_no_column(data):
-    a, b = (train_classifier(data, epochs=1, bs=8,
-                             cbs=[Change(lambda y: y.to(d)), AdversarialTraining(steps=1)]).recorder.losses
-                             for d in (torch.uint8, torch.int64))
+    def losses(d):
+        cbs = [Change(lambda y: y.to(d)), AdversarialTraining(steps=1)]
+        return train_classifier(data, epochs=1, bs=8, cbs=cbs).recorder.losses
+    a, b = losses(torch.uint8), losses(torch.int64)
     assert torch.equal(torch.stack(list(a)), torch.stack(list(b)))
     with pytest.raises(InputError,
                        match=r'targets are torch.int64 of shape \(8, 1\), expected class numbers'):
@@ -269,8 +268,8 @@ def test_extra_images_are_those_of_the_named_sources(name, data, ae, model):
     assert out.shape == x.shape and 0 <= out.min() and out.max() <= 1
     nearest = torch.cdist(out.flatten(1), x.flatten(1)).argmin(1)
     # after 20 updates the decoder is coarse
-    assert (nearest == torch.arange(6)).float().mean() >= (.5 if name in ('reconstruction','random','mi')
-                                                           else 1)
+    least = .5 if name in ('reconstruction','random','mi') else 1
+    assert (nearest == torch.arange(6)).float().mean() >= least
     assert torch.equal(out, x) == (name == 'baseline')
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
@@ -307,8 +306,8 @@ def test_what_is_noted_is_what_was_trained_on(name, settings, data, ae):
             with torch.no_grad(): rec = cb.engine.ae.decode(cb.syn.z0)
             self.seen.append((cb.syn.x-rec).pow(2).mean((1,2,3)).sqrt().mean().item())
     learn = train_classifier(data, epochs=1, bs=16, cbs=[cb, Far()])
-    assert len(learn.far.seen) > 1 and np.allclose([h['distance_pixel'] for h in cb.history], learn.far.seen,
-                                                   rtol=1e-3)
+    assert len(learn.far.seen) > 1
+    assert np.allclose([h['distance_pixel'] for h in cb.history], learn.far.seen, rtol=1e-3)
 
 @pytest.mark.parametrize('name', ['random', 'joint'])
 def test_what_is_kept_is_what_was_trained_on(name, data, ae):
@@ -325,11 +324,12 @@ def test_what_is_kept_is_what_was_trained_on(name, data, ae):
         nets.append(train_classifier(data, epochs=3, bs=16, cbs=[cb, See()]).model.state_dict())
     assert all(torch.equal(a, b) for a,b in zip(*(n.values() for n in nets)))
     assert torch.equal(cb.last_epoch.x, torch.cat(seen)) and len(cb.provenance) == len(data.train)
-    assert cb.provenance.distance_pixel.tolist() == pytest.approx((cb.last_epoch.x-cb.last_epoch.reconstruction).pow(2).mean((1,2,3)).sqrt().tolist())
+    assert cb.provenance.distance_pixel.tolist() == pytest.approx(
+        (cb.last_epoch.x-cb.last_epoch.reconstruction).pow(2).mean((1,2,3)).sqrt().tolist())
 
 @pytest.mark.parametrize('training', [True, False])
 def test_looking_at_an_arm_leaves_the_classifier_alone(training, data, ae, model):
     net = copy.deepcopy(model).train(training)
     extra_images('mi', ae, net, data, range(4))
-    assert all(m.training == training for m in net.modules()) and all(p.requires_grad
-        for p in net.parameters())
+    assert all(m.training == training for m in net.modules())
+    assert all(p.requires_grad for p in net.parameters())

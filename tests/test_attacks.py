@@ -1,4 +1,4 @@
-"""Attacks: closed forms, balls, what is kept, which predictor, and a check that gives hidden gradients away."""
+"""Attacks: closed forms, balls, what is kept, which predictor, and a check that finds hidden gradients."""
 import math
 from types import SimpleNamespace
 
@@ -131,8 +131,8 @@ def test_every_attack_works_on_every_predictor(name, task):
 def test_margin_is_positive_where_wrong(C):
     logits, y = 3*torch.randn(60, C, generator=torch.Generator().manual_seed(C),
                               dtype=torch.float64), labels(60, C)
-    assert torch.equal(margin(logits, y) > 0, logits.argmax(1) != y) and torch.equal(relative_margin(logits,
-        y) > 0, logits.argmax(1) != y)
+    assert torch.equal(margin(logits, y) > 0, logits.argmax(1) != y)
+    assert torch.equal(relative_margin(logits, y) > 0, logits.argmax(1) != y)
     assert torch.allclose(relative_margin(1e3*logits-7, y), relative_margin(logits, y)*(1e3 if C == 2 else 1))
     assert torch.isfinite(relative_margin(torch.zeros(3, C), labels(3, C))).all()
     for f in (margin, relative_margin):
@@ -151,9 +151,8 @@ def test_difference_of_logits_ratio_by_hand():
 def test_margin_of_several_labels(C):
     logits, y = torch.randn(40, C, generator=torch.Generator().manual_seed(0)), several(40, C)
     m = margin(logits, y, MULTI)
-    assert torch.allclose(margin(100*logits, y, MULTI), m,
-                          atol=1e-5) and (m.abs() <= C).all() and torch.isfinite(margin(logits*0, y,
-                              MULTI)).all()
+    assert torch.allclose(margin(100*logits, y, MULTI), m, atol=1e-5) and (m.abs() <= C).all()
+    assert torch.isfinite(margin(logits*0, y, MULTI)).all()
     # the label near the border pulls hardest
     near = torch.tensor([[.1,3.,-3.]], requires_grad=True)
     g = torch.autograd.grad(margin(near, torch.tensor([[1.,1.,1.]]), MULTI).sum(), near)[0]
@@ -191,8 +190,8 @@ def test_square_nearly_finds_it():
     w = model[1].weight.detach()
     best = (x + .05*((w[1]-w[0])*(1-2*y[:,None])).sign().view_as(x)).clamp(0, 1)
     def share(q):
-        return ((odds(model, ATTACKS['Square'](model, x, y, .05, steps=q, stop=False), y) - odds(model, x, y))
-                          /(odds(model, best, y) - odds(model, x, y))).mean().item()
+        part = odds(model, ATTACKS['Square'](model, x, y, .05, steps=q, stop=False), y) - odds(model, x, y)
+        return (part/(odds(model, best, y) - odds(model, x, y))).mean().item()
     assert share(2000) > .9 > share(200) > share(20)
 
 def test_closed_form_for_several_labels():
@@ -234,8 +233,8 @@ def test_projection_is_the_nearest_point():
     assert p.min() >= 0 and p.max() <= 1 and ((p-x).flatten(1).norm(dim=1) <= 1.5+1e-5).all()
     others = project_l2(x.repeat(40,1,1,1), p.repeat(40,1,1,1) + .1*torch.randn(320, 1, 12, 12,
         generator=torch.Generator().manual_seed(0)), 1.5)
-    assert ((p-z).flatten(1).norm(dim=1).repeat(40) <= (others-z.repeat(40,1,1,
-        1)).flatten(1).norm(dim=1)+1e-4).all()
+    near, far = (p-z).flatten(1).norm(dim=1), (others-z.repeat(40,1,1,1)).flatten(1).norm(dim=1)
+    assert (near.repeat(40) <= far+1e-4).all()
     assert torch.equal(project_l2(x, x, 0.), x) and torch.allclose(project_l2(x, p, 1.5), p, atol=1e-6)
 
 
@@ -249,8 +248,8 @@ def test_attacks_stay_in_ball_and_range(eps, seed, C, task, name):
         C) if task == MULTI else labels(6, C)
     adv = ATTACKS[name](model, x, y, eps, steps=4, restarts=2, seed=seed, task=task, stop=False)
     d = (adv-x).flatten(1)
-    assert adv.min() >= 0 and adv.max() <= 1 and (d.abs().max()
-                                                  if name in LINF else d.norm(dim=1).max()) <= eps+1e-5
+    assert adv.min() >= 0 and adv.max() <= 1
+    assert (d.abs().max() if name in LINF else d.norm(dim=1).max()) <= eps+1e-5
 
 @pytest.mark.parametrize('name', ATTACKS)
 def test_what_is_wrong_already_stays_as_it_is(name):
@@ -266,8 +265,8 @@ def test_stopping_changes_no_decision(name):
     eps = .02 if name in LINF else .12
     stopped, on = (ATTACKS[name](model, x, y, eps, steps=20, stop=s) for s in (True, False))
     assert torch.equal(wrong(model, stopped, y), wrong(model, on, y)) and 0 < wrong(model, on, y).mean() < 1
-    assert (odds(model, on, y) >= odds(model, stopped,
-                                       y)-1e-9).all() if ATTACKS[name].objective is attack_loss else True
+    if ATTACKS[name].objective is attack_loss:
+        assert (odds(model, on, y) >= odds(model, stopped, y)-1e-9).all()
 
 @pytest.mark.parametrize('name', ['APGD-CE','APGD-margin','Square'])
 def test_finished_images_cost_nothing(name):
@@ -348,8 +347,8 @@ def test_squares_shrink_to_pixels_and_lie_inside():
     sides = [square_side(q, 5000, (28,28)) for q in range(1, 5000)]
     assert sides == sorted(sides, reverse=True) and sides[0] == 25 and sides[-1] == 1
     assert square_side(1, 100, (10,40)) <= 10
-    area = {q: square_side(q, 10000, (2048,2048))**2/2048**2 for q in (1,11,51,201,501,1001,2001,4001,6001,
-        8001)}
+    area = {q: square_side(q, 10000, (2048,2048))**2/2048**2
+            for q in (1,11,51,201,501,1001,2001,4001,6001,8001)}
     # the schedule of the paper
     assert all(abs(a/(.8/2**k)-1) < .02 for k,a in enumerate(area.values()))
 
@@ -377,8 +376,8 @@ def test_square_uses_no_gradient():
     x = images()
     y = right(linear(), x)
     adv = ATTACKS['Square'](Detached(), x, y, .3, steps=100)
-    assert torch.equal(adv, ATTACKS['Square'](linear(), x, y, .3, steps=100)) and wrong(linear(), adv,
-        y).any()
+    assert torch.equal(adv, ATTACKS['Square'](linear(), x, y, .3, steps=100))
+    assert wrong(linear(), adv, y).any()
     for name in set(ATTACKS)-{'Square'}: assert not ATTACKS[name].black_box
     with pytest.raises(InputError, match='only Square can attack it'):
         ATTACKS['APGD-CE'](Wrapped(linear(), behind=torch.detach), x, y, .1)
@@ -386,24 +385,24 @@ def test_square_uses_no_gradient():
 
 # Worst case and suite
 
-@pytest.mark.parametrize('task,C', [('binary-class',2), ('multi-class',5), ('ordinal-regression',4),
-                                    (MULTI,3)])
+@pytest.mark.parametrize('task,C',
+                         [('binary-class',2), ('multi-class',5), ('ordinal-regression',4), (MULTI,3)])
 @pytest.mark.parametrize('ch', [1, 3])
 def test_worst_case_is_the_worst_for_each_image(task, C, ch):
     model, x = small_resnet(ch, C), images(12, ch)
     y = several(12, C) if task == MULTI else torch.arange(12)%C
     keep, calls = {}, []
-    rows = attack_suite(model, x, y, task, .05, steps=dict.fromkeys(ATTACKS, 6), keep=keep, progress=lambda a,
-                        b: calls.append((a,b)))
+    rows = attack_suite(model, x, y, task, .05, steps=dict.fromkeys(ATTACKS, 6), keep=keep,
+                        progress=lambda a, b: calls.append((a,b)))
     assert [r['attack'] for r in rows] == ['clean', *ATTACKS, 'worst case'] and list(keep) == list(ATTACKS)
     assert calls[-1][0] == calls[-1][1] and all(a[0] < b[0] for a,b in zip(calls, calls[1:]))
     worst = worst_case(model, [x, *(keep[n] for n in LINF)], y, task)
     for n in LINF: assert (wrong(model, worst, y, task) >= wrong(model, keep[n], y, task)).all()
     by = {r['attack']: r for r in rows}
-    assert by['worst case']['accuracy'] == pytest.approx(1-wrong(model, worst, y, task).mean().item(),
-                                                         abs=1e-6)
-    assert by['worst case']['accuracy'] <= min(by[n]['accuracy']
-                                               for n in LINF) and by['clean']['accuracy'] >= max(r['accuracy'] for r in rows)
+    want = 1-wrong(model, worst, y, task).mean().item()
+    assert by['worst case']['accuracy'] == pytest.approx(want, abs=1e-6)
+    assert by['worst case']['accuracy'] <= min(by[n]['accuracy'] for n in LINF)
+    assert by['clean']['accuracy'] >= max(r['accuracy'] for r in rows)
     for r in rows:
         assert r['n'] == 12 and r['predictor'] == r['attacked'] == 'dropout off' and r['seconds'] >= 0
 
@@ -429,9 +428,9 @@ def test_suite_says_who_was_attacked_and_who_judged():
 
 def test_suite_twice_is_the_same_and_radii_are_said():
     model, x, y = curved(), images(8), labels(8)
-    a, b = ([{k: v for k,v in r.items() if k != 'seconds'} for r in
-             attack_suite(model, x, y, 'binary-class', .02, steps=dict.fromkeys(ATTACKS, 4))]
-             for _ in range(2))
+    a, b = ([{k: v for k,v in r.items() if k != 'seconds'}
+             for r in attack_suite(model, x, y, 'binary-class', .02, steps=dict.fromkeys(ATTACKS, 4))]
+            for _ in range(2))
     assert a == b
     eps = {r['attack']: r['eps'] for r in a}
     assert eps['PGD-L2'] == pytest.approx(.02*12/2) and eps['PGD'] == eps['worst case'] == .02
@@ -444,10 +443,10 @@ def test_the_model_is_left_as_it_was():
     before, rng = {k: v.clone() for k,v in model.state_dict().items()}, torch.get_rng_state()
     attack_suite(Predictor(model, 3), x, y, 'binary-class', .02, steps=dict.fromkeys(ATTACKS, 3))
     masking_check(model, x, y, 'binary-class', .02, steps=dict.fromkeys(ATTACKS, 3))
-    assert all(torch.equal(v, before[k])
-               for k,v in model.state_dict().items()) and torch.equal(torch.get_rng_state(), rng)
-    assert all(m.training
-               for m in model.modules()) and not model[0].weight.requires_grad and model[0].bias.requires_grad
+    assert all(torch.equal(v, before[k]) for k,v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert all(m.training for m in model.modules()) and not model[0].weight.requires_grad
+    assert model[0].bias.requires_grad
     assert all(p.grad is None for p in model.parameters()) and torch.equal(x, images())
 
 
@@ -477,8 +476,8 @@ def test_plain_network_is_green(trained):
 
 def test_large_logits_are_no_mask_for_us(trained):
     model, x, y = trained
-    assert not masking_check(Wrapped(model, behind=lambda l: 1e4*l), x, y, 'binary-class', 2/255,
-                             steps=FEW)['masked']
+    steep = Wrapped(model, behind=lambda l: 1e4*l)
+    assert not masking_check(steep, x, y, 'binary-class', 2/255, steps=FEW)['masked']
 
 def test_mean_of_draws_is_green(trained):
     model, x, y = trained
@@ -490,15 +489,15 @@ def test_rounded_input_is_red(trained):
     model, x, y = trained
     net = rounded(model)
     found = masking_check(net, x, right(net, x), 'binary-class', 6/255, steps=FEW)
-    assert found['masked'] and {'black box stronger',
-                                'zero gradient'} <= red(found) and 'not to be trusted' in found['verdict']
+    assert found['masked'] and {'black box stronger', 'zero gradient'} <= red(found)
+    assert 'not to be trusted' in found['verdict']
 
 def test_rippled_input_is_red(trained):
     model, x, y = trained
     net = Wrapped(model, before=lambda x: x + torch.sin(4000*x)/255)
     found = masking_check(net, x, right(net, x), 'binary-class', 4/255, steps=FEW)
-    assert found['masked'] and 'zero gradient' not in red(found) and red(found) & {'black box stronger',
-        'large ε harmless'}
+    assert found['masked'] and 'zero gradient' not in red(found)
+    assert red(found) & {'black box stronger', 'large ε harmless'}
 
 def test_rounded_input_with_several_labels_is_red():
     x, net = images(30), linear(3)
@@ -514,8 +513,8 @@ def test_rounded_input_with_several_labels_is_red():
                                        (dict(large=.6), 'large ε harmless'),
                                        (dict(zero=.2), 'zero gradient')])
 def test_each_sign_by_itself(left, name):
-    plain = {'FGSM': .7, 'PGD 10': .65, 'PGD 40': .6, 'gradient': .6, 'all': .6, 'large': 0.,
-             'zero': 0.} | left
+    plain = {'FGSM': .7, 'PGD 10': .65, 'PGD 40': .6, 'gradient': .6, 'all': .6, 'large': 0., 'zero': 0.}
+    plain |= left
     found = _findings(plain, plain.pop('zero'), .02, .05)
     assert [f['finding'] for f in found if f['red']] == [name]
     assert all(f['value'] <= f['limit']+1e-6 or f['red'] for f in found)
@@ -586,7 +585,7 @@ THEIRS = {'PGD': dict(max_iter=20, eps_step=2.5/255/20, num_random_init=1),
 
 @pytest.mark.parametrize('name', THEIRS)
 def test_other_library_on_the_phantom(trained, art_classifier, name):
-    "Within two points of accuracy; Square, which there paints one and the same square into all images, may be weaker there"
+    "Within two points of accuracy; Square, which there paints one square into all images, may be weaker"
     model, (x, y) = trained[0], phantom().test.batch(range(40 if name == 'Square' else 60))
     eps = {'PGD-L2': .05, 'Square': 4/255}.get(name, 1/255)
     ours, theirs = against_art(art_classifier, model, x, y, 2, eps, name, **THEIRS[name])
@@ -611,8 +610,8 @@ def three():
                               nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(144, 3))
         opt = torch.optim.Adam(model.parameters(), 1e-2)
         for _ in range(150): opt.zero_grad(); nn.functional.cross_entropy(model(x), y).backward(); opt.step()
-    assert (predict(model, x_test).argmax(1) == y_test).float().mean() > .6 and set(predict(model,
-        x_test).argmax(1).tolist()) == {0,1,2}
+    assert (predict(model, x_test).argmax(1) == y_test).float().mean() > .6
+    assert set(predict(model, x_test).argmax(1).tolist()) == {0,1,2}
     return model, x_test[:100], y_test[:100]
 
 THREE = {'FGSM': {}, 'APGD-CE': THEIRS['APGD-CE'],

@@ -144,8 +144,8 @@ def test_the_seed_is_all_that_matters(data):
     def weights(seed, noise):
         with seeded(noise): return train_autoencoder(data, steps=20, seed=seed, width=4).state_dict()
     a,b,c = weights(0, 1), weights(0, 2), weights(1, 1)
-    assert all(torch.equal(a[k], b[k]) for k in a) and not torch.equal(a['enc.0.0.weight'],
-        c['enc.0.0.weight'])
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not torch.equal(a['enc.0.0.weight'], c['enc.0.0.weight'])
 
 def test_training_leaves_the_global_stream_alone(data):
     with seeded(5): a = torch.rand(2)
@@ -215,11 +215,11 @@ def test_what_is_saved_comes_back(tmp_path, kwargs, name):
     save_model(tmp_path/name, ae, psnr=31.5)
     assert sorted(p.name for p in tmp_path.iterdir()) == [f'{name}.json', f'{name}.safetensors']
     assert json.loads((tmp_path/f'{name}.json').read_text())['psnr'] == 31.5
-    for given in (name, f'{name}.json', f'{name}.safetensors'):
-        again = load_autoencoder(tmp_path/given, shape=(ae.config['ch'],28,28))
+    for file in (name, f'{name}.json', f'{name}.safetensors'):
+        again = load_autoencoder(tmp_path/file, shape=(ae.config['ch'],28,28))
         assert not again.training and again.config == ae.config
-        assert all(torch.equal(a, b) for a,b in zip(ae.state_dict().values(), again.state_dict().values(),
-                                                    strict=True))
+        assert all(torch.equal(a, b)
+                   for a,b in zip(ae.state_dict().values(), again.state_dict().values(), strict=True))
 
 def spoil_json(change):
     def spoil(p):
@@ -227,10 +227,12 @@ def spoil_json(change):
         f.write_text(change(json.loads(f.read_text())))
     return spoil
 
+def truncate(p): p.write_bytes(p.read_bytes()[:-9])
+
 SPOIL = {
     'no json': lambda p: p.with_suffix('.json').unlink(),
     'no weights': lambda p: p.with_suffix('.safetensors').unlink(),
-    'truncated weights': lambda p: p.with_suffix('.safetensors').write_bytes(p.with_suffix('.safetensors').read_bytes()[:-9]),
+    'truncated weights': lambda p: truncate(p.with_suffix('.safetensors')),
     'empty weights': lambda p: p.with_suffix('.safetensors').write_bytes(b''),
     'truncated json': lambda p: p.with_suffix('.json').write_text('{"kind": '),
     'a list': spoil_json(lambda f: '[1]'),

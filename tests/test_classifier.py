@@ -1,7 +1,9 @@
-"""Exact Monte-Carlo dropout in models of many kinds, models left as they were, and metrics that others agree with."""
+"""Exact Monte-Carlo dropout in models of many kinds, models left as they were,
+and metrics that others agree with."""
 import json, warnings
 
-import medmnist, numpy as np, pytest, sklearn.metrics as skm, timm, torch, torch.nn.functional as F, torchvision
+import medmnist, numpy as np, pytest, sklearn.metrics as skm
+import timm, torch, torch.nn.functional as F, torchvision
 from fastai.learner import load_learner
 from hypothesis import given, strategies as st
 from layouts import write_npz
@@ -347,8 +349,8 @@ def test_frozen_is_frozen_inside():
     before = state(model, other)
     with frozen(model, other):
         for m in (model, other):
-            assert not any(k.training for k in m.modules()) and not any(p.requires_grad
-                for p in m.parameters())
+            assert not any(k.training for k in m.modules())
+            assert not any(p.requires_grad for p in m.parameters())
         assert not model(images()).requires_grad
         torch.rand(3)
         model.trunk[1].running_mean.add_(1)                                     # what a visitor should not do
@@ -441,15 +443,15 @@ def test_metrics_agree_with_the_evaluator_and_scikit_learn(tmp_path, name, seed)
     with pytest.warns(UserWarning, match='MD5'): data = load_medmnist(name, tmp_path, download=False)
     y = data.test.y.numpy()
     p = made_scores(y.astype(int), data.n_classes, data.task.name, seed)
-    got, theirs = metrics(data.test.y, torch.from_numpy(p), data.task), Evaluator(name, 'test',
-        root=str(tmp_path)).evaluate(p)
-    assert got['auc'] == pytest.approx(theirs.AUC, abs=1e-12) and got['accuracy'] == pytest.approx(theirs.ACC,
-        abs=1e-12)
+    got = metrics(data.test.y, torch.from_numpy(p), data.task)
+    theirs = Evaluator(name, 'test', root=str(tmp_path)).evaluate(p)
+    assert got['auc'] == pytest.approx(theirs.AUC, abs=1e-12)
+    assert got['accuracy'] == pytest.approx(theirs.ACC, abs=1e-12)
     assert got == pytest.approx(scikit(y, p, data.task.name), abs=1e-9) and .5 < got['auc'] < 1
 
 def test_there_are_four_tasks_and_each_is_tested():
-    assert {medmnist.INFO[n]['task'] for n in ('breastmnist','octmnist','retinamnist',
-                                               'chestmnist')} == {v['task'] for v in medmnist.INFO.values()}
+    tested = ('breastmnist','octmnist','retinamnist','chestmnist')
+    assert {medmnist.INFO[n]['task'] for n in tested} == {v['task'] for v in medmnist.INFO.values()}
 
 @pytest.mark.parametrize('name', ['breastmnist','pneumoniamnist'])
 def test_metrics_agree_on_the_official_test_split(medmnist_root, name):
@@ -556,8 +558,8 @@ def test_several_labels_are_trained_with_their_own_loss(tmp_path):
     model = tiny(C=14).eval()
     learn = classifier_learner(data, model, bs=10)
     x,y = learn.dls.one_batch()
-    assert learn.loss_func(model(x), y).item() == pytest.approx(F.binary_cross_entropy_with_logits(model(x),
-        y).item(), abs=1e-6)
+    want = F.binary_cross_entropy_with_logits(model(x), y).item()
+    assert learn.loss_func(model(x), y).item() == pytest.approx(want, abs=1e-6)
     losses = [F.binary_cross_entropy_with_logits(predict(m, data.train.x), data.train.y).item()
               for m in (tiny(C=14), train_classifier(data, tiny(C=14), epochs=6, lr=2e-2, bs=10).model)]
     assert losses[1] < losses[0]-.05
@@ -594,8 +596,8 @@ def test_the_learner_is_a_whole_fastai_learner(data):
         preds,y = learn.get_preds(ds_idx=0)
         assert torch.equal(y, data.train.y)
         close(preds, probabilities(predict(learn.model, data.train.x)))
-        assert learn.validate()[0] == pytest.approx(F.cross_entropy(predict(learn.model, data.val.x),
-            data.val.y).item(), abs=1e-5)
+        want = F.cross_entropy(predict(learn.model, data.val.x), data.val.y).item()
+        assert learn.validate()[0] == pytest.approx(want, abs=1e-5)
         assert learn.lr_find(num_it=8, show_plot=False).valley > 0
 
 

@@ -1,5 +1,7 @@
-"""The command: what it says, what it refuses in one line, what it leaves behind, and that it runs offline and from a wheel."""
-import hashlib, io, json, math, os, re, shlex, shutil, signal, subprocess, sys, textwrap, threading, urllib.error, urllib.request, zipfile
+"""The command: what it says, what it refuses in one line, what it leaves behind,
+and that it runs offline and from a wheel."""
+import hashlib, io, json, math, os, re, shlex, shutil, signal, subprocess, sys, textwrap
+import threading, urllib.error, urllib.request, zipfile
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +34,8 @@ def said(*argv):
     return code, out.getvalue(), err.getvalue()
 
 def screen(text):
-    "The lines that a terminal shows, where a carriage return goes back to the start of the line; without the MD5 warning of made-up files and bars that are full"
+    """The lines that a terminal shows, where a carriage return goes back to the start of the line;
+    without the MD5 warning of made-up files and bars that are full"""
     lines = []
     for raw in text.split('\n'):
         line = ''
@@ -43,8 +46,8 @@ def screen(text):
 
 def listing(folder):
     "What is in a folder: names, and checksums of the files"
-    return sorted((p.relative_to(folder).as_posix(), hashlib.md5(p.read_bytes()).hexdigest()
-                   if p.is_file() else '') for p in folder.rglob('*'))
+    md5 = lambda p: hashlib.md5(p.read_bytes()).hexdigest() if p.is_file() else ''
+    return sorted((p.relative_to(folder).as_posix(), md5(p)) for p in folder.rglob('*'))
 
 def refused(folder, *argv, words, code=2):
     "Run in `folder`: one line on stderr with `words`, nothing on stdout, nothing left behind"
@@ -87,8 +90,8 @@ def test_every_option_reaches_the_configuration(monkeypatch, tmp_path):
     for name, typ, default, _ in options():
         value = not default if typ is bool else 1.7 if name == 'budget' else values[typ]
         option = f"--{'no-' if default is True else ''}{name}"
-        assert said('run',
-                    *([value] if name == 'dataset' else [option] if typ is bool else [option, value]))[0] == 2
+        argv = [value] if name == 'dataset' else [option] if typ is bool else [option, value]
+        assert said('run', *argv)[0] == 2
         assert seen.pop()[0] == replace(RunConfig(), **{name.replace('-', '_'): value})
     assert said('run', 'breastmnist', '--root', 'data', '--out', 'there', '--quick')[0] == 2
     assert seen.pop() == (RunConfig('breastmnist', quick=True), Path('there'), 'data')
@@ -141,7 +144,8 @@ def test_default_folder_is_new_and_named_after_the_options(tmp_path, monkeypatch
 WATCH = '''
 import os, sys
 def watch(event, args):
-    if event in ('socket.connect', 'socket.getaddrinfo', 'socket.gethostbyname', 'socket.sendto', 'socket.sendmsg', 'urllib.Request'):
+    if event in ('socket.connect', 'socket.getaddrinfo', 'socket.gethostbyname',
+                 'socket.sendto', 'socket.sendmsg', 'urllib.Request'):
         with open(os.environ['WATCH_LOG'], 'a') as f: f.write(f'{event} {args[1:]}' + chr(10))
         raise OSError('the network is closed')
 sys.addaudithook(watch)
@@ -162,8 +166,8 @@ def offline(folder, *argv, path=()):
 def check_run(folder, data):
     assert {p.name for p in folder.iterdir()} == FILES
     m = json.loads((folder/'metrics.json').read_text())
-    assert m['data']['name'] == data and m['conditions'] == ['clean', 'perturbed', 'PGD 1/255', 'PGD 2/255',
-        'PGD 4/255']
+    assert m['data']['name'] == data
+    assert m['conditions'] == ['clean', 'perturbed', 'PGD 1/255', 'PGD 2/255', 'PGD 4/255']
     return m
 
 @pytest.mark.xdist_group('watch')
@@ -189,7 +193,8 @@ def test_help_imports_nothing_heavy(tmp_path, argv):
         from tsynd.cli import main
         try: main({argv!r})
         except SystemExit: pass
-        print('loaded:', sorted({{'torch', 'fastai', 'numpy', 'pandas', 'matplotlib', 'medmnist'}} & set(sys.modules)))'''
+        heavy = {{'torch', 'fastai', 'numpy', 'pandas', 'matplotlib', 'medmnist'}}
+        print('loaded:', sorted(heavy & set(sys.modules)))'''
     res, asked = offline(tmp_path, sys.executable, '-c', textwrap.dedent(code))
     assert res.returncode == 0 and res.stdout.splitlines()[-1] == 'loaded: []' and asked == []
 
@@ -208,8 +213,8 @@ def test_the_wheel_runs_offline_outside_the_source_tree(tmp_path):
     wheel, = (tmp_path/'dist').iterdir()
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.split('/')[0] for n in names} == {'tsynd', f'tsynd-{tsynd.__version__}.dist-info'}
-    assert {n for n in names if n.startswith('tsynd/')} == {f for f in files if re.fullmatch(r'tsynd/\w+\.py',
-        f)}
+    assert {n for n in names if n.startswith('tsynd/')} == {f for f in files
+                                                            if re.fullmatch(r'tsynd/\w+\.py', f)}
     subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', '--target',
                     target, wheel], check=True, **quiet)
     shutil.rmtree(tree)
@@ -219,14 +224,14 @@ def test_the_wheel_runs_offline_outside_the_source_tree(tmp_path):
     res, asked = offline(tmp_path/'b', sys.executable, target/'bin'/'tsynd', 'run', '--quick', '--size', '16',
                          '--ae-steps', '5', path=[target])
     assert res.returncode == 0 and asked == [], res.stderr[-2000:]
-    assert 'Warning' not in res.stderr and all(f'{k}:' in res.stderr for k in ('autoencoder', 'baseline',
-        'tsynd', 'robustness'))
+    assert 'Warning' not in res.stderr
+    assert all(f'{k}:' in res.stderr for k in ('autoencoder', 'baseline', 'tsynd', 'robustness'))
     assert re.search(r'\[\d\d:\d\d<\d\d:\d\d', res.stderr), 'the time left'
     printed = re.search(r'report: (\S+)', res.stdout)[1]
     assert printed == 'runs/phantom-16px-mi-seed0-quick/report.html' and 'balanced accuracy' in res.stdout
     m = check_run((tmp_path/'b'/'cwd'/printed).parent, 'phantom')
-    assert m['versions']['tsynd'] == tsynd.__version__ and (m['data']['train'], m['data']['test']) == (100,
-        100)
+    assert m['versions']['tsynd'] == tsynd.__version__
+    assert (m['data']['train'], m['data']['test']) == (100, 100)
     assert m['config']['quick'] is True and m['data']['shape'] == [1, 16, 16]
     assert [p.name for p in (tmp_path/'b'/'cwd').iterdir()] == ['runs']
 
@@ -414,8 +419,8 @@ def test_an_output_folder_is_refused(taken, no_training, out, words):
 def test_a_folder_without_permission_is_refused(here, no_training, monkeypatch):
     def denied(*args, **kwargs): raise PermissionError(13, 'Permission denied')
     monkeypatch.setattr('tempfile.mkdtemp', denied)
-    refused(here, 'run', '--quick', '--out', 'a/b/x', words=['a/b/x', 'cannot be written (Permission denied)',
-        '--out'])
+    refused(here, 'run', '--quick', '--out', 'a/b/x',
+            words=['a/b/x', 'cannot be written (Permission denied)', '--out'])
 
 def test_a_folder_that_cannot_be_listed_is_refused(taken, no_training, monkeypatch):
     def denied(self): raise PermissionError(13, 'Permission denied')
@@ -475,8 +480,8 @@ def test_sigterm_leaves_nothing_either(here):
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert p.stdout.readline() == 'training\n' and len(listing(here)) == 3
     p.terminate()
-    assert screen(p.communicate()[1]) == ['tsynd: interrupted; nothing was '
-                                          'written'] and p.returncode == 130 and listing(here) == []
+    assert screen(p.communicate()[1]) == ['tsynd: interrupted; nothing was written']
+    assert p.returncode == 130 and listing(here) == []
 
 def test_signals_are_given_back_and_another_thread_sets_none(here):
     before, codes = signal.getsignal(signal.SIGTERM), [main(['report', 'x'])]
@@ -545,15 +550,16 @@ def test_a_file_is_no_run(here):
 def test_synthetic_images_of_the_phantom_are_a_data_set(made):
     data = load_npz(made/'synthetic.npz', dict(task='binary-class', label={'0': 'benign', '1': 'malignant'},
                                                n_channels=1), 'synthetic', 12)
-    assert len(data.train) > 0 and data.test.factors.shape == (len(data.test),
-        8) and data.train.factors is None
-    assert all(math.isfinite(v)
-               for v in json.loads((made/'metrics.json').read_text())['arms']['tsynd']['metrics']['clean'].values())
+    assert len(data.train) > 0 and data.test.factors.shape == (len(data.test), 8)
+    assert data.train.factors is None
+    clean = json.loads((made/'metrics.json').read_text())['arms']['tsynd']['metrics']['clean']
+    assert all(math.isfinite(v) for v in clean.values())
 
 
 # A study
 
-STUDY = 'datasets = ["phantom"]\nn = [20]\nseeds = 1\nupdates = 4\nae_steps = 5\nattack_n = 8\npgd_steps = 1\neps = [2]\ncorruptions = []\ntest_n = 24\n[arms.baseline]\n[arms.mixup]\n'
+STUDY = ('datasets = ["phantom"]\nn = [20]\nseeds = 1\nupdates = 4\nae_steps = 5\nattack_n = 8\n'
+         'pgd_steps = 1\neps = [2]\ncorruptions = []\ntest_n = 24\n[arms.baseline]\n[arms.mixup]\n')
 
 def test_a_study_from_the_command_line_and_its_failed_cells(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

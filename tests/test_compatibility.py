@@ -1,4 +1,4 @@
-"""Files that version 0.1 has written: models, a run and studies. They are kept as they were and still load."""
+"""Files that version 0.1 has written: models, a run and studies. Kept as they were, they still load."""
 import json, shutil
 from pathlib import Path
 

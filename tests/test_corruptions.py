@@ -1,4 +1,5 @@
-"""Corruptions: formulas against PIL and theory, dials, sizes, a table computed by hand, and quotients without a denominator."""
+"""Corruptions: formulas against PIL and theory, dials, sizes, a table computed by hand,
+and quotients without a denominator."""
 import io, math
 
 import numpy as np, pytest, torch
@@ -155,19 +156,19 @@ def test_channels_have_noise_of_their_own():
 
 def pil(x, f):
     "f on every image as PIL sees it"
-    return torch.stack([torch.from_numpy(np.array(f(Image.fromarray((im[0]*255).round().byte().numpy()))))
-                        for im in x])[:,None]/255
+    pictures = [f(Image.fromarray((im[0]*255).round().byte().numpy())) for im in x]
+    return torch.stack([torch.from_numpy(np.array(p)) for p in pictures])[:,None]/255
 
 @every
 def test_light_agrees_with_pil(dataset, name):
-    enhance = {'brightness': ImageEnhance.Brightness, 'contrast': ImageEnhance.Contrast}.get(name.rsplit('_',
-        1)[0])
+    known = {'brightness': ImageEnhance.Brightness, 'contrast': ImageEnhance.Contrast}
+    enhance = known.get(name.rsplit('_', 1)[0])
     if not enhance: return
     x = (lesions(4, 64)*255).round()/255
     for s,v in enumerate(LEVELS[dataset][name], 1):
         # PIL rounds the mean, and cuts
-        assert (corrupt(x, name, s, dataset) - pil(x,
-                                                   lambda im: enhance(im).enhance(v))).abs().max() < 1.6/255
+        theirs = pil(x, lambda im: enhance(im).enhance(v))
+        assert (corrupt(x, name, s, dataset) - theirs).abs().max() < 1.6/255
 
 def test_light_does_exactly_what_it_says():
     # far from 0 and 1: nothing is cut
@@ -214,8 +215,8 @@ def test_pixelation_keeps_constants_means_and_sizes(blocks):
                           pixelate(x, blocks), atol=1e-5)
     # 8 blocks along each side, 4 by 8 pixels
     wide = pixelate(images(1, 1, 64)[:,:,:32], 8)[0,0]
-    assert torch.allclose(wide[:4,:8], wide[0,0].expand(4, 8),
-                          atol=1e-6) and (wide[3,7]-wide[4,7]).abs() > 1e-4
+    assert torch.allclose(wide[:4,:8], wide[0,0].expand(4, 8), atol=1e-6)
+    assert (wide[3,7]-wide[4,7]).abs() > 1e-4
 
 @pytest.mark.parametrize('dataset,name', [('chestmnist','gaussian_blur'), ('breastmnist','motion_blur'),
                                           ('breastmnist','pixelate')])
@@ -227,8 +228,8 @@ def test_blurs_keep_constants_and_lose_detail(dataset, name):
         assert abs(c.mean()-sharp.mean()) < .004
         assert c.max() <= sharp.max()+1e-5 and c.min() >= sharp.min()-1e-5
         means.append((c[...,1:]-c[...,:-1]).abs().mean())
-    assert all(a > b for a,b in zip(means, means[1:])) and means[0] < (sharp[...,1:]-sharp[...,
-        :-1]).abs().mean()
+    assert all(a > b for a,b in zip(means, means[1:]))
+    assert means[0] < (sharp[...,1:]-sharp[...,:-1]).abs().mean()
 
 def test_gaussian_blur_has_its_width_in_shares_of_the_side():
     for size in (28,64,224):
@@ -236,8 +237,8 @@ def test_gaussian_blur_has_its_width_in_shares_of_the_side():
         for s,share in enumerate(LEVELS['chestmnist']['gaussian_blur'], 1):
             # a narrower one is hardly sampled
             if share*size < .8: continue
-            d2 = ((torch.arange(size+1)-size//2.)**2 * corrupt(dot, 'gaussian_blur', s, 'chestmnist')[0,
-                0].sum(0)).sum()
+            row = corrupt(dot, 'gaussian_blur', s, 'chestmnist')[0,0].sum(0)
+            d2 = ((torch.arange(size+1)-size//2.)**2 * row).sum()
             assert abs(d2**.5 - share*(size+1)) < .03*share*size
 
 @pytest.mark.parametrize('size', [29,113,225])
@@ -251,11 +252,10 @@ def test_a_moved_point_leaves_a_tail(size, angle):
     assert abs(tail.sum()-1) < 1e-4
     assert (abs(mx-mean*math.cos(math.radians(angle))) < .003
             and abs(my-mean*math.sin(math.radians(angle))) < .003)
-    along = (tail*(at[None]*math.cos(math.radians(angle))
-                   + at[:,None]*math.sin(math.radians(angle)))**2).sum()/size**2
+    c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    along = (tail*(at[None]*c + at[:,None]*s)**2).sum()/size**2
     assert abs(along - (u*u*w).sum()) < .03*(u*u*w).sum() + .5/size**2
-    across = (tail*(at[:,
-                       None]*math.cos(math.radians(angle)) - at[None]*math.sin(math.radians(angle)))**2).sum()
+    across = (tail*(at[:,None]*c - at[None]*s)**2).sum()
     # pixels²: no wider than interpolation makes it
     assert across < .5
 
@@ -378,8 +378,8 @@ def test_table_on_a_stratified_subset_counts_its_images():
     assert len(rows) == 36 and model.calls == 36 and {r['n'] for r in rows} == {10}
     assert calls == [(10*k, 360) for k in range(1,37)]
 
-@pytest.mark.parametrize('task,C', [('binary-class',2), ('multi-class',5), ('ordinal-regression',4),
-                                    (MULTI,3)])
+@pytest.mark.parametrize('task,C',
+                         [('binary-class',2), ('multi-class',5), ('ordinal-regression',4), (MULTI,3)])
 @pytest.mark.parametrize('ch,size', [(1,28), (3,64)])
 def test_table_for_every_task(task, C, ch, size):
     x = images(16, ch, size)
@@ -431,8 +431,8 @@ def test_summary_by_hand():
 
 def test_no_quotient_without_a_denominator():
     perfect = corruption_summary(rows(0, a=[.2,.2], b=[0,0]))
-    assert [r['relative'] for r in perfect] == [None]*3 and [r['rise'] for r in perfect] == pytest.approx([.2,
-        0,.1])
+    assert [r['relative'] for r in perfect] == [None]*3
+    assert [r['rise'] for r in perfect] == pytest.approx([.2, 0, .1])
     ours, ref = rows(.1, a=[.3,.3], b=[.2,.2]), rows(.2, a=[.3,.5], b=[.2,.19])
     # b: the reference gains
     assert [r['rbe'] for r in corruption_summary(ours, ref)] == pytest.approx([1, None, 1])
@@ -463,8 +463,8 @@ def test_pictures():
     axs = show_corruptions(images(), 'pneumoniamnist', ['jpeg_compression','shot_noise'], (0,3))
     assert axs.shape == (2,2)
     shown = [[torch.as_tensor(a.images[0].get_array()) for a in row] for row in axs]
-    assert torch.equal(shown[0][0], images()[0,0]) and torch.equal(shown[1][1],
-        corrupt(images(), 'shot_noise', 3, 'pneumoniamnist')[0,0])
+    assert torch.equal(shown[0][0], images()[0,0])
+    assert torch.equal(shown[1][1], corrupt(images(), 'shot_noise', 3, 'pneumoniamnist')[0,0])
     assert axs[1,0].texts[0].get_text() == 'shot noise' and axs[0,1].get_title() == '3'
     with pytest.raises(InputError, match="'motion_blur' is unknown"):
         show_corruptions(images(), 'pneumoniamnist', ['motion_blur'])

@@ -1,4 +1,4 @@
-"""Files of every layout and of every kind of brokenness; subsets and batches whose counts can be worked out."""
+"""Files of every layout and every kind of brokenness; subsets and batches whose counts can be worked out."""
 import hashlib, io, math, random, urllib.error, warnings, zipfile
 from contextlib import nullcontext
 from dataclasses import replace
@@ -20,8 +20,8 @@ MULTI = 'multi-label, binary-class'
 def split(n=10, C=2, seed=0, multilabel=False):
     rng = np.random.default_rng(seed)
     x = torch.from_numpy(rng.integers(0, 256, (n,1,4,4), dtype=np.uint8))
-    y = torch.from_numpy((rng.random((n,
-                                      C)) < .3).astype(np.float32)) if multilabel else torch.from_numpy(rng.permutation(np.arange(n)%C))
+    y = (rng.random((n, C)) < .3).astype(np.float32) if multilabel else rng.permutation(np.arange(n)%C)
+    y = torch.from_numpy(y)
     return Split(x, y, torch.arange(n)+1000)
 
 def image_data(n=10, C=2, **kwargs):
@@ -120,12 +120,12 @@ def test_every_layout_is_read(tmp_path, name, size):
     assert data.classes == [info['label'][str(i)] for i in range(C)]
     for part,n in zip(('train','val','test'), (40,24,24)):
         s, x, y = getattr(data, part), arrays[f'{part}_images'], arrays[f'{part}_labels']
-        assert s.x.shape == (n,ch,size,
-                             size) and s.x.dtype == torch.uint8 and s.index.tolist() == list(range(n))
-        assert np.array_equal(s.x[:,0], x[...,0] if ch==3 else x) and np.array_equal(s.x[:,-1],
-            x[...,-1] if ch==3 else x)
-        assert s.y.shape == ((n,C) if multi else (n,)) and s.y.dtype == (torch.float32
-            if multi else torch.int64)
+        assert s.x.shape == (n,ch,size,size) and s.x.dtype == torch.uint8
+        assert s.index.tolist() == list(range(n))
+        assert np.array_equal(s.x[:,0], x[...,0] if ch==3 else x)
+        assert np.array_equal(s.x[:,-1], x[...,-1] if ch==3 else x)
+        assert s.y.shape == ((n,C) if multi else (n,))
+        assert s.y.dtype == (torch.float32 if multi else torch.int64)
         assert np.array_equal(s.y.numpy(), y if multi else y[:,0])
         assert (s.y.unique().tolist() == [0,1]) if multi else (s.y.unique().tolist() == list(range(C)))
     xb,yb = image_dls(subset(data, 20), bs=8).one_batch()
@@ -363,8 +363,8 @@ def test_a_failed_download_leaves_nothing(tmp_path, monkeypatch, error, deep):
     text = one_sentence(e)
     assert (str(root/'breastmnist_64.npz') in text and medmnist.INFO['breastmnist']['url_64'] in text
             and '--root' in text)
-    assert [p for p in tmp_path.rglob('*') if not p.is_dir()] == [] and not (root.exists()
-        and list(root.iterdir()))
+    assert [p for p in tmp_path.rglob('*') if not p.is_dir()] == []
+    assert not (root.exists() and list(root.iterdir()))
 
 def test_an_interrupted_download_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(url, root, filename, md5):
@@ -427,8 +427,8 @@ def test_the_phantom_can_be_rendered_at_every_size_and_has_a_gradient():
 
 def test_the_label_rule_is_the_stated_one():
     f = torch.full((4,8), .5); f[:,1] = torch.tensor([0,1,.4,.6]); f[:,3] = torch.tensor([1,0,.6,.4])
-    assert phantom_labels(f).tolist() == [int(.6*a+.4*b > .5) for a,b in zip(f[:,1].tolist(),
-        f[:,3].tolist())] == [0,1,0,1]
+    want = [int(.6*a+.4*b > .5) for a,b in zip(f[:,1].tolist(), f[:,3].tolist())]
+    assert phantom_labels(f).tolist() == want == [0,1,0,1]
 
 def test_the_test_split_has_images_of_both_holes():
     f = phantom(30, 10, 200, size=12).test.factors
@@ -437,8 +437,8 @@ def test_the_test_split_has_images_of_both_holes():
 def test_holes_of_ones_own():
     mine = {'slab': {'spiculation': (.2,.7)}, 'corner': {'shadow': (.5,1.), 'x': (0.,.5)}}
     f = torch.full((4,8), .1); f[1,1] = .2; f[2,3] = 1; f[3,3],f[3,5] = .9,.6
-    assert in_hole(f, 'slab', mine).tolist() == [False,True,False,False] and in_hole(f, 'corner',
-        mine).tolist() == [False,False,True,False]
+    assert in_hole(f, 'slab', mine).tolist() == [False,True,False,False]
+    assert in_hole(f, 'corner', mine).tolist() == [False,False,True,False]
     assert in_hole(f, holes=mine).tolist() == [False,True,True,False]
     data = phantom(60, 10, 60, size=12, holes=mine)
     for s in (data.train, data.val): assert not in_hole(s.factors, holes=mine).any()
@@ -508,8 +508,8 @@ def test_subsets_are_nested_and_stratified(args, seed):
         assert len(small.train) == len(small.val) == k and len(small.test) == n
         now = set(small.train.index.tolist())
         assert len(now) == k and before <= now
-        assert torch.equal(small.train.y,
-                           y[small.train.index]) and small.train.x.flatten().tolist() == small.train.index.tolist()
+        assert torch.equal(small.train.y, y[small.train.index])
+        assert small.train.x.flatten().tolist() == small.train.index.tolist()
         if not multi: assert small.train.y.unique().tolist() == list(range(C))
         before = now
 
@@ -645,14 +645,14 @@ def test_a_look_at_a_batch_changes_nothing_in_the_middle_of_an_epoch():
     undisturbed = [quiet.batch_index(i) for i,_ in enumerate(quiet)]
     for i,(x,_) in enumerate(dl):
         dl.one_batch()
-        assert torch.equal(dl.batch_index(i), undisturbed[i]) and torch.equal((x*255).round().byte(),
-            dl.dataset.x[dl.batch_index(i)-1000])
+        assert torch.equal(dl.batch_index(i), undisturbed[i])
+        assert torch.equal((x*255).round().byte(), dl.dataset.x[dl.batch_index(i)-1000])
 
 def test_validation_is_served_in_order_and_whole():
     for even,sizes in ((True, [4,5,4,5,5]), (False, [5,5,5,5,3])):
         dls = image_dls(image_data(23), bs=5, seed=3, even=even)
-        assert epoch(dls.valid) == (list(range(23)),
-                                    sizes) and epoch(dls.valid)[0] == list(range(23)) and epoch(dls.train)[1] == sizes
+        assert epoch(dls.valid) == (list(range(23)), sizes) and epoch(dls.valid)[0] == list(range(23))
+        assert epoch(dls.train)[1] == sizes
 
 def test_two_learners_of_one_seed_see_the_same_batches():
     data = image_data(40, 3)

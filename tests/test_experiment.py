@@ -1,4 +1,4 @@
-"""The main job from the data file to the run folder: every data set's layout, and what a folder promises about itself."""
+"""The main job from data file to run folder: every data set's layout, and what a folder says of itself."""
 import base64, hashlib, io, json, math, re, warnings
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, replace
@@ -184,11 +184,11 @@ def test_metrics_are_complete(layout):
             assert all(0 <= v[k] <= 1 for k in v if k != 'n')
         assert f['optimizer_steps'] == math.ceil(layout.subset/8) and f['images_seen'] == layout.subset
         assert [h['epoch'] for h in f['history']] == [0]
-        assert all(math.isfinite(h[k]) for h in f['history']
-                   for k in ('train_loss', 'valid_loss')) and 0 <= f['history'][0]['valid_auc'] <= 1
+        assert all(math.isfinite(h[k]) for h in f['history'] for k in ('train_loss', 'valid_loss'))
+        assert 0 <= f['history'][0]['valid_auc'] <= 1
     d = m['data']
-    assert (d['train'], d['val'], d['test']) == (layout.subset, min(layout.n[1], layout.subset),
-                                                 layout.n[2]) and d['attacked'] == layout.n[2]
+    assert (d['train'], d['val'], d['test']) == (layout.subset, min(layout.n[1], layout.subset), layout.n[2])
+    assert d['attacked'] == layout.n[2]
     assert d['classes'] == layout.classes and d['task'] == layout.info['task'] and d['name'] == layout.name
     assert d['shape'] == [layout.info['n_channels'], layout.size, layout.size]
     assert (d['md5'] == hashlib.md5(layout.file.read_bytes()).hexdigest()
@@ -200,8 +200,8 @@ def test_metrics_are_complete(layout):
     assert m['autoencoder']['latent_shape'] == [4, side, side] and m['autoencoder']['compression'] == .25
     assert all(math.isfinite(m['autoencoder'][k]) for k in ('psnr', 'psnr_train', 'ssim'))
     for t in m['arms']['tsynd']['trace']:
-        assert all(math.isfinite(v) for v in t.values()) and t['mi_before'] <= (C*math.log(2)
-            if layout.multilabel else math.log(C))
+        assert all(math.isfinite(v) for v in t.values())
+        assert t['mi_before'] <= (C*math.log(2) if layout.multilabel else math.log(C))
     assert all(v > 0 for v in m['timing'].values()) and m['versions']['tsynd'] == tsynd.__version__
 
 
@@ -216,23 +216,23 @@ def test_both_arms_saw_the_batches_that_the_seed_gives(layout):
 def test_synthetic_images_and_their_provenance(layout):
     rows, syn, real, C = layout.rows, layout.arrays, layout.real, len(layout.classes)
     n, i = len(rows), rows.source_index
-    assert n == layout.m['arms']['tsynd']['synthetic_images'] > 0 == layout.m['arms']['baseline']['synthetic_images']
+    counts = [layout.m['arms'][a]['synthetic_images'] for a in ('tsynd', 'baseline')]
+    assert n == counts[0] > 0 == counts[1]
     data = load_npz(layout.folder/'synthetic.npz',
                     {k: v for k, v in layout.info.items() if not k.startswith('MD5')}, layout.name,
                     layout.size)
     assert [len(data.train), len(data.val), len(data.test)] == [n, min(layout.n[1], layout.subset),
         layout.n[2]]
     assert set(i) <= set(layout.data.train.index.tolist())
-    assert np.array_equal(syn['train_source'],
-                          real['train_images'][i]) and np.array_equal(syn['train_labels'],
-                              real['train_labels'][i])
+    assert np.array_equal(syn['train_source'], real['train_images'][i])
+    assert np.array_equal(syn['train_labels'], real['train_labels'][i])
     for k in ('images', 'labels'):
         assert sorted(map(bytes, syn[f'val_{k}'])) == sorted(map(bytes,
             real[f'val_{k}'][layout.data.val.index]))
         assert sorted(map(bytes, syn[f'test_{k}'])) == sorted(map(bytes, real[f'test_{k}']))
     assert syn['train_images'].shape == syn['train_reconstruction'].shape == syn['train_source'].shape
-    assert (rows.radius == .3).all() and rows.distance_latent.between(0,
-        .3*(1+1e-4)).all() and rows.distance_latent.max() > 0
+    assert (rows.radius == .3).all() and rows.distance_latent.between(0, .3*(1+1e-4)).all()
+    assert rows.distance_latent.max() > 0
     assert ((rows.distance_pixel > 0) == (rows.distance_latent > 0)).all()
     for k in ('mi_source', 'mi_before', 'mi_after'):
         assert rows[k].between(0, (C*math.log(2) if layout.multilabel else math.log(C))+1e-5).all()
@@ -262,15 +262,15 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
         self.ids |= {v for k, v in attrs if k == 'id'}
-        self.refs += [(tag, k, v) for k, v in attrs if k in ('src', 'srcset', 'href', 'data', 'action',
-            'poster')]
+        self.refs += [(tag, k, v)
+                      for k, v in attrs if k in ('src', 'srcset', 'href', 'data', 'action', 'poster')]
     def handle_data(self, data): self.text += data + ' '
 
 
 def test_report_stands_alone(layout):
     page = Page((layout.folder/'report.html').read_text(encoding='utf-8'))
-    assert {'html', 'body', 'table', 'img', 'picture'} <= page.tags and not page.tags & {'script', 'link',
-        'iframe', 'object', 'embed', 'base'}
+    assert {'html', 'body', 'table', 'img', 'picture'} <= page.tags
+    assert not page.tags & {'script', 'link', 'iframe', 'object', 'embed', 'base'}
     pictures = [v for tag, k, v in page.refs if k in ('src', 'srcset')]
     assert len(pictures) >= 8 + 4*min(9, len(layout.rows))
     for v in pictures:
@@ -332,8 +332,8 @@ def test_synthetic_images_are_less_certain_than_where_they_started(trained):
     rows = trained.rows
     assert (rows.mi_after > rows.mi_before).mean() > .8 and rows.mi_after.mean() > 1.5*rows.mi_before.mean()
     last = pd.DataFrame(trained.m['arms']['tsynd']['trace']).query('epoch == 7')
-    assert last[['mi_before', 'mi_after', 'p_before']].mean().tolist() == pytest.approx(rows[['mi_before',
-        'mi_after', 'p_before']].mean().tolist(), rel=1e-4)
+    assert last[['mi_before', 'mi_after', 'p_before']].mean().tolist() == pytest.approx(
+        rows[['mi_before', 'mi_after', 'p_before']].mean().tolist(), rel=1e-4)
 
 
 # Several labels per image
@@ -359,8 +359,8 @@ def test_measures_of_chestmnist_are_decisions_per_label(chest):
     for arm in ARMS:
         p = probabilities(load_classifier(chest.folder/'models'/arm), x, True)
         got, right = chest.m['arms'][arm]['metrics']['clean'], (p > .5) == (y > 0)
-        assert got['accuracy'] == pytest.approx(getACC(y, p, chest.info['task']),
-                                                abs=1e-6) == pytest.approx(right.mean(), abs=1e-6)
+        assert got['accuracy'] == pytest.approx(getACC(y, p, chest.info['task']), abs=1e-6) == pytest.approx(
+            right.mean(), abs=1e-6)
         assert got['auc'] == pytest.approx(np.mean([roc_auc_score(y[:, c], p[:, c]) for c in range(14)]),
                                            abs=1e-6)
         assert len(np.unique(p > .5)) == 2, 'a model that says the same of everything proves nothing'
@@ -372,7 +372,8 @@ def test_attack_on_chestmnist_is_the_share_of_wrong_decisions(chest):
         model = load_classifier(chest.folder/'models'/arm)
         adv = pgd(model, x, y, 4/255, steps=10, seed=0, task='multi-label, binary-class')
         with torch.no_grad(): before, after = model(x), model(adv)
-        assert chest.m['arms'][arm]['metrics']['PGD 4/255']['accuracy'] == pytest.approx(((after > 0) == (y > 0)).float().mean().item(), abs=1e-6)
+        assert chest.m['arms'][arm]['metrics']['PGD 4/255']['accuracy'] == pytest.approx(
+            ((after > 0) == (y > 0)).float().mean().item(), abs=1e-6)
         assert (attack_loss(after, y, True) >= attack_loss(before, y, True)-1e-5).all()
         assert (attack_loss(after, y, True) > attack_loss(before, y, True)).any()
 
@@ -423,8 +424,8 @@ def test_a_class_absent_from_the_test_split_has_no_auc(tmp_path, monkeypatch):
 def test_auc_is_missing_only_where_a_class_is(tmp_path):
     write_npz(tmp_path, 'bloodmnist', n=(24, 16, 16))
     ran = small(tmp_path/'x', tmp_path, finish=write_report, dataset='bloodmnist', size=28, attack_n=3)
-    assert ran.m['conditions'] == ['clean', 'perturbed', 'PGD 0/255',
-                                   'PGD 4/255'] and ran.m['data']['attacked'] == 3
+    assert ran.m['conditions'] == ['clean', 'perturbed', 'PGD 0/255', 'PGD 4/255']
+    assert ran.m['data']['attacked'] == 3
     assert nulls(ran.m) == {(a, c, 'auc') for a in ARMS for c in ('PGD 0/255', 'PGD 4/255')}
     assert [v['n'] for v in ran.m['arms']['tsynd']['metrics'].values()] == [16, 16, 3, 3]
 
@@ -501,8 +502,8 @@ def test_a_saved_autoencoder_is_as_good_as_the_one_trained_here(base, tmp_path):
     again = small(tmp_path/'x', autoencoder=path)
     assert again.m['config']['autoencoder'] == path and again.m['autoencoder']['steps'] is None
     assert again.m['autoencoder']['psnr'] == base.m['autoencoder']['psnr']
-    assert same(again.arrays,
-                base.arrays) and again.rows.equals(base.rows) and again.m['arms'] == base.m['arms']
+    assert same(again.arrays, base.arrays) and again.rows.equals(base.rows)
+    assert again.m['arms'] == base.m['arms']
     assert same(again.weights('autoencoder'), base.weights('autoencoder'))
 
 
@@ -532,8 +533,8 @@ def test_a_run_that_never_gets_warm_has_no_synthetic_image(base, tmp_path):
 @pytest.mark.parametrize('objective', OBJECTIVES)
 def test_objectives_share_their_baseline(base, tmp_path, objective):
     ran = small(tmp_path/'x', objective=objective, finish=write_report if objective == 'entropy' else None)
-    assert ran.m['arms']['baseline'] == base.m['arms']['baseline'] and same(ran.weights('autoencoder'),
-        base.weights('autoencoder'))
+    assert ran.m['arms']['baseline'] == base.m['arms']['baseline']
+    assert same(ran.weights('autoencoder'), base.weights('autoencoder'))
     assert (ran.m['arms']['tsynd'] == base.m['arms']['tsynd']) == (objective == 'mi')
     d, moved = ran.rows.distance_latent, (ran.rows.mi_after != ran.rows.mi_before)
     if objective == 'reconstruction': assert (d == 0).all() and not moved.any()
@@ -589,8 +590,8 @@ def test_quick_only_ever_makes_a_run_smaller():
     data, wish = phantom(), RunConfig(quick=True, ae_steps=7, T=3, steps=1, attack_n=5, epochs=4, gate=0.)
     assert resolve(wish, data) == wish
     c = resolve(RunConfig(quick=True), data)
-    assert (c.epochs, c.ae_steps, c.T, c.steps, c.attack_n, c.gate) == (1, 30, 8, 1, 100, 0) and resolve(c,
-        data) == c
+    assert (c.epochs, c.ae_steps, c.T, c.steps, c.attack_n, c.gate) == (1, 30, 8, 1, 100, 0)
+    assert resolve(c, data) == c
 
 @pytest.mark.parametrize('config, n', [(dict(), (200, 100, 500)), (dict(quick=True), (100, 100, 100)),
                                        (dict(subset=30), (30, 30, 500)),
@@ -628,20 +629,20 @@ def real(root, folder, name, *argv):
 def test_breastmnist(medmnist_root, tmp_path):
     ran = real(medmnist_root, tmp_path/'x', 'breastmnist', '--every', '1')
     d = ran.m['data']
-    assert ran.files == FILES and d['md5'] == INFO['breastmnist']['MD5'] and d['classes'] == ['malignant',
-        'normal, benign']
-    assert (d['train'], d['val'], d['test'], d['attacked']) == (100, 78, 100,
-        100) and d['licence'] == 'CC BY 4.0' and 'BreastMNIST' in d['source']
+    assert ran.files == FILES and d['md5'] == INFO['breastmnist']['MD5']
+    assert d['classes'] == ['malignant', 'normal, benign']
+    assert (d['train'], d['val'], d['test'], d['attacked']) == (100, 78, 100, 100)
+    assert d['licence'] == 'CC BY 4.0' and 'BreastMNIST' in d['source']
     images = np.load(medmnist_root/'breastmnist.npz')
     assert np.array_equal(ran.arrays['train_source'],
                           images['train_images'][ran.rows.source_index[ran.rows.gate > 0]])
-    assert np.array_equal(ran.arrays['val_labels'].sum(),
-                          images['val_labels'].sum()) and set(ran.rows.label_name) == set(d['classes'])
-    share = images['train_labels'][subset(load_npz(medmnist_root/'breastmnist.npz', INFO['breastmnist'],
-                                                   'breastmnist'), 100).train.index].mean()
+    assert np.array_equal(ran.arrays['val_labels'].sum(), images['val_labels'].sum())
+    assert set(ran.rows.label_name) == set(d['classes'])
+    whole = load_npz(medmnist_root/'breastmnist.npz', INFO['breastmnist'], 'breastmnist')
+    share = images['train_labels'][subset(whole, 100).train.index].mean()
     assert share == pytest.approx(images['train_labels'].mean(), abs=.01)
-    assert not nulls(ran.m) and all(m['clean']['balanced_accuracy'] > 0
-                                    for m in (ran.m['arms'][a]['metrics'] for a in ARMS))
+    assert not nulls(ran.m)
+    assert all(m['clean']['balanced_accuracy'] > 0 for m in (ran.m['arms'][a]['metrics'] for a in ARMS))
 
 @pytest.mark.xdist_group('pneumonia')
 def test_pneumoniamnist_with_100_labels(medmnist_root, tmp_path):

@@ -1,4 +1,5 @@
-"""Maps, their sign, and what they are worth: known evidence, known regions, every task and size, and a model that is left as it was."""
+"""Maps, their sign, and what they are worth: known evidence, known regions,
+every task and size, and a model that is left as it was."""
 import math
 from contextlib import nullcontext
 from dataclasses import replace
@@ -241,8 +242,8 @@ def test_works_in_any_context(context):
 def test_bfloat16_network():
     full = cam(net(), images(), 1, layer='trunk.4')
     with torch.autocast('cpu', torch.bfloat16): half = cam(net(), images(), 1, layer='trunk.4')
-    assert half.dtype == torch.float32 and torch.cosine_similarity(half.flatten(1),
-        full.flatten(1)).min() > .9
+    assert half.dtype == torch.float32
+    assert torch.cosine_similarity(half.flatten(1), full.flatten(1)).min() > .9
 
 
 # It leaves nothing behind
@@ -311,8 +312,8 @@ def test_shadow_lies_behind_the_lesion():
     row = torch.arange(28.)[None,:,None]
     centre = lambda m: (row*m).sum((1,2))/m.sum((1,2))
     before = f.clone()
-    assert (centre(phantom_region(f,
-                                  'shadow').float()) > centre(phantom_region(f).float())+2).all() and torch.equal(f, before)
+    assert (centre(phantom_region(f, 'shadow').float()) > centre(phantom_region(f).float())+2).all()
+    assert torch.equal(f, before)
     # the ends of a phase are one image
     for factor in ('lesion','phase'):
         with pytest.raises(InputError, match=f"factor is {factor!r}, expected one of size, .* y$"):
@@ -321,8 +322,8 @@ def test_shadow_lies_behind_the_lesion():
 def test_heat_inside():
     region = torch.zeros(3, 10, 10, dtype=torch.bool); region[:,2:4,2:7] = True
     maps = torch.stack([torch.ones(10, 10), region[1].float(), torch.zeros(10, 10)])
-    assert torch.allclose(heat_inside(maps, region)[:2], torch.tensor([.1, 1.])) and heat_inside(maps,
-        region)[2].isnan()
+    assert torch.allclose(heat_inside(maps, region)[:2], torch.tensor([.1, 1.]))
+    assert heat_inside(maps, region)[2].isnan()
 
 def clear(n, seed):
     "Phantom lesions with much or little spiculation"
@@ -380,8 +381,8 @@ def test_the_true_ranking_is_best_and_the_inverted_one_worst(ch, C, task):
     def score(m): return faithfulness(Box(C), x, C-1, m, task=task).mean()
     graded = m + .1*images(4, seed=1)[:,0]
     assert abs(score(-graded)+score(graded)) < 1e-5
-    assert score(graded) > .8 and score(m) > .8 and abs(score(images(4, seed=2)[:,
-        0])) < .3 and score(m.roll(14, 1)) < .3
+    assert score(graded) > .8 and score(m) > .8 and abs(score(images(4, seed=2)[:, 0])) < .3
+    assert score(m.roll(14, 1)) < .3
 
 def test_only_the_order_of_a_map_counts():
     x,m = box()
@@ -408,8 +409,8 @@ def test_removed_pixels_are_means_of_their_neighbours(ch):
     mask[gone] = True; mask = mask.view(28, 28)
     kernel = torch.tensor([[1,2,1],[2,0,2],[1,2,1.]])[None,None]/12
     mean = F.conv2d(y[:,None], kernel)[:,0]
-    assert torch.equal(y[:,~mask], x[:,~mask]) and torch.allclose(y[:,1:-1,1:-1][:,mask[1:-1,1:-1]],
-        mean[:,mask[1:-1,1:-1]], atol=1e-4)
+    assert torch.equal(y[:,~mask], x[:,~mask])
+    assert torch.allclose(y[:,1:-1,1:-1][:,mask[1:-1,1:-1]], mean[:,mask[1:-1,1:-1]], atol=1e-4)
 
 def test_exact_numbers_of_pixels_are_removed(monkeypatch):
     seen,library = [],without
@@ -425,14 +426,14 @@ def test_exact_numbers_of_pixels_are_removed(monkeypatch):
 @pytest.mark.parametrize('C,task', [(2,ONE), (5,ONE), (3,MULTI), (1,MULTI)])
 @pytest.mark.parametrize('ch', [1,3])
 def test_minimised_class_of_a_linear_network(C, task, ch):
-    "One label, or two classes: the steepest way is straight; else at least it goes down, in the ball and in the range"
+    "One label or two classes: the steepest way is straight; else it goes down at least, in ball and range"
     with seeded(0): model = nn.Sequential(nn.Flatten(), nn.Linear(ch*784, C))
     x,c = .2+.6*images(4, ch), C-1
     start,end = minimise_class(model, x, c, eps=.01, task=task)
     moved = (end-start).flatten(1)
     score = lambda x: as_task(task).class_score(predict(model, x), torch.full((4,), c))
-    assert torch.equal(start,
-                       x) and (moved.pow(2).mean(1).sqrt() <= .01+1e-6).all() and (score(end) < score(start)).all()
+    assert torch.equal(start, x) and (moved.pow(2).mean(1).sqrt() <= .01+1e-6).all()
+    assert (score(end) < score(start)).all()
     if task == MULTI or C == 2:
         w = model[1].weight.detach()
         straight = -w[c] if task == MULTI else w[0]-w[1]
@@ -444,8 +445,8 @@ def test_minimised_class_stays_an_image_and_falls_with_eps():
     p = []
     for eps in (.001,.005,.02,.1):
         start,end = minimise_class(model, x, 2, eps)
-        assert end.min() >= 0 and end.max() <= 1 and ((end-start).pow(2).mean((1,2,
-            3)).sqrt() <= eps+1e-6).all()
+        assert end.min() >= 0 and end.max() <= 1
+        assert ((end-start).pow(2).mean((1,2,3)).sqrt() <= eps+1e-6).all()
         p.append(predict(model, end).softmax(1)[:,2].mean().item())
     assert p == sorted(p, reverse=True) and p[-1] < predict(model, x).softmax(1)[:,2].mean()
 
@@ -518,8 +519,8 @@ def test_on_breast_images(medmnist_root):
     model = train_classifier(data, epochs=10).model
     x,y = data.test.batch(torch.arange(24))
     maps = cam(model, x, y)
-    assert (maps.amax((1,2)) > .99).all() and faithfulness(model, x, y, maps).mean() > faithfulness(model, x,
-        y, -maps).mean()
+    assert (maps.amax((1,2)) > .99).all()
+    assert faithfulness(model, x, y, maps).mean() > faithfulness(model, x, y, -maps).mean()
     start,end = minimise_class(model, x, y)
     p = [predict(model, o).softmax(1).gather(1, y[:,None]) for o in (start, end)]
     assert (p[1] <= p[0]+1e-6).all() and p[1].mean() < .8*p[0].mean()

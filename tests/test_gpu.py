@@ -38,7 +38,7 @@ def on(device, *o): return [v.to(device) for v in o]
 
 @pytest.fixture(scope='module')
 def made():
-    "Phantoms, a briefly trained autoencoder and, for each task, a classifier and labels, all on the processor"
+    "Phantoms, a briefly trained autoencoder and, for each task, classifier and labels, all on the processor"
     data = phantom(64, seed=1)
     x,y = data.test.batch(slice(24))
     with seeded(2):
@@ -63,8 +63,8 @@ def test_the_same_images(made, task, objective):
     a,b = syns['cpu'],syns['cuda']
     assert b.x.is_cuda and (a.x-b.x.cpu()).abs().mean() < 2e-4    # one image in a hundred takes another turn
     t,u = a.table(),b.table()
-    assert np.allclose(t.drop(columns='gate'), u.drop(columns='gate'),
-                       atol=2e-3) and (t.gate-u.gate).abs().mean() < .05
+    assert np.allclose(t.drop(columns='gate'), u.drop(columns='gate'), atol=2e-3)
+    assert (t.gate-u.gate).abs().mean() < .05
 
 def test_draws_and_predictions(made):
     _,_,nets,x,_ = made
@@ -73,8 +73,8 @@ def test_draws_and_predictions(made):
     net.cuda()
     try: there,far = predict(net, x.cuda()),mc_logits(net, x.cuda(), 8, seed=5).cpu()
     finally: net.cpu()
-    assert not there.is_cuda and torch.allclose(here, there, atol=1e-3) and torch.allclose(draws, far,
-        atol=1e-3)
+    assert not there.is_cuda and torch.allclose(here, there, atol=1e-3)
+    assert torch.allclose(draws, far, atol=1e-3)
 
 @tasks
 def test_perturbed_and_attacked(made, task):
@@ -83,10 +83,10 @@ def test_perturbed_and_attacked(made, task):
     res = {}
     for dev in ('cpu', 'cuda'):
         m,x_,y_ = on(dev, net, x, ys[task])
-        res[dev] = perturb(x_, 1., 3), pgd(m, x_, y_, 4/255, 5, seed=1, task=task), robustness_table(m, x_,
-            y_, task, [2/255], steps=3, attack_n=16)
+        res[dev] = (perturb(x_, 1., 3), pgd(m, x_, y_, 4/255, 5, seed=1, task=task),
+                    robustness_table(m, x_, y_, task, [2/255], steps=3, attack_n=16))
         net.cpu()
-    (p,a,t),(q,b,u) = res['cpu'],res['cuda']
+    (p,_,t),(q,b,u) = res['cpu'],res['cuda']
     assert torch.allclose(p, q.cpu(), atol=1e-4) and (b.cpu()-x).abs().max() <= 4/255+1e-6
     assert list(t) == list(u) and abs(t['clean']['accuracy']-u['clean']['accuracy']) < .05
 

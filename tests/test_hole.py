@@ -1,4 +1,4 @@
-"""The script that measures the hole: distances by hand, known factors in and out, and ways that end where geometry says."""
+"""What measures the hole: distances by hand, known factors in and out, ways that end where geometry says."""
 import importlib.util, math
 from pathlib import Path
 
@@ -54,8 +54,8 @@ def test_distances_by_hand(hole):
 @pytest.mark.parametrize('name', ['slab', 'corner'])
 def test_inside_and_only_there_the_distance_is_nothing(hole, name):
     f = torch.rand(2000, 8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(hole.distance(f, name) == 0, hole.inside(f, name)) and 0 < hole.inside(f,
-        name).float().mean() < 1
+    assert torch.equal(hole.distance(f, name) == 0, hole.inside(f, name))
+    assert 0 < hole.inside(f, name).float().mean() < 1
 
 def test_the_nearest_point_is_as_deep_inside_as_asked(hole):
     f = factors((.9,.1), (.1,.9), (.3,.8), (.39,.51))
@@ -82,8 +82,8 @@ def test_towards_stops_at_the_radius_and_at_the_target(hole):
 def test_drawn_factors_lie_where_they_should(hole, want):
     f = hole.draw(300, 3, 'corner', want)
     assert len(f) == 300 and (hole.inside(f, 'corner') == want).all()
-    assert torch.equal(f, hole.draw(300, 3, 'corner', want)) and not torch.equal(f,
-        hole.draw(300, 4, 'corner', want))
+    assert torch.equal(f, hole.draw(300, 3, 'corner', want))
+    assert not torch.equal(f, hole.draw(300, 4, 'corner', want))
 
 def test_the_two_holes_leave_training_and_keep_the_rule():
     for seed in range(3):
@@ -91,8 +91,8 @@ def test_the_two_holes_leave_training_and_keep_the_rule():
                       {'edge': {'spiculation': (0.,.35), 'shadow': (.55,1.)}}):
             s = phantom(40, 10, 10, seed=seed, size=12, holes=holes).train
             region, = holes.values()
-            there = torch.stack([(s.factors[:,FACTORS.index(k)] >= lo) & (s.factors[:,
-                FACTORS.index(k)] <= hi) for k,(lo,hi) in region.items()]).all(0)
+            v = {k: s.factors[:,FACTORS.index(k)] for k in region}
+            there = torch.stack([(v[k] >= lo) & (v[k] <= hi) for k,(lo,hi) in region.items()]).all(0)
             assert not there.any() and torch.equal(s.y, phantom_labels(s.factors))
 
 def test_the_oracle_has_as_many_images_a_quarter_of_them_from_the_hole(hole):
@@ -139,8 +139,8 @@ def test_aimed_images_go_straight_and_no_farther_than_the_radius(hole):
     syn = Synthetic(x, torch.zeros(6).long(), x, z0, z0, torch.zeros(1, 6), distance_latent=torch.zeros(6))
     engine = Synthesizer(ae, 'reconstruction', radius=.3)
     out = hole.aim(engine, syn, target)
-    assert (out.distance_latent <= .3+1e-5).all() and (torch.cosine_similarity((out.z-z0).flatten(1),
-        (target-z0).flatten(1)) > .999).all()
+    assert (out.distance_latent <= .3+1e-5).all()
+    assert (torch.cosine_similarity((out.z-z0).flatten(1), (target-z0).flatten(1)) > .999).all()
     with torch.no_grad(): assert torch.allclose(out.x, ae.decode(out.z))
     # a target within reach is reached
     assert torch.allclose(hole.aim(engine, syn, z0+1e-3).z, z0+1e-3, atol=1e-6)
@@ -154,8 +154,8 @@ def test_errors_of_a_judge_that_is_always_right_are_nothing_and_of_one_that_gues
     monkeypatch.setattr(hole, 'redraw', lambda ae, x: x)
     right = pd.DataFrame(hole.judge_rows(Oracle(), None, 'corner', 0)).set_index(['where','images'])
     assert right.filter(regex='error|bias').abs().to_numpy().max() < 1e-6
-    assert right.judged_inside['in the hole'].tolist() == [1,
-                                                           1] and right.judged_inside['outside'].tolist() == [0,0]
+    assert right.judged_inside['in the hole'].tolist() == [1,1]
+    assert right.judged_inside['outside'].tolist() == [0,0]
     class Middle(Oracle):
         def forward(self, x): return torch.full((len(x), SEEN), .5)
     guess = pd.DataFrame(hole.judge_rows(Middle(), None, 'corner', 0)).set_index(['where','images'])
@@ -175,7 +175,7 @@ def test_a_judge_learns_to_read_factors(hole):
 
 
 def test_the_second_judge_finds_factors_by_fitting_the_renderer(hole):
-    "Speckled lesions, searched from a start that is wrong in spiculation and shadow by a fifth: most of the way is found"
+    "Speckled lesions; the start is wrong in spiculation and shadow by a fifth: most of the way is found"
     f = hole.draw(40, 98)*.6+.2; f[:,4] = .1
     start = f.clone(); start[:,[1,3]] += .2
     found,left = hole.fitted(to_float(hole.render(f, 2)), start)
@@ -191,5 +191,5 @@ def test_rows_are_appended_in_the_columns_there_are(hole, tmp_path, monkeypatch)
     hole.append('a.csv', [dict(seed=0, arm='mi', x=1/3)])
     hole.append('a.csv', [dict(arm='random', seed=1)])
     assert hole.finished('a.csv', 'seed', 'arm') == {(0,'mi'), (1,'random')}
-    assert list(pd.read_csv(tmp_path/'a.csv').columns) == ['seed','arm',
-                                                           'x'] and pd.read_csv(tmp_path/'a.csv').x[0] == .3333
+    assert list(pd.read_csv(tmp_path/'a.csv').columns) == ['seed','arm','x']
+    assert pd.read_csv(tmp_path/'a.csv').x[0] == .3333

@@ -1,4 +1,5 @@
-"""The parts of the project that say the same thing in two places still agree, and the notebooks are fit to be read."""
+"""The parts of the project that say the same thing in two places still agree,
+and the notebooks are fit to be read."""
 import ast, importlib.metadata, importlib.util, json, os, re, shutil, subprocess, sys, tomllib
 from configparser import ConfigParser
 from pathlib import Path
@@ -12,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = Path(sys.executable).parent
 NOTEBOOKS = sorted(f for f in (ROOT/'nbs').rglob('*.ipynb')
                    if not any(p[0] in '._' for p in f.relative_to(ROOT).parts))
-CHAPTERS = [f for f in NOTEBOOKS if f.parent.name not in ('tutorials', 'evidence') and re.match(r'\d\d_',
-    f.name)]
+CHAPTERS = [f for f in NOTEBOOKS
+            if f.parent.name not in ('tutorials', 'evidence') and re.match(r'\d\d_', f.name)]
 TEXTS = [f for pattern in ('*.md', '*.ini', '*.toml', '*.cff', '.gitignore', '.ci/**/*', '.github/**/*',
                            'nbs/pages/*', 'tsynd/**/*.py', 'tests/*.py')
          for f in sorted(ROOT.glob(pattern)) if f.is_file() and '__pycache__' not in f.parts]
@@ -146,11 +147,10 @@ def shows(source):
     body = ast.parse(source).body
     if not body or source.startswith('%%'): return False
     last = body[-1].value if isinstance(body[-1], ast.Expr) else None
-    printed = any(isinstance(s, ast.Expr) and isinstance(s.value, ast.Call) and getattr(s.value.func, 'id',
-        '') in ('print', 'display')
-                  for s in body)
-    quiet = last is None or isinstance(last, ast.Call) or source.rstrip().endswith(';') or getattr(last,
-        'value', 0) in (None, ...)
+    printed = any(isinstance(s, ast.Expr) and isinstance(s.value, ast.Call)
+                  and getattr(s.value.func, 'id', '') in ('print', 'display') for s in body)
+    quiet = (last is None or isinstance(last, ast.Call) or source.rstrip().endswith(';')
+             or getattr(last, 'value', 0) in (None, ...))
     return printed or not quiet
 
 
@@ -171,7 +171,8 @@ def test_pictures_have_one_font_size():
     with figure_style():
         for k in ('font.size', 'axes.titlesize', 'legend.fontsize'):
             assert rcParams[k] == book[k] == book['font.size']
-    own = re.compile(r'fontsize=(?!TYPE_SIZE\b)|labelsize=|set_fontsize|(?:font|title|label)[._]?size\W+[\d.]')
+    own = re.compile(
+        r'fontsize=(?!TYPE_SIZE\b)|labelsize=|set_fontsize|(?:font|title|label)[._]?size\W+[\d.]')
     assert [where(f, c) for f in NOTEBOOKS for c in code(f) if own.search(c.source)
             and 'def figure_style' not in c.source] == []
 
@@ -185,8 +186,8 @@ def test_definitions_are_short(nb):
 
 @notebooks
 def test_imports_are_explicit(nb):
-    assert [where(nb, c) for c in code(nb) if re.search(r'^\s*from\s+\S+\s+import\s+\*', c.source,
-                                                        re.M)] == []
+    star = re.compile(r'^\s*from\s+\S+\s+import\s+\*', re.M)
+    assert [where(nb, c) for c in code(nb) if star.search(c.source)] == []
 
 
 def test_notebooks_are_small():
@@ -228,7 +229,7 @@ def modules():
 
 
 def test_what_modules_import_is_required():
-    "At the top of a module stand only the standard library and what `pip install tsynd` brings; nbdev nowhere"
+    "At a module's top stand only the standard library and what `pip install tsynd` brings; nbdev nowhere"
     project = tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))['project']
     def plain(name): return re.sub(r'[-_.]+', '-', re.match(r'[\w.-]+', name)[0]).lower()
     required, brought = {plain(r)
@@ -309,8 +310,8 @@ def test_workflows_run_all_tests_on_the_oldest_python_too():
     versions = jobs['tests']['strategy']['matrix']['python']
     assert all(isinstance(v, str) for v in versions) and versions[0] == get_config(ROOT).min_python
     run = [s['run'] for job in jobs.values() for s in job['steps'] if 'run' in s]
-    assert any(r.startswith('nbdev-test')
-               for r in run) and 'pytest tests/test_site.py' in run and 'ruff check' in run
+    assert any(r.startswith('nbdev-test') for r in run) and 'pytest tests/test_site.py' in run
+    assert 'ruff check' in run
     assert 'pytest -n 2 --ignore=tests/test_site.py' in run     # the rest, whatever it is
 
 

@@ -1,4 +1,4 @@
-"""Perturbations and attacks: dials, boxes, closed forms, several labels, and a model that is left as it was."""
+"""Perturbations and attacks: dials, boxes, closed forms, several labels, and a model left as it was."""
 import math
 from contextlib import nullcontext
 
@@ -182,8 +182,8 @@ def test_attacks_stay_in_the_box_and_in_range(eps, seed, C, task):
 @pytest.mark.parametrize('attack', [fgsm, pgd])
 def test_no_radius_no_change(attack):
     x = images()
-    assert torch.equal(attack(curved(), x, labels(), 0), x) and torch.equal(attack(curved(3), x, several(),
-        0., task=MULTI), x)
+    assert torch.equal(attack(curved(), x, labels(), 0), x)
+    assert torch.equal(attack(curved(3), x, several(), 0., task=MULTI), x)
 
 @pytest.mark.parametrize('eps', [1/255, .1, .7, 1])
 def test_closed_form_on_a_linear_model(eps):
@@ -227,16 +227,16 @@ def test_a_wrong_prediction_is_worse_than_a_larger_loss():
     wrong, right = (image(.1), torch.tensor([.1]), torch.tensor([True])), (image(.2), torch.tensor([.5]),
         torch.tensor([False]))
     assert keep_worse(wrong, right)[0] == .1 and keep_worse(right, wrong)[0] == .1
-    assert torch.tensor([[1., .9, .9]]).argmax() == 0 and attack_loss(torch.tensor([[1., .9, .9]]),
-        torch.tensor([0])) > 0
+    assert torch.tensor([[1., .9, .9]]).argmax() == 0
+    assert attack_loss(torch.tensor([[1., .9, .9]]), torch.tensor([0])) > 0
 
 def test_attack_of_an_image_does_not_depend_on_the_batch():
     model, x, y = curved(), images(11), labels(11)
     full = pgd(model, x, y, .05, restarts=2)
     for part in (pgd(model, x[:4], y[:4], .05, restarts=2), pgd(model, x, y, .05, restarts=2, bs=4)[:4]):
         assert (part-full[:4]).abs().max() < 1e-5
-    assert torch.equal(pgd(model, x, y, .05, restarts=2),
-                       full) and not torch.equal(pgd(model, x, y, .05, restarts=2, seed=1), full)
+    assert torch.equal(pgd(model, x, y, .05, restarts=2), full)
+    assert not torch.equal(pgd(model, x, y, .05, restarts=2, seed=1), full)
 
 def test_float64_stays_float64():
     x = images(dtype=torch.float64)
@@ -319,8 +319,8 @@ def test_a_model_without_a_gradient_is_refused(attack):
 
 # The table
 
-@pytest.mark.parametrize('task,C', [('binary-class',2), ('multi-class',5), ('ordinal-regression',4),
-                                    (MULTI,3)])
+@pytest.mark.parametrize('task,C',
+                         [('binary-class',2), ('multi-class',5), ('ordinal-regression',4), (MULTI,3)])
 @pytest.mark.parametrize('ch,size', [(1,28), (3,28), (3,64)])
 def test_table_for_every_task_and_shape(task, C, ch, size):
     x = images(16, ch, size)
@@ -357,8 +357,8 @@ def test_ladder_counts_what_a_linear_model_must_lose():
     table = robustness_table(model, x, y, 'binary-class', eps=eps, steps=5, strengths=(), bs=16, ladder=True)
     # a box moves the margin by ε‖w‖₁
     want = [(margin.detach().abs() > e*w.abs().sum()).float().mean().item() for e in sorted(eps)]
-    assert [table[f'PGD {255*e:.3g}/255']['accuracy']
-            for e in sorted(eps)] == pytest.approx(want) and want[0] > want[1] > want[2]
+    assert [table[f'PGD {255*e:.3g}/255']['accuracy'] for e in sorted(eps)] == pytest.approx(want)
+    assert want[0] > want[1] > want[2]
 
 def test_first_rung_is_the_attack_and_no_rung_is_higher():
     model, x, y = curved(), images(50, seed=2), labels(50)
@@ -368,8 +368,8 @@ def test_first_rung_is_the_attack_and_no_rung_is_higher():
     for k in ('accuracy','balanced_accuracy'):
         assert ladder['PGD 25.5/255'][k] == pytest.approx(alone['PGD 25.5/255'][k])
     a = [r['accuracy'] for r in ladder.values()]
-    assert a == sorted(a, reverse=True) and a[0] > a[-1] and list(ladder) == ['clean','PGD 25.5/255',
-        'PGD 51/255','PGD 102/255']
+    assert a == sorted(a, reverse=True) and a[0] > a[-1]
+    assert list(ladder) == ['clean','PGD 25.5/255','PGD 51/255','PGD 102/255']
     assert robustness_table(model, x, y, 'binary-class', eps=(0.,), ladder=True,
                             **kw)['PGD 0/255']['accuracy'] == pytest.approx(ladder['clean']['accuracy'])
 

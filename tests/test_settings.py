@@ -1,4 +1,5 @@
-"""A setting is stated once and has two ends; whatever a file or a command line holds, the answer is one sentence."""
+"""A setting is stated once and has two ends; whatever a file or a command line holds,
+the answer is one sentence."""
 import io, json, math, os, shutil, subprocess, sys, textwrap
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, fields, replace
@@ -43,9 +44,12 @@ SHOW = '''
     found = {{'run': getattr(RunConfig(), name), 'help': next(o[3] for o in options() if o[0] == name)}}
     study = StudyConfig('s', ['phantom'], [20], 1, dict(baseline={{}}))
     if name == 'radius':
-        found |= {{'signature': default(TSynD), 'synthesizer': default(Synthesizer), 'engine': TSynD(None).engine.radius}}
+        found |= {{'signature': default(TSynD), 'synthesizer': default(Synthesizer),
+                  'engine': TSynD(None).engine.radius}}
         found |= {{a: ARMS[a].settings[name] for a in ('mi', 'mi_default', 'random', 'mi_fgsm')}}
-    else: found |= {{'loader': default(image_dls), 'toml': float(to_toml(study).split('\\nbs = ')[1].split()[0])}}
+    else:
+        found |= {{'loader': default(image_dls),
+                  'toml': float(to_toml(study).split('\\nbs = ')[1].split()[0])}}
     print(json.dumps(found))'''
 
 @pytest.mark.parametrize('name, old, new',
@@ -70,10 +74,10 @@ def test_changing_a_default_is_one_edit(tmp_path, name, old, new):
 def test_signatures_tell_defaults_and_words():
     for f, kind in ((TSynD, TargetingSettings), (Synthesizer, SynthesisSettings)):
         par, words = signature(f).parameters, docments(f)
-        assert {k.name: (par[k.name].default, words[k.name]) for k in rows(kind)} == {k.name: (k.value,
-            k.words) for k in rows(kind)}
-    assert all(words for _, _, _, words in options()) and [n for n, *_ in options()] == [r.name.replace('_',
-        '-') for r in rows(RunConfig)]
+        told = {k.name: (par[k.name].default, words[k.name]) for k in rows(kind)}
+        assert told == {k.name: (k.value, k.words) for k in rows(kind)}
+    assert all(words for _, _, _, words in options())
+    assert [n for n, *_ in options()] == [r.name.replace('_', '-') for r in rows(RunConfig)]
     assert {k for a in ARMS.values() for k in a.settings} <= {f.name for f in fields(ArmSettings)}
 
 
@@ -218,8 +222,8 @@ def refused(argv):
         except SystemExit as e: code = e.code
     said = err.getvalue()
     assert (code, out.getvalue(), said.count('\n')) == (2, '', 1), said
-    assert said.startswith('tsynd') and 'Traceback' not in said and len(said) < 1500 and all(c.isprintable()
-        for c in said[:-1])
+    assert said.startswith('tsynd') and 'Traceback' not in said and len(said) < 1500
+    assert all(c.isprintable() for c in said[:-1])
 
 
 # A hostile command line
@@ -266,8 +270,8 @@ def test_what_version_0_1_did_not_write_down_is_its_recipe_and_not_todays(tmp_pa
     (tmp_path/'study.toml').write_text(old)
     assert (read_study(tmp_path).config.ae_steps, read_study(tmp_path).config.ae_bs) == (400, 64)
     (tmp_path/'mine.toml').write_text(GOOD)
-    assert (read_config(tmp_path/'mine.toml').ae_steps,
-            read_config(tmp_path/'mine.toml').ae_bs) == (AutoencoderSettings.steps, AutoencoderSettings.bs)
+    c = read_config(tmp_path/'mine.toml')
+    assert (c.ae_steps, c.ae_bs) == (AutoencoderSettings.steps, AutoencoderSettings.bs)
 
 def test_one_recipe_for_the_autoencoder():
     steps, bs = AutoencoderSettings.steps, AutoencoderSettings.bs

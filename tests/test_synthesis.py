@@ -1,4 +1,5 @@
-"""The ascent on real held-out images, its gradient against finite differences, its radius, its labels, and what it leaves behind."""
+"""The ascent on real held-out images, its gradient against finite differences, its radius, its labels,
+and what it leaves behind."""
 import copy, math, warnings
 from dataclasses import fields, replace
 from types import SimpleNamespace
@@ -68,7 +69,7 @@ def moved(syn, ae):
 def real(request, medmnist_root):
     "An autoencoder and a classifier, briefly trained on 100 real images, and held-out ones"
     data = subset(load_medmnist(request.param, medmnist_root), 100)
-    ae = train_autoencoder(data, steps=100, bs=64, width=16)
+    ae = train_autoencoder(data, steps=100, width=16)
     model = train_classifier(data, epochs=14).model
     x,y = data.test.batch(torch.arange(0, len(data.test), max(1, len(data.test)//64))[:64])
     return ae, model, x, y
@@ -216,19 +217,19 @@ def test_radius_labels_and_range(objective, task):
     for radius in (.01, .3, 2.):
         syn = synthesize(ae, model, x, y, seed=3, objective=objective, T=4, steps=3, radius=radius, step=.8,
                          task=kind, index=torch.tensor([7,5,9,0]))
-        assert (moved(syn,
-                      ae) <= radius*(1+1e-4)).all() and 0 <= syn.x.min() and syn.x.max() <= 1 and syn.x.shape == x.shape
+        assert (moved(syn, ae) <= radius*(1+1e-4)).all() and 0 <= syn.x.min() and syn.x.max() <= 1
+        assert syn.x.shape == x.shape
         torch.testing.assert_close(syn.distance_latent, moved(syn, ae), rtol=1e-4, atol=1e-6)
-        assert torch.equal(syn.y, y) and torch.equal(syn.source,
-                                                     x) and syn.table().source_index.tolist() == [7,5,9,0]
+        assert torch.equal(syn.y, y) and torch.equal(syn.source, x)
+        assert syn.table().source_index.tolist() == [7,5,9,0]
         with torch.no_grad():
             torch.testing.assert_close(syn.z0, ae.encode(x))
             torch.testing.assert_close(syn.x, ae.decode(syn.z))
         if objective == 'random':
             torch.testing.assert_close(moved(syn, ae), torch.full((4,), radius), rtol=1e-4, atol=0)
         elif objective == 'reconstruction':
-            assert torch.equal(syn.z, syn.z0) and torch.equal(syn.x,
-                syn.reconstruction) and torch.equal(syn.mi_before, syn.mi_after)
+            assert torch.equal(syn.z, syn.z0) and torch.equal(syn.x, syn.reconstruction)
+            assert torch.equal(syn.mi_before, syn.mi_after)
         else: assert (moved(syn, ae) > 0).all() and syn.trace.shape == (4,4)
 
 @tasks
@@ -324,8 +325,8 @@ def test_the_columns_say_what_they_mean():
                                        logits.softmax(-1).mean(0).gather(1, y[:,None])[:,0], rtol=.1,
                                        atol=.02)
     t = syn.table()
-    assert list(t.columns) == ['source_index',
-                               *PROVENANCE_COLUMNS] and len(t) == 4 and np.isfinite(t.to_numpy()).all()
+    assert list(t.columns) == ['source_index', *PROVENANCE_COLUMNS] and len(t) == 4
+    assert np.isfinite(t.to_numpy()).all()
 
 def test_a_table_before_measuring_has_what_is_known():
     ae, model, x, y = made()
@@ -626,8 +627,8 @@ def test_a_judge_that_accepts_everything_changes_no_image(objective, task):
     ae, model, x, y = made(task)
     kind, engine = TASKS[task][2], Synthesizer(ae, objective, T=4, task=TASKS[task][2], gate=.5)
     free, syn = engine(model, x, y), engine(model, x, y, judge=Always(y, True, kind))
-    assert torch.equal(syn.x, free.x) and torch.equal(syn.trace, free.trace) and torch.equal(syn.gate,
-        torch.ones(4)) and torch.equal(free.gate, torch.ones(4))
+    assert torch.equal(syn.x, free.x) and torch.equal(syn.trace, free.trace)
+    assert torch.equal(syn.gate, torch.ones(4)) and torch.equal(free.gate, torch.ones(4))
     assert torch.equal(syn.z, free.z)
 
 @tasks
@@ -639,8 +640,8 @@ def test_a_judge_that_accepts_nothing_drops_all_and_moves_none(task):
     else: y = torch.zeros_like(y)
     free, judge = engine(model, x, y), Always(y, False, kind)
     syn = engine(model, x, y, judge=judge)
-    assert torch.equal(syn.x, free.x) and torch.equal(syn.gate,
-                                                      torch.zeros(4)) and judge.calls == 3+kind.several
+    assert torch.equal(syn.x, free.x) and torch.equal(syn.gate, torch.zeros(4))
+    assert judge.calls == 3+kind.several
     assert torch.equal(syn.z, free.z)
     assert syn.table().gate.tolist() == [0]*4
 
@@ -664,8 +665,8 @@ def test_what_the_gate_keeps_is_on_the_path_and_passes(task, dtype):
         torch.testing.assert_close(syn.z, free.z0+t*(free.z-free.z0), rtol=1e-5, atol=1e-5)
         with torch.no_grad():
             torch.testing.assert_close(syn.x, ae.decode(syn.z), rtol=1e-5, atol=1e-5)
-            assert torch.equal(judge(syn.x).argmax(1) == y,
-                               syn.gate > 0) and torch.equal(judge(free.x).argmax(1) == y, syn.gate == 1)
+            assert torch.equal(judge(syn.x).argmax(1) == y, syn.gate > 0)
+            assert torch.equal(judge(free.x).argmax(1) == y, syn.gate == 1)
         torch.testing.assert_close(syn.distance_latent, free.distance_latent*t.flatten(), rtol=1e-4,
                                    atol=1e-5)
         kept += syn.gate.tolist()
@@ -700,9 +701,9 @@ def test_the_judge_sees_what_the_classifier_sees():
     judge = Above(.5)
     engine.prepare = lambda x: 2*x+3
     syn = engine(Smooth(size=8).eval(), x, y, judge=judge)
-    torch.testing.assert_close(judge.looked[0],
-                               2*engine.ae.decode(syn.z0+(syn.z-syn.z0)/torch.where(syn.gate > 0, syn.gate,
-                                   1.).view(-1,1,1,1))+3)
+    torch.testing.assert_close(
+        judge.looked[0],
+        2*engine.ae.decode(syn.z0+(syn.z-syn.z0)/torch.where(syn.gate > 0, syn.gate, 1.).view(-1,1,1,1))+3)
 
 @pytest.mark.parametrize('error', [None, KeyError('k'), RuntimeError('r'), KeyboardInterrupt()],
                          ids=lambda e: type(e).__name__)
@@ -814,8 +815,8 @@ def test_a_changed_image_is_new(starts):
     syn = engine(model, other, y, index=i, bank=bank)
     start = starts[-1][0]
     torch.testing.assert_close(syn.z0, encoded(ae, other), rtol=1e-5, atol=1e-6)
-    assert bank.encoded == 6 and torch.equal(start[[1,3]], syn.z0[[1,3]]) and torch.equal(start[[0,2]],
-        first.z[[0,2]])
+    assert bank.encoded == 6 and torch.equal(start[[1,3]], syn.z0[[1,3]])
+    assert torch.equal(start[[0,2]], first.z[[0,2]])
     back = engine(model, x, y, index=i, bank=bank)
     torch.testing.assert_close(back.z0, encoded(ae, x), rtol=1e-5, atol=1e-6)
     assert bank.encoded == 8
@@ -828,8 +829,8 @@ CHANGES = {'flip': lambda x: x.flip(-1), 'shift': lambda x: x.roll(1, -1), 'brig
 def test_a_bank_finds_small_changes_by_fingerprint(change, shape):
     g = torch.Generator().manual_seed(0)
     # smooth, in whole grey values
-    x = (F.avg_pool2d(torch.rand(50, shape[0], shape[1]+4, shape[2]+4, generator=g), 5,
-                      1)*253).round()/255+1/255
+    x = torch.rand(50, shape[0], shape[1]+4, shape[2]+4, generator=g)
+    x = (F.avg_pool2d(x, 5, 1)*253).round()/255+1/255
     bank, other = LatentBank(), CHANGES[change](x)
     for images,n in ((x, 50), (x+1e-6, 50), (other, 100), (other, 100)):
         bank.recall(Grid(), images, torch.arange(50))

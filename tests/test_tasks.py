@@ -89,8 +89,8 @@ def test_a_third_kind_goes_through_the_package(grades):
     model = train_classifier(grades, epochs=1, bs=20, cbs=cb).model.eval()
     assert cb.count and cb.engine.task == Ordinal() and (cb.last_epoch.table().mi_after >= -1e-6).all()
     x, y = grades.test.batch(slice(None))
-    assert predict(model, x).shape == (20, 2) and grades.task.probabilities(predict(model, x)).shape == (20,
-        3)
+    assert predict(model, x).shape == (20, 2)
+    assert grades.task.probabilities(predict(model, x)).shape == (20, 3)
     table = robustness_table(model, x, y, grades.task, eps=(4/255,), steps=2, ladder=True)
     assert table['PGD 4/255']['accuracy'] <= table['clean']['accuracy']
     mean = Predictor(model, 4, task=grades.task)

@@ -42,8 +42,8 @@ def measure(data, autoencoder, seed, settings):
 
 
 def main(seeds=1):
-    done = set() if not OUT.exists() else set(pd.read_csv(OUT)[['dataset','seed',
-        'arm']].itertuples(index=False, name=None))
+    done = set() if not OUT.exists() else set(
+        pd.read_csv(OUT)[['dataset','seed', 'arm']].itertuples(index=False, name=None))
     for seed in range(seeds):
         for name in ('breastmnist', 'pneumoniamnist'):
             todo = [a for a in ARMS if (name, seed, a) not in done]

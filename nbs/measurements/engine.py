@@ -71,17 +71,16 @@ def measure(data, autoencoder, seed, settings, split):
                              eps=(2/255, 4/255), attack_n=300, seed=seed)
     scores = {f'{k} {m}': round(v[m], 4) for k,v in table.items()
               for m in ('auc', 'accuracy', 'balanced_accuracy')}
-    seen = {} if cb is None else pd.DataFrame(cb.history)[['rose','gate','distance_latent','mi_before',
-                                                           'mi_after',
-                                                           'step_length']].iloc[1:].mean().round(4).to_dict()
+    keys = ['rose','gate','distance_latent','mi_before','mi_after','step_length']
+    seen = {} if cb is None else pd.DataFrame(cb.history)[keys].iloc[1:].mean().round(4).to_dict()
     rho = dict(rho=round(cb.n_images/int(learn.train_iter)/32, 4)) if cb else {}
     return dict(scores, seconds=round(seconds, 1), synthetic=cb.n_images if cb else 0, **rho, **seen)
 
 
 def main(which='search', seeds=1, *only):
     out,arms = FOLDER/f'engine_{which}.csv',dict(search=SEARCH, final=FINAL)[which]
-    done = set() if not out.exists() else set(pd.read_csv(out)[['dataset','seed',
-        'arm']].itertuples(index=False, name=None))
+    done = set() if not out.exists() else set(
+        pd.read_csv(out)[['dataset','seed', 'arm']].itertuples(index=False, name=None))
     for seed in range(int(seeds)):
         for name in ('breastmnist', 'pneumoniamnist'):
             todo = [a for a in arms if (name, seed, a) not in done

@@ -64,11 +64,11 @@ def inside(f, hole): return in_hole(f, hole, REGIONS)
 
 def distance(f, hole):
     "Euclidean distance of factors (N,≥5) to a hole; 0 in it"
-    return torch.stack([(lo-f[:,k]).clamp(min=0) + (f[:,k]-hi).clamp(min=0)
-                        for k,lo,hi in sides(hole)]).pow(2).sum(0).sqrt()
+    away = [(lo-f[:,k]).clamp(min=0) + (f[:,k]-hi).clamp(min=0) for k,lo,hi in sides(hole)]
+    return torch.stack(away).pow(2).sum(0).sqrt()
 
 def nearest(f, hole, depth=DEPTH):
-    "The same lesions with only the hole's factors changed, as little as brings them `depth` of its width inside"
+    "The same lesions, only the hole's factors changed, as little as brings them `depth` of its width inside"
     f = f.clone()
     for k,lo,hi in sides(hole):
         f[:,k] = f[:,k].clamp(lo + depth*(hi-lo)*(lo > 0), hi - depth*(hi-lo)*(hi < 1))
@@ -101,7 +101,7 @@ def with_hole_images(data, hole, seed):
 # The judge of where an image lies
 
 def train_judge(aes, seed, n=4000, steps=900, bs=64):
-    "A network that reads `SEEN` off images, from renders of the whole factor space, as they are and as each autoencoder draws them"
+    "A network that reads `SEEN` off renders of the whole factor space, plain and as autoencoders draw them"
     f = draw(n, 20+seed)
     x = to_float(render(f, 600+seed))
     stacks = torch.stack([x, *[redraw(ae, x) for ae in aes]])
@@ -134,7 +134,7 @@ def judge_rows(judge, ae, hole, seed):
 
 
 def fitted(x, start, steps=80, lr=.03):
-    "The second judge: factors (N,8) whose speckle-free render is nearest to images, searched from `start`; and the RMS that is left"
+    "The second judge: factors (N,8) whose speckle-free render is nearest, found from `start`; the RMS left"
     f = start.clone(); f[:,4] = -.2                                                        # no speckle
     f.requires_grad_(); opt = torch.optim.Adam([f], lr)
     for _ in range(steps):
@@ -144,7 +144,7 @@ def fitted(x, start, steps=80, lr=.03):
     with torch.no_grad(): return f.detach(),(render_phantom(f)-x).pow(2).mean((1,2,3)).sqrt()
 
 def fit_rows(model, ae, data, target, hole, seed):
-    "Where the fitted renderer sees the images that `reach` made, and what it makes of aimed ones, whose factors are known"
+    "Where the fitted renderer sees the images of `reach`, and what it makes of aimed ones, factors known"
     x,y = data.train.batch(slice(200))
     f,engine = data.train.factors[:200],Synthesizer(ae, 'mi', T=16, steps=4, radius=RADIUS)
     mi = engine(model, x, y, seed=seed+1, index=data.train.index[:200])
@@ -180,7 +180,7 @@ def aim(engine, syn, target):
     return replace(syn, x=x, z=z, distance_latent=(z-syn.z0).flatten(1).norm(dim=1)/unit)
 
 class Aimed(TSynD):
-    "A control that knows where the hole is and goes there straight, as far as the radius; labels and distance as in TSynD"
+    "A control that knows the hole and goes there straight, up to the radius; labels and distance as in TSynD"
     def before_batch(self):
         super().before_batch()
         if self.syn is not None: self.syn = aim(self.engine, self.syn, self.targets[self.syn.index])
@@ -195,7 +195,7 @@ class Look(Callback):
         if (s.gate > 0).any(): self.syns.append(cat([s]).pick(s.gate > 0))
 
 def place(judge, ae, syn, target, hole):
-    "Per image: where the judge sees it before and after, and the way to the hole in latents, in units of the radius"
+    "Per image: where the judge sees it before and after, and the way to the hole in latents, in radii"
     with torch.no_grad(): before,after = (judged(judge, x) for x in (ae.decode(syn.z0), syn.x))
     unit = RADIUS*ae.sigma*syn.z0[0].numel()**.5
     gone,way,left = ((b-a).flatten(1) for a,b in ((syn.z0, syn.z), (syn.z0, target), (syn.z, target)))
@@ -223,7 +223,7 @@ def scores(model, hole, seed):
     return res
 
 def reach(model, judge, ae, data, target, hole, seed):
-    "Ascents from 200 sources with one fixed network: MI without a gate, random steps of the same length, and straight to the hole"
+    "Ascents from 200 sources, fixed network: MI without a gate, random steps as long, straight to the hole"
     x,y = data.train.batch(slice(200))
     target = target[:200]
     for radius in RADII:
@@ -236,7 +236,7 @@ def reach(model, judge, ae, data, target, hole, seed):
             yield dict(seed=seed, hole=hole, mover=mover, radius=radius, **t[PLACED+['rise']].mean()), t
 
 def noticed(model, ae, hole, seed):
-    "Does the network find decoded images of the hole uncertain? AUROC of MI and of entropy against decoded images from outside"
+    "Are decoded images of the hole uncertain? AUROC of MI and of entropy against decoded ones from outside"
     x = torch.cat([redraw(ae, render(draw(300, 50+seed, hole, want), 950+seed)) for want in (True, False)])
     with torch.no_grad(): u = uncertainty(mc_logits(model, x, 32, seed=1))
     there = torch.arange(600) < 300
@@ -251,8 +251,8 @@ def append(name, rows):
     table.round(4).to_csv(out, mode='a', header=not out.exists(), index=False)
 
 def finished(name, *keys):
-    return set(pd.read_csv(HERE/name)[list(keys)].itertuples(index=False,
-        name=None)) if (HERE/name).exists() else set()
+    if not (HERE/name).exists(): return set()
+    return set(pd.read_csv(HERE/name)[list(keys)].itertuples(index=False, name=None))
 
 def train(data, arm, ae, target, seed):
     "A classifier, its synthetic images, and the callback that made them"
@@ -310,8 +310,8 @@ def fit(seeds=3):
     for seed,hole in product(range(int(seeds)), HOLES):
         if (seed, hole) in finished('hole_fit.csv', 'seed', 'hole'): continue
         data,ae,target = prepare(seed, hole)
-        append('hole_fit.csv', fit_rows(train(data, 'baseline', ae, target, seed)[0], ae, data, target, hole,
-                                        seed))
+        append('hole_fit.csv',
+               fit_rows(train(data, 'baseline', ae, target, seed)[0], ae, data, target, hole, seed))
 
 def search(seeds=1):
     for seed in range(int(seeds)):

@@ -57,7 +57,7 @@ def train(data, placement, seed):
 
 
 def draws(models, x, T=DRAWS):
-    "logits_T_B_C and the masks' owner: T dropout draws of one network, or one plain pass through each of several"
+    "logits_T_B_C and the masks' owner: T dropout draws of one network, or a plain pass of each of several"
     if len(models) > 1: return torch.stack([predict(m, x) for m in models])
     with torch.no_grad(), MCDropout(models[0], T, seed=1) as mc:
         return torch.cat([mc(b) for b in x.split(16)], 1)
@@ -78,7 +78,7 @@ def cost(models, plain, x):
 
 
 def hole_pairs(seed, n=PAIRS):
-    "n fresh renders from the holes and, for each, one from outside with the same label and the nearest value of the label's rule"
+    "n fresh renders from the holes; for each, one from outside, same label, nearest by the label's rule"
     g = torch.Generator().manual_seed(90001+seed)
     f = torch.rand(60*n, 8, generator=g)
     score = .6*f[:,1] + .4*f[:,3] + 10*phantom_labels(f)
@@ -136,8 +136,8 @@ def measure(data, far, seed, models, plain):
              'cost': cost(models, plain, x[:32])}
     xh = x[:HELD_OUT]
     features = lambda x: predict(plain.trunk, (x-.5)/.5)
-    margin,wrong = (logits[:,1]-logits[:,
-                                       0]).abs()[:HELD_OUT].numpy(),(logits.argmax(1) != y)[:HELD_OUT].numpy()
+    margin = (logits[:,1]-logits[:,0]).abs()[:HELD_OUT].numpy()
+    wrong = (logits.argmax(1) != y)[:HELD_OUT].numpy()
     norm,held,strange,hole = features(xh).norm(dim=1).numpy(),draws(models, xh),draws(models, far),None
     if data.name == 'phantom':
         xp,yp,inside = hole_pairs(seed)
@@ -155,16 +155,15 @@ def measure(data, far, seed, models, plain):
 
 
 def main(seeds=3):
-    done = set() if not OUT.exists() else set(pd.read_csv(OUT)[['dataset','seed',
-        'placement']].itertuples(index=False, name=None))
+    done = set() if not OUT.exists() else set(
+        pd.read_csv(OUT)[['dataset','seed', 'placement']].itertuples(index=False, name=None))
     for seed in range(seeds):
         for name in FAR:
             todo = [p for p in PLACEMENTS[:4 if name.endswith('filled') else None]
                     if (name, seed, p) not in done]
             if not todo: continue
-            data = phantom(seed=seed,
-                           holes=name == 'phantom') if name.startswith('phantom') else subset(load_data(name),
-                               100, seed=seed)
+            data = phantom(seed=seed, holes=name == 'phantom') if name.startswith('phantom') else subset(
+                load_data(name), 100, seed=seed)
             far = load_data(FAR[name]).test.batch(slice(N_FAR))[0]
             head = train(data, 'head', seed) if {'head','injected','ensemble'} & set(todo) else None
             for p in todo:
@@ -176,9 +175,8 @@ def main(seeds=3):
                     model.load_state_dict(dict(zip(model.state_dict(), head.state_dict().values())))
                     model.to(memory_format=torch.channels_last); model.trunk[5] = nn.Dropout2d(.2)
                 else: model = head if p in ('head','ensemble') else train(data, p, seed)
-                models = [model,
-                          *[train(data, 'head', 1000*i+seed)
-                            for i in range(1, MEMBERS)]] if p == 'ensemble' else [model]
+                models = [model]
+                if p == 'ensemble': models += [train(data, 'head', 1000*i+seed) for i in range(1, MEMBERS)]
                 table = pd.DataFrame([dict(dataset=name, seed=seed, placement=p, **r)
                                       for r in measure(data, far, seed, models, model)])
                 # one header for all data sets: the hole's columns stay empty where there is no hole

@@ -56,15 +56,16 @@ class Look(Callback):
         if not self.training or s is None or self.learn.pct_train < .5 or self.learn.train_iter % 10: return
         s = self.learn.tsynd.engine.measure(self.learn.model, s, seed=int(self.learn.train_iter)+1)
         kept = s.gate > 0
-        self.rows += pd.DataFrame(dict(kept=kept.float(), moved_back=((s.gate < 1) & kept).float(),
-                                       wrong=torch.where(kept, wrong(self.judge, s.x, s.y), torch.nan),
-            distance=torch.where(kept, s.distance_latent, torch.nan),
-            gain=torch.where(kept, s.mi_after-s.mi_before, torch.nan))).to_dict('records')
+        part = lambda v: torch.where(kept, v, torch.nan)
+        self.rows += pd.DataFrame(dict(
+            kept=kept.float(), moved_back=((s.gate < 1) & kept).float(),
+            wrong=part(wrong(self.judge, s.x, s.y)), distance=part(s.distance_latent),
+            gain=part(s.mi_after-s.mi_before))).to_dict('records')
 
 
 def main(seeds=3):
-    done = set() if not OUT.exists() else set(pd.read_csv(OUT)[['dataset','seed','radius',
-        'gate']].itertuples(index=False, name=None))
+    done = set() if not OUT.exists() else set(
+        pd.read_csv(OUT)[['dataset','seed','radius', 'gate']].itertuples(index=False, name=None))
     for seed in range(int(seeds)):
         for name in ('phantom', 'breastmnist', 'pneumoniamnist'):
             todo = [(r, g) for r,g in SETTINGS if (name, seed, r, g) not in done]
@@ -72,9 +73,9 @@ def main(seeds=3):
             data = phantom(seed=seed) if name == 'phantom' else subset(load_data(name), 100, seed=seed)
             ae = train_autoencoder(data, steps=400, bs=64, seed=seed)
             judge = independent_judge(ae, name, data, seed)
-            own = dict(judge_error_source=wrong(judge, data.train.x, data.train.y).mean().item(),
-                       judge_error_reconstruction=wrong(judge, redraw(ae, data.train.x),
-                                                        data.train.y).mean().item())
+            x, y = data.train.x, data.train.y
+            own = dict(judge_error_source=wrong(judge, x, y).mean().item(),
+                       judge_error_reconstruction=wrong(judge, redraw(ae, x), y).mean().item())
             for radius,gate in todo:
                 look = Look(judge)
                 train_classifier(data, epochs=75 if len(data.train) <= 100 else 43, seed=seed,

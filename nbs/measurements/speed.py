@@ -32,7 +32,7 @@ LEARNERS = {'plain': None, 'all, K=4, T=16': dict(full, steps=4, T=16, warm=Fals
 
 found = Synthesizer._found
 def as_in_earnest(self, judge, x, y):
-    "The judge looks, but as it has learned nothing and would drop all, 1 of 5 passes at first and 3 of 5 later, about as in labels.csv"
+    "The untaught judge would drop all: 1 of 5 passes at first and 3 of 5 later, about as in labels.csv"
     found(self, judge, x, y)
     self.first = not getattr(self, "first", False) or len(x) == self.n
     if self.first: self.n = len(x)
@@ -116,10 +116,12 @@ def memory(model, size, B, name):
 import gc, torch, speed
 read = lambda k: next(int(l.split()[1])/1024 for l in open('/proc/self/status') if l.startswith(k))
 before = read('VmRSS')
-speed.learner({model!r}, {size}, {B}, torch.device('cpu'), speed.LEARNERS[{name!r}], {28 if name.startswith('budget') else 12}, 0)
+speed.learner({model!r}, {size}, {B}, torch.device('cpu'), speed.LEARNERS[{name!r}],
+              {28 if name.startswith('budget') else 12}, 0)
 print(read('VmHWM')-before)"""
-    return float(subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True,
-                                check=True).stdout.split()[-1])
+    argv = [sys.executable, '-W', 'ignore', '-c', code]
+    out = subprocess.run(argv, capture_output=True, text=True, check=True)
+    return float(out.stdout.split()[-1])
 
 
 def measure(model, size, B, device, repeats):

@@ -130,8 +130,8 @@ from pathlib import Path
 
 import torch
 
-from tsynd.experiments import HEADLINE
-from tsynd.experiments import Cell, cell_data, read_config, read_study, StudyConfig, to_toml, train_cell, UNWRITTEN
+from tsynd.experiments import (
+    Cell, cell_data, HEADLINE, read_config, read_study, StudyConfig, to_toml, train_cell, UNWRITTEN)
 from tsynd.reports import PROTOCOL
 
 HERE = Path(__file__).parent
@@ -217,17 +217,17 @@ def headline():
     study = finished('search')
     arms = dict(baseline={}, **best(study, TRIALS))
     arms |= dict(random=arms['mi'], reconstruction=dict(weight=arms['mi']['weight']), mi_default={})
-    cost = study.cells.groupby('arm')[['seconds','seconds_autoencoder']].median().loc[label('mi',
-        arms['mi'])].sum()
+    mi = label('mi', arms['mi'])
+    cost = study.cells.groupby('arm')[['seconds','seconds_autoencoder']].median().loc[mi].sum()
     # on the machine that ran the search
-    arms['baseline, longer'] = dict(arm='baseline', longer=round(float(cost/baseline_seconds(study.config)),
-        1))
+    arms['baseline, longer'] = dict(arm='baseline',
+                                    longer=round(float(cost/baseline_seconds(study.config)), 1))
     family = [*HEADLINE, ('mi', 'baseline, longer', 'clean', 'auc')]
     return StudyConfig('headline', BOTH, [100, 50, 200], 12, arms, headline=[[*c, 100] for c in family],
                        lr=study.config.lr, **UNWRITTEN)
 
 def official():
-    "Nothing is searched here, so MI has the package's defaults; attacks are a glance at 100 images, not a measurement of robustness"
+    "No search, so MI has the package's defaults; attacks are a glance at 100 images, not a measurement"
     return StudyConfig('official', BOTH[:1], ['full'], 5, dict(baseline={}, mi_default={}), **PROTOCOL,
                        headline=[['mi_default','baseline','clean','auc']],
                        attack_n=100, eps=[4], corruptions=[], **UNWRITTEN)
@@ -255,7 +255,8 @@ def half():
                    headline=[['mi_pgd', a, 'PGD 4/255', 'balanced_accuracy', 100] for a in list(arms)[1:]])
 
 def full():
-    "All training images of both sets, three times as many updates (six epochs of PneumoniaMNIST), the settings of 100 images; no questions, no search"
+    """All training images of both sets, three times as many updates (six epochs of PneumoniaMNIST),
+    the settings of 100 images; no questions, no search"""
     c = read_config(HERE/'headline.toml')
     return replace(c, name='full', n=['full'], seeds=5, updates=900, headline=[],
                    arms={a: c.arms[a] for a in ('baseline','mi_default','mi','pgd','mi_fgsm')})
@@ -263,7 +264,7 @@ def full():
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    what = {f.__name__: f for f in (rate, search, headline, official, official_xrays, full, search_more, more,
-                                    wide, far, wide_mi, far_pixels, search_targeted, targeted, precision,
-                                    same, half)}[sys.argv[1]]()
+    makers = [rate, search, headline, official, official_xrays, full, search_more, more, wide, far, wide_mi,
+              far_pixels, search_targeted, targeted, precision, same, half]
+    what = {f.__name__: f for f in makers}[sys.argv[1]]()
     (HERE/f'{what.name}.toml').write_text(to_toml(what))

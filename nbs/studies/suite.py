@@ -56,8 +56,8 @@ def attacked(c, cell, folder, recorded=None):
                  masked=check['masked'], verdict=check['verdict']) for r in rows]
 
 def done(out):
-    return set() if not out.exists() else set(pd.read_csv(out)[['dataset','seed',
-        'arm']].itertuples(index=False, name=None))
+    return set() if not out.exists() else set(
+        pd.read_csv(out)[['dataset','seed', 'arm']].itertuples(index=False, name=None))
 
 def write(out, rows):
     with FileLock(f'{out}.lock'):
