@@ -167,7 +167,7 @@ def check_run(folder, data):
     assert {p.name for p in folder.iterdir()} == FILES
     m = json.loads((folder/'metrics.json').read_text())
     assert m['data']['name'] == data
-    assert m['conditions'] == ['clean', 'perturbed', 'PGD 1/255', 'PGD 2/255', 'PGD 4/255']
+    assert m['conditions'] == ['clean', 'perturbed', 'PGD 0.25/255', 'PGD 0.5/255', 'PGD 1/255']
     return m
 
 @pytest.mark.xdist_group('watch')

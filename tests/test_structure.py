@@ -3,7 +3,6 @@ import ast, importlib, pkgutil, re, subprocess, sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
-import pytest
 from fastcore.nbio import read_nb
 
 import tsynd
@@ -28,8 +27,8 @@ def reading_order(): return [m for p in PARTS for f in chapters(p) if (m := expo
 
 def public(tree):
     "What `__all__` of a generated module holds"
-    return next(ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign)
-                and n.targets[0].id == '__all__')
+    return next(ast.literal_eval(n.value)
+                for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == '__all__')
 
 def own_imports(name):
     "(module, name) of all that a module imports from this package, at its top or in a function"
@@ -103,7 +102,7 @@ def test_the_front_door_is_light():
 
 def test_lines_of_notebooks_are_short():
     "110 characters; only directives, such as the words of a picture, have to stand on one line"
-    long = [f'{f.relative_to(ROOT)} {c.id}: {line}' for f in sorted((ROOT/'nbs').rglob('*.ipynb')) if '.ipynb_' not in str(f)
-            for c in read_nb(f).cells if c.cell_type == 'code' for line in c.source.splitlines()
-            if len(line) > 110 and not line.startswith('#|')]
+    long = [f'{f.relative_to(ROOT)} {c.id}: {line}' for f in sorted((ROOT/'nbs').rglob('*.ipynb'))
+            if '.ipynb_' not in str(f) for c in read_nb(f).cells if c.cell_type == 'code'
+            for line in c.source.splitlines() if len(line) > 110 and not line.startswith('#|')]
     assert long == []

@@ -35,14 +35,12 @@ class RunConfig(derived(TargetingSettings, *_TRIED), TrainingSettings):
     seed: Annotated[Seed, 'of subset, initial weights, batch order and everything drawn'] = 0
     autoencoder: Annotated[str|None, 'a saved autoencoder to use instead of training one, '
                                      'such as runs/x/models/autoencoder'] = None
-    attack_n: Annotated[whole(1, 10**6), 'test images to attack, at most'] = 1000
-    quick: Annotated[bool,
-                     'a smoke run of under 30 seconds, whose numbers mean nothing: 100 images to train and '
-                     'to '
-                           'test on, one epoch, no gate, at most T 8, steps 2, ae_steps 30'] = False
+    attack_n: Annotated[whole(1, 10**6), 'test images to attack, at most'] = 200
+    quick: Annotated[bool, 'a smoke run of under 30 seconds, whose numbers mean nothing: 100 images to train '
+                           'and to test on, one epoch, no gate, at most T 8, steps 2, ae_steps 30'] = False
 
 # %% ../../nbs/experiments/00_configuration.ipynb #79e3df79
-EPS = (1/255, 2/255, 4/255)   # radii of the attack
+EPS = (.25/255, .5/255, 1/255) # radii of the attack; at larger ones small networks have nothing left
 QUICK = 100                   # images of each split in a smoke run
 
 # %% ../../nbs/experiments/00_configuration.ipynb #620eb6b4
