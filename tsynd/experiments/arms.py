@@ -187,8 +187,8 @@ _UNIT = "this callback expects [0, 1]; leave fastai's Normalize out and normalis
 
 def _class_numbers(y):
     if y.ndim == 1: return y.long()
-    raise InputError(f"targets are {y.dtype} of shape {tuple(y.shape)}, expected class numbers of shape ({len(y)},), "
-                     f"or float zeros and ones of shape ({len(y)}, C)")
+    raise InputError(f"targets are {y.dtype} of shape {tuple(y.shape)}, expected class numbers "
+                     f"of shape ({len(y)},), or float zeros and ones of shape ({len(y)}, C)")
 
 # %% ../../nbs/experiments/03_arms.ipynb #42f44f0b
 @arm('pgd', 'Adversarial training, several steps in a box of pixels', 'Madry et al. 2018, arXiv 1706.06083')
