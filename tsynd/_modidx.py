@@ -256,6 +256,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'tsynd/experiments/arms.py'),
                                         'tsynd.experiments.arms._baseline': ( 'experiments/arms.html#_baseline',
                                                                               'tsynd/experiments/arms.py'),
+                                        'tsynd.experiments.arms._class_numbers': ( 'experiments/arms.html#_class_numbers',
+                                                                                   'tsynd/experiments/arms.py'),
                                         'tsynd.experiments.arms._cross_entropy': ( 'experiments/arms.html#_cross_entropy',
                                                                                    'tsynd/experiments/arms.py'),
                                         'tsynd.experiments.arms._entropy': ('experiments/arms.html#_entropy', 'tsynd/experiments/arms.py'),

@@ -169,12 +169,7 @@ class AdversarialTraining(Callback):
     def before_batch(self):
         x,self.labels = (o[0].as_subclass(Tensor) for o in (self.learn.xb, self.learn.yb))
         check_pixels(x, _UNIT)
-        if not self.labels.is_floating_point():
-            if self.labels.ndim != 1:
-                raise InputError(f"targets are {self.labels.dtype} of shape {tuple(self.labels.shape)}, "
-                                 f"expected class numbers of shape ({len(x)},), or float zeros and ones of "
-                                 f"shape ({len(x)}, C)")
-            self.labels = self.labels.long()
+        if not self.labels.is_floating_point(): self.labels = _class_numbers(self.labels)
         seed = 1000003*self.seed + 7919*int(self.learn.train_iter) + 3
         self.attacked = self.attack(x, self.labels, seed % 2**31)
         self.n_images += len(x)
@@ -183,13 +178,17 @@ class AdversarialTraining(Callback):
         return adversarial(self.learn.model, x, y, self.eps, self.steps, seed, task_of(y))
 
     def after_loss(self):
-        if self.weight:
-            self.learn.loss_grad = (self.learn.loss_grad
-                                    + self.weight*self.base_loss(self.learn.model(self.attacked),
-                                        self.labels))
+        if not self.weight: return
+        extra = self.base_loss(self.learn.model(self.attacked), self.labels)
+        self.learn.loss_grad = self.learn.loss_grad + self.weight*extra
 
 # %% ../../nbs/experiments/03_arms.ipynb #cd2498bb
 _UNIT = "this callback expects [0, 1]; leave fastai's Normalize out and normalise inside the model"
+
+def _class_numbers(y):
+    if y.ndim == 1: return y.long()
+    raise InputError(f"targets are {y.dtype} of shape {tuple(y.shape)}, expected class numbers "
+                     f"of shape ({len(y)},), or float zeros and ones of shape ({len(y)}, C)")
 
 # %% ../../nbs/experiments/03_arms.ipynb #42f44f0b
 @arm('pgd', 'Adversarial training, several steps in a box of pixels', 'Madry et al. 2018, arXiv 1706.06083')

@@ -6,8 +6,7 @@
 __all__ = ['python_lines']
 
 # %% ../../nbs/reports/07_run_python.ipynb #9aee40fd
-from dataclasses import asdict
-
+from ..core.settings import rows
 from ..data.named import medmnist_info
 from ..experiments.configuration import QUICK, RunConfig, UNWRITTEN
 from .page import render
@@ -30,7 +29,7 @@ def python_lines(config:dict, # as in metrics.json
                  task:str=''  # of the data, as in metrics.json
                 )->str:
     "The few lines of Python that do what the run did; settings at their defaults are left out"
-    defaults = asdict(RunConfig())
+    defaults = {r.name: r.value for r in rows(RunConfig)}
     c = defaults | UNWRITTEN | config               # what version 0.1 did not write down
     written = {k: repr(v) for k, v in c.items()}
     changed = {k: v for k, v in written.items() if k not in defaults or c[k] != defaults[k]}
