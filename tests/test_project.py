@@ -157,7 +157,8 @@ def shows(source):
 @notebooks
 def test_outputs_are_saved(nb):
     cells = code(nb)
-    assert any(c.outputs for c in cells), 'run nbdev-test --save, then nbdev-clean'
+    # the page of a part only passes on what its chapters have
+    if nb.name != 'index.ipynb': assert any(c.outputs for c in cells), 'run nbdev-test --save'
     assert [where(nb, c) for c in cells
             if shows(c.source) and not c.outputs] == [], 'run nbdev-test --save, then nbdev-clean'
     assert [where(nb, c) for c in cells for o in c.outputs if o.output_type == 'error'] == []

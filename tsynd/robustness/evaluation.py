@@ -19,6 +19,18 @@ from ..models.prediction import device_of, frozen, predict
 from .attacks import check_attack, linf_box, loss_and_gradient, pgd, random_points
 from .perturbations import perturb
 
+# %% ../../nbs/robustness/02_evaluation.ipynb #dc8a9087
+def _score(model, x, y, task, bs):
+    return task.metrics(y.cpu(), task.probabilities(predict(model, x, bs=bs))) | dict(n=len(y))
+
+def _check_table(x, y, task, eps, strengths, ladder, restarts, **counts):
+    for e in (0,*eps): check_attack(x, y, e, task, restarts=restarts, **counts)
+    for s in strengths: check_range('strength', s, lo=0, hi=10)
+    if not ladder or not task.several and restarts == 1: return
+    why = 'there are several labels per image' if task.several else f'restarts is {restarts}'
+    raise InputError(f"ladder is set, but {why}, expected one label per image and one restart; "
+                     "leave ladder out")
+
 # %% ../../nbs/robustness/02_evaluation.ipynb #a80af5df
 def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits (B,C)
                      x:Tensor,            # (N,ch,H,W) in [0,1]
@@ -36,14 +48,8 @@ def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits
                     )->dict:              # condition: measures and the number of images
     "Accuracy, AUC and balanced accuracy on clean, perturbed and attacked images; dropout off"
     task,n = as_task(task), len(x) if attack_n is None else attack_n
-    for e in (0,*eps): check_attack(x, y, e, task, steps=steps, restarts=restarts, bs=bs, attack_n=n)
-    if ladder and (task.several or restarts > 1):
-        why = 'there are several labels per image' if task.several else f'restarts is {restarts}'
-        raise InputError(f"ladder is set, but {why}, expected one label per image and one restart; leave "
-                         f"ladder out")
-    for s in strengths: check_range('strength', s, lo=0, hi=10)
-    def score(x, y):
-        return task.metrics(y.cpu(), task.probabilities(predict(model, x, bs=bs))) | dict(n=len(y))
+    _check_table(x, y, task, eps, strengths, ladder, steps=steps, restarts=restarts, bs=bs, attack_n=n)
+    def score(x, y): return _score(model, x, y, task, bs)
     i = stratified_order(y.cpu(), seed)[:n] if n < len(x) else slice(None)
     xa,ya,res = x[i],y[i],{'clean': score(x, y)}
     passes = sum(e>0 for e in eps)*(restarts*(steps+1)+1)
@@ -52,7 +58,7 @@ def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits
         if len(xa) < len(x): res['PGD 0/255'] = score(xa, ya)
         if ladder: return res | _ladder(model, xa, ya, task, eps, steps, seed, bs, tick)
         for e in eps:
-            adv = pgd(model, xa, ya, e, steps, restarts=restarts, seed=seed, task=task, bs=bs, tick=tick)
+            adv = pgd(model, xa, ya, e, steps, None, restarts, seed=seed, task=task, bs=bs, tick=tick)
             res[f'PGD {e*255:.3g}/255'] = score(adv, ya)
     return res
 

@@ -66,6 +66,11 @@ def _zero_gradient(model, x, y, task, bs):
     def flat(x, y, _): return (loss_and_gradient(model, x, y, task)[2].flatten(1) == 0).all(1).float()
     return in_batches(flat, model, x, y, [None]*len(x), bs).mean().item()
 
+# %% ../../nbs/robustness/07_masking.ipynb #e5c1463b
+def _verdict(red): # names of the findings
+    if not red: return 'no sign of gradient masking'
+    return f"signs of gradient masking ({', '.join(red)}): the accuracy under attack is not to be trusted"
+
 # %% ../../nbs/robustness/07_masking.ipynb #1200057b
 def masking_check(model:nn.Module,  # a `Predictor`, or any classifier, which then has its dropout off
                   x:Tensor,         # (N,ch,H,W) in [0,1]
@@ -92,9 +97,5 @@ def masking_check(model:nn.Module,  # a `Predictor`, or any classifier, which th
     nearly_zero = .5 if task.several else max(.05, 1/len(x))
     findings = _findings(left, _zero_gradient(model, x, y, task, bs), max(tol, 1/len(x)), nearly_zero)
     red = [f['finding'] for f in findings if f['red']]
-    verdict = 'no sign of gradient masking'
-    if red:
-        verdict = (f"signs of gradient masking ({', '.join(red)}): "
-                   "the accuracy under attack is not to be trusted")
-    return dict(masked=bool(red), verdict=verdict, predictor=predictor_name(model), eps=eps, n=len(x),
+    return dict(masked=bool(red), verdict=_verdict(red), predictor=predictor_name(model), eps=eps, n=len(x),
                 findings=findings)

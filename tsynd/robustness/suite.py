@@ -64,7 +64,16 @@ def attack_plan(model, x, y, task, eps, eps_l2, names, steps, bs):
     def line(n, a): return n, a.norm, radius[a.norm], 1 if a.steps == 1 else steps.get(n, a.steps)
     return [line(n, ATTACKS[n]) for n in names]
 
-def _row(judge, x, y, task, bs, **about): return about | _score(judge, x, y, task, bs)
+def _row(judge, model, x, y, task, bs, **about):
+    names = dict(predictor=predictor_name(judge), attacked=predictor_name(model))
+    return names | about | _score(judge, x, y, task, bs)
+
+def _worst(rows, row, judge, x, y, task, bs, keep, eps): # a row for the worst Linf images
+    linf = {r['attack']: r for r in rows if r['norm'] == 'Linf'}
+    if not linf: return []
+    worst = worst_case(judge, [x, *map(keep.get, linf)], y, task, bs)
+    total = {k: sum(r[k] for r in linf.values()) for k in ('steps','seconds')}
+    return [row(x=worst, attack='worst case', norm='Linf', eps=eps, **total)]
 
 # %% ../../nbs/robustness/06_suite.ipynb #11201814
 def attack_suite(model:nn.Module,  # a `Predictor`, or any classifier, which then has its dropout off
@@ -83,19 +92,14 @@ def attack_suite(model:nn.Module,  # a `Predictor`, or any classifier, which the
                  progress=None     # True: a bar with the time left; or a function of (done, total)
                 )->list:           # of rows: attack, norm, eps, predictor, attacked, steps, seconds, measures
     "Measures on clean and attacked images, and on the worst Linf image of each"
-    names,judge = (names,) if isinstance(names, str) else names, model if judge is None else judge
-    task,keep = as_task(task),{} if keep is None else keep
+    task,judge,keep = as_task(task), model if judge is None else judge, {} if keep is None else keep
+    if isinstance(names, str): names = names,
     plan = attack_plan(model, x, y, task, eps, eps_l2, names, steps or {}, bs)
-    about = dict(predictor=predictor_name(judge), attacked=predictor_name(model))
-    row = partial(_row, judge, y=y, task=task, bs=bs, **about)
+    row = partial(_row, judge, model, y=y, task=task, bs=bs)
     rows = [row(x=x, attack='clean', norm='', eps=0., steps=0, seconds=0.)]
     with ticking(progress, len(x)*sum(k+5 for *_,k in plan)) as tick:
         for name,norm,e,k in plan:
-            keep[name],seconds = timed_attack(ATTACKS[name], model, x, y, e, tick, k+5,
-                                              steps=k, seed=seed, task=task, stop=stop, bs=bs)
+            how = dict(steps=k, seed=seed, task=task, stop=stop, bs=bs)
+            keep[name],seconds = timed_attack(ATTACKS[name], model, x, y, e, tick, k+5, **how)
             rows.append(row(x=keep[name], attack=name, norm=norm, eps=e, steps=k, seconds=seconds))
-    linf = [r for r in rows if r['norm'] == 'Linf']
-    if not linf: return rows
-    worst = worst_case(judge, [x, *(keep[r['attack']] for r in linf)], y, task, bs)
-    total = {k: sum(r[k] for r in linf) for k in ('steps','seconds')}
-    return rows + [row(x=worst, attack='worst case', norm='Linf', eps=eps, **total)]
+    return rows + _worst(rows, row, judge, x, y, task, bs, keep, eps)

@@ -47,6 +47,7 @@ class MovingAverage(nn.Module):
             for a,b in pairs:
                 if not a.is_floating_point(): a.copy_(b)
 
+# %% ../../nbs/targeting/06_moving_average.ipynb #0cc8ef1d
 # those of torch, such as spectral norm's, and not those with which somebody looks at the original
 def _own_hooks_only(hooks):
     for k in [k for k,h in hooks.items() if not type(h).__module__.startswith('torch')]: del hooks[k]
