@@ -516,7 +516,8 @@ def test_subsets_are_nested_and_stratified(args, seed):
 @pytest.mark.parametrize('n', [0, 1, 2, -5, 41, 10**9])
 def test_subsets_of_an_impossible_size_are_refused(n):
     with pytest.raises(InputError) as e: subset(image_data(40, 3), n)
-    assert f'subset is {n}' in one_sentence(e) and 'made' in str(e.value)
+    assert f'subset is {n}' in one_sentence(e)
+    if n in (2, 41): assert 'made' in str(e.value)     # these depend on the data set, which is named
 
 def test_validation_is_capped_but_test_is_not():
     data = replace(image_data(40, 2), val=split(7, 2), test=split(90, 2))

@@ -69,7 +69,7 @@ def moved(syn, ae):
 def real(request, medmnist_root):
     "An autoencoder and a classifier, briefly trained on 100 real images, and held-out ones"
     data = subset(load_medmnist(request.param, medmnist_root), 100)
-    ae = train_autoencoder(data, steps=100, width=16)
+    ae = train_autoencoder(data, steps=100, bs=64, width=16)
     model = train_classifier(data, epochs=14).model
     x,y = data.test.batch(torch.arange(0, len(data.test), max(1, len(data.test)//64))[:64])
     return ae, model, x, y

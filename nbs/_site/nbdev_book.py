@@ -14,7 +14,7 @@ BAR = ('{{.bar}}\n{{download}}`Download this notebook <{0}>` '
        '[Source](https://github.com/tsynd/tsynd/blob/main/nbs/{1})')
 TAGS = {'default_exp': 'remove-cell', 'hide': 'remove-cell',
         'echo: false': 'remove-input', 'output: false': 'remove-output'}
-DEFINES = re.compile(r'^(?:(?:class|def) (?=[^\W_]|__call__)|(?=[A-Z][A-Z\d_]* *[:=]))(\w+)'
+DEFINES = re.compile(r'^(?:(?:class|def) (?=[^\W_]|__call__)|(?=[A-Z]\w* *[:=]))(\w+)'
                      r'(?:\((?:self|cls): ?(\w+))?', re.M)
 defined = {}   # 'tsynd.callback.TSynD' → '05_callback', the page whose cell defines it
 
@@ -53,9 +53,9 @@ def survey(app, config):
 
 def constants(name):
     "The constants of a module, with those values that fit into a line"
-    module = import_module(name)
-    here = {} if hasattr(module, '__path__') else vars(module)   # a part only passes on what its modules have
-    shown = {n: repr(here[n]) for n in here.get('__all__', []) if n.isupper()}
+    here = {} if hasattr(m := import_module(name), '__path__') else vars(m)   # a part only passes names on
+    named = [n for n in here.get('__all__', []) if n.isupper() or hasattr(here[n], '__metadata__')]
+    shown = {n: repr(here[n]) for n in named}
     return {n: v if len(v) < 100 and ' at 0x' not in v else '' for n, v in shown.items() if v[:6] != '<class'}
 
 
