@@ -13,7 +13,7 @@ from pathlib import Path
 
 # %% ../nbs/cli.ipynb #5b78d717
 EXAMPLES = '''examples:
-  tsynd run                                       offline, on the built-in phantom (minutes on two cores)
+  tsynd run                                       offline, on the built-in phantom (a minute on two cores)
   tsynd run --quick                               a smoke run; its numbers mean nothing
   tsynd run breastmnist --root data/medmnist      BreastMNIST from a folder of MedMNIST files
   tsynd run pneumoniamnist --subset 100           100 labelled images; downloads the file if there is none
