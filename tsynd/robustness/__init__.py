@@ -13,7 +13,7 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
                    'check_batch', 'perturb'],
     attacks=['attack_loss', 'loss_and_gradient', 'check_attack', 'in_batches', 'fgsm', 'pick_rows',
              'keep_worse', 'pgd', 'linf_box', 'random_points', 'pgd_batch', 'show_attack'],
-    evaluation=['robustness_table'],
+    evaluation=['model_metrics', 'robustness_table'],
     corruptions=['speckle_noise', 'shot_noise', 'impulse_noise', 'brightness', 'pixelate', 'jpeg',
                  'motion_blur', 'LEVELS', 'CORRUPTIONS', 'families', 'corrupt', 'show_corruptions',
                  'corruption_table', 'corruption_summary'],

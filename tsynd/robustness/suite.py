@@ -17,6 +17,7 @@ from ..core.tasks import as_task, Task
 from ..models.prediction import predict
 from .attack_kinds import ATTACKS, check_ball
 from .attacks import keep_worse
+from .evaluation import model_metrics
 from .predictors import predictor_name
 
 # %% ../../nbs/robustness/06_suite.ipynb #f4cd49c6
@@ -38,9 +39,6 @@ def worst_case(model:nn.Module,       # a `Predictor`, or any classifier, which 
     return best[0]
 
 # %% ../../nbs/robustness/06_suite.ipynb #13838ff2
-def _score(model, x, y, task, bs):
-    return task.metrics(y.cpu(), task.probabilities(predict(model, x, bs=bs))) | dict(n=len(y))
-
 def timed_attack(attack, model, x, y, eps, tick, passes, **kwargs):
     "Run one attack; the ticks of passes that it could spare are made up for at the end"
     left,start = passes*len(x),perf_counter()
@@ -66,7 +64,7 @@ def attack_plan(model, x, y, task, eps, eps_l2, names, steps, bs):
 
 def _row(judge, model, x, y, task, bs, **about):
     names = dict(predictor=predictor_name(judge), attacked=predictor_name(model))
-    return names | about | _score(judge, x, y, task, bs)
+    return names | about | model_metrics(judge, x, y, task, bs)
 
 def _worst(rows, row, judge, x, y, task, bs, keep, eps): # a row for the worst Linf images
     linf = {r['attack']: r for r in rows if r['norm'] == 'Linf'}
