@@ -251,23 +251,13 @@ def test_command_line_starts_without_torch():
 
 
 @pytest.mark.xdist_group('wheel')
-def test_distributions_are_clean(tmp_path):
+def test_distributions_are_clean(distributions):
     "What would be uploaded is built without a warning and passes the index's own check, README included"
-    skip = shutil.ignore_patterns('.git', '_*', '.*cache', '.hypothesis', 'runs', 'build', 'dist',
-                                  '*.egg-info', 'nbs')
-    shutil.copytree(ROOT, tmp_path/'tree', ignore=lambda d,
-                    names: skip(d, names) - {'__init__.py', '_modidx.py'})
-    # setuptools would warn of it
-    env = {k: v for k, v in os.environ.items() if k != 'PYTHONDONTWRITEBYTECODE'}
-    def run(*args):
-        return subprocess.run([sys.executable, '-m', *args], cwd=tmp_path/'tree', env=env,
-                              capture_output=True, text=True)
-    built = run('build', '--no-isolation', '--outdir', str(tmp_path/'dist'))
-    assert built.returncode == 0, built.stdout + built.stderr
-    assert re.findall(r'.*warn.*', built.stdout + built.stderr, re.I) == []
-    files = sorted(str(f) for f in (tmp_path/'dist').iterdir())
+    assert re.findall(r'.*warn.*', distributions.printed, re.I) == []
+    files = sorted(str(f) for f in distributions.folder.iterdir())
     assert [f.rsplit('.', 1)[1] for f in files] == ['whl', 'gz']
-    checked = run('twine', 'check', '--strict', *files)
+    checked = subprocess.run([sys.executable, '-m', 'twine', 'check', '--strict', *files],
+                             capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 

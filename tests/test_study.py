@@ -1,6 +1,6 @@
 """A study that is stopped anywhere goes on and ends with the same table;
 what it compares is paired; slips are named."""
-import hashlib, json, lzma, os, signal, subprocess, sys, time
+import hashlib, json, lzma, os, signal, time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 
@@ -9,9 +9,10 @@ import pytest, torch
 from hypothesis import example, given, strategies as st
 from sklearn.metrics import log_loss
 
+from processes import process, wait_for
 from tsynd.experiments import Busy, train_cell, Witness
 from tsynd.experiments.forecast import _steps
-from tsynd.experiments.study import _take
+from tsynd.experiments.study import _take, _worker
 from tsynd.experiments.study_configuration import _measured
 from tsynd.experiments import ARMS
 from tsynd.models import make_classifier, train_classifier
@@ -196,24 +197,14 @@ def test_what_is_measured(study):
 
 # Killed at any moment
 
-def worker(folder):
-    return subprocess.Popen([sys.executable, '-W', 'ignore', '-c',
-                             f'from tsynd.experiments import work; work({str(folder)!r})'],
-                             env=dict(os.environ, OMP_NUM_THREADS='1'))
-
-def wait_for(condition, seconds=120):
-    end = time.monotonic()+seconds
-    while not condition() and time.monotonic() < end: time.sleep(.02)
-    assert condition()
-
 @pytest.mark.parametrize('moment', ['training the autoencoder','after some cells'])
 def test_kill_9_loses_at_most_the_cell_in_flight(part, tmp_path, moment):
     folder = tmp_path/'s'
     folder.mkdir(); (folder/'study.toml').write_text(to_toml(PART))
-    w = worker(folder)
+    w = process(work, folder)
     wait_for(lambda: list(folder.glob('autoencoders/*.lock')) if moment.startswith('training')
              else len(records(folder)) >= 2)
-    w.send_signal(signal.SIGKILL); w.wait()
+    w.kill(); w.join()
     survived = {r['id']: r for r in records(folder).values()}
     resumed = here(PART, folder)
     assert resumed.results.equals(part)
@@ -223,17 +214,12 @@ def test_kill_9_loses_at_most_the_cell_in_flight(part, tmp_path, moment):
     assert len(lines) == len(cells(PART))
 
 def test_a_killed_study_can_be_started_again_at_once(part, tmp_path):
-    "While the workers of the killed one still hold their cells"
+    "While the worker of the killed one still holds its cell"
     folder = tmp_path/'s'
-    code = ('import tests_study_config as t; from tsynd.experiments import run_study; '
-            f'run_study(t.C, {str(folder)!r}, jobs=2, progress=False)')
-    (tmp_path/'tests_study_config.py').write_text(
-        f'from tsynd.experiments import StudyConfig\nC = StudyConfig(**{asdict(PART)!r})\n')
-    parent = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], cwd=tmp_path,
-                              env=dict(os.environ, PYTHONPATH=str(tmp_path), OMP_NUM_THREADS='1'))
+    parent = process(run_study, PART, folder, None, 1, False)
     wait_for(lambda: len(records(folder)) >= 1)
-    parent.send_signal(signal.SIGKILL); parent.wait()
-    again = run_study(PART, folder, jobs=1, progress=False)
+    parent.kill(); parent.join()
+    again = here(PART, folder)
     assert again.results.equals(part)
     assert len((folder/'cells.jsonl').read_bytes().splitlines()) == len(cells(PART))     # no cell twice
     assert not list((folder/'locks').glob('*.tries'))
@@ -261,21 +247,18 @@ def test_an_attempt_that_is_stopped_does_not_count(tmp_path, monkeypatch, error)
         assert not _take(c, cells(c)[0], tmp_path, None, 'run', None, set())
     assert note.read_bytes() == b'..'
 
-SLOW = ("import time, tsynd.experiments.study as S\n"
-        "def forever(*args): time.sleep(300)\nS.run_cell = forever\n")
-
 @pytest.mark.parametrize('end, left', [(signal.SIGTERM, b''), (signal.SIGKILL, b'.')],
                          ids=['stopped','killed'])
-def test_a_worker_takes_its_note_back_when_it_is_stopped(tmp_path, end, left):
+def test_a_worker_takes_its_note_back_when_it_is_stopped(tmp_path, monkeypatch, capfd, end, left):
     _, note = one_cell(tmp_path)
-    w = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', f'{SLOW}S._worker({str(tmp_path)!r})'],
-                         stderr=subprocess.PIPE)
+    monkeypatch.setattr('tsynd.experiments.study.run_cell', lambda *args: time.sleep(300))
+    w = process(_worker, str(tmp_path))
     wait_for(lambda: note.exists() and note.read_bytes() == b'.')
     # Ctrl-C is for `run_study`
-    w.send_signal(signal.SIGINT); time.sleep(.2)
-    assert w.poll() is None and note.read_bytes() == b'.'
-    w.send_signal(end)
-    assert w.communicate()[1] == b'' and w.returncode == (143 if end == signal.SIGTERM else -9)
+    os.kill(w.pid, signal.SIGINT); time.sleep(.2)
+    assert w.is_alive() and note.read_bytes() == b'.'
+    os.kill(w.pid, end); w.join(60)
+    assert w.exitcode == (143 if end == signal.SIGTERM else -9) and capfd.readouterr().err == ''
     assert note.read_bytes() == left
 
 def test_two_runs_on_one_folder_do_not_try_a_failing_cell_for_ever(tmp_path, monkeypatch):
@@ -343,7 +326,7 @@ def test_what_has_grown_is_what_was_planned_whole(part, tmp_path):
     "The table depends neither on what was asked first nor on the number of processes"
     here(replace(PART, arms=dict(long=PART.arms['long'])), tmp_path/'s')
     first = records(tmp_path/'s')
-    s = run_study(PART, tmp_path/'s', jobs=1, progress=False)
+    s = here(PART, tmp_path/'s')
     assert (s.results.equals(part)
             and records(tmp_path/'s')['phantom-20-0-long'] == first['phantom-20-0-long'] and len(first) == 1)
 

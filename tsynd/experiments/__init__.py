@@ -21,7 +21,7 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
                          'check_machine', 'make_arm', 'to_toml'],
     cell=['Cell', 'cells', 'cell_data', 'Busy', 'group_autoencoder', 'cpu_time', 'fit_steps', 'Witness',
           'train_cell', 'measure_cell', 'corrupted'],
-    record=['write_whole', 'append', 'records', 'pack_probabilities', 'unpack_probabilities', 'code',
+    record=['write_whole', 'append', 'records', 'pack_probabilities', 'unpack_probabilities',
             'Study', 'KEYS', 'FACTS', 'read_study'],
     study=['run_cell', 'work', 'run_study', 'GROW'],
     forecast=['estimate'],

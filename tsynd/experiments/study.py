@@ -19,14 +19,15 @@ from .cell import (
     Busy, Cell, cell_data, cells, cpu_time, group_autoencoder, measure_cell, train_cell)
 from .configuration import StudyConfig
 from .experiment import versions
-from .record import append, code, pack_probabilities, read_study, records, Study, write_whole
+from .record import append, pack_probabilities, read_study, records, Study, write_whole
 from .study_configuration import check_config, check_machine, read_folder, to_toml
+from ..models.shared import code_checksum
 
 # %% ../../nbs/experiments/07_study.ipynb #bdb838b8
 def run_cell(c:StudyConfig, cell:Cell, folder:Path, root=None)->dict: # the record
     "Train and measure one cell; whatever goes wrong is in the record; raises `Busy` only"
     record = dict(id=cell.id, **asdict(cell), status='done', settings=c.arms[cell.arm],
-                  versions=versions() | dict(code=code()))
+                  versions=versions() | dict(code=code_checksum()))
     try:
         data,held = cell_data(c, cell, root)
         ae,ae_seconds = group_autoencoder(c, cell, data, folder)

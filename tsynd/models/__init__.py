@@ -16,4 +16,5 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     prediction=['frozen', 'predict', 'device_of'],
     classifier=['Classifier', 'small_resnet', 'resnet18', 'make_classifier', 'load_classifier',
                 'auc_metric', 'classifier_learner', 'train_classifier'],
-    dropout=['DROPOUT', 'dropout_layers', 'check_dropout', 'uncompiled', 'MCDropout', 'mc_logits']))
+    dropout=['DROPOUT', 'dropout_layers', 'check_dropout', 'uncompiled', 'MCDropout', 'mc_logits'],
+    shared=['code_checksum', 'train_once']))
