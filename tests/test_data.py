@@ -277,7 +277,7 @@ def test_what_is_no_archive_is_refused(tmp_path, content):
 
 def test_a_zip_of_something_else_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path/'breastmnist.npz', 'w') as z: z.writestr('train_images', 'hello')
-    with refused(tmp_path/'breastmnist.npz'): load_medmnist('breastmnist', tmp_path, download=False)
+    with refused('train_labels', str(tmp_path)): load_medmnist('breastmnist', tmp_path, download=False)
 
 @pytest.fixture(scope='module')
 def archive(tmp_path_factory): return write_npz(tmp_path_factory.mktemp('archive'), 'breastmnist', n=(4,4,4))

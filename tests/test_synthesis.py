@@ -459,7 +459,9 @@ def test_a_classifier_without_dropout_is_refused(model):
 @pytest.mark.parametrize('o', ['mi','cross_entropy'])
 def test_labels_that_do_not_fit_are_refused(y, kind, o):
     ae, model, x, _ = made()
-    with refused('labels'): synthesize(ae, model, x, y, objective=o, T=4, task=kind)
+    # of fewer labels than images, either may be at fault
+    with refused('labels' if len(y) == len(x) else 'classifier', 'label'):
+        synthesize(ae, model, x, y, objective=o, T=4, task=kind)
 
 def test_objectives_are_what_they_are_called():
     logits = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0)); y = torch.tensor([0,1,2,0])
