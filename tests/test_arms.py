@@ -288,7 +288,7 @@ def test_normalised_batches_are_refused(name, data, ae):
         with refused(field, '[0, 1]', 'Normalize'), learn.no_bar(), learn.no_logging():
             learn.fit(1)
     go('images', Scale())
-    if name == 'joint': go('Normalize', tfms=Normalize.from_stats([.3], [.25], cuda=False))
+    if name == 'joint': go('batches', tfms=Normalize.from_stats([.3], [.25], cuda=False))
 
 @pytest.mark.parametrize('name, settings', [('random', {}), ('random', dict(times=1.7)), ('joint', {})])
 def test_what_is_noted_is_what_was_trained_on(name, settings, data, ae):

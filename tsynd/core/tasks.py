@@ -117,8 +117,8 @@ def check_labels(self:Task,
                  what:str='labels' # how the message begins
                 ):
     "Raise `InputError` unless `y` are labels of this kind"
-    kind = type(y).__name__
-    if not isinstance(y, Tensor): raise InputError(f"{what} are a {kind}, expected a tensor", what, kind)
+    if not isinstance(y, Tensor):
+        raise InputError(f"{what} are a {type(y).__name__}, expected a tensor", what, y)
     if self.fits(y, n, C): return
     values = f" and values from {y.min()} to {y.max()}" if y.numel() else ''
     other = y.ndim == 2 and task_of(y) != self
@@ -133,10 +133,9 @@ def check_logits(self:Task, logits:Tensor, n:int):
     if logits.ndim != 2 or len(logits) != n:
         raise InputError(f"the classifier's logits have shape {tuple(logits.shape)}, expected ({n}, C), "
                          "a row for each image and its labels", 'classifier', tuple(logits.shape))
-    if logits.shape[1] < self.fewest:
-        raise InputError(f"the classifier has {logits.shape[1]} output, expected at least {self.fewest}; "
-                         "for a single sigmoid output give float targets of shape (B, 1)", 'classifier',
-                         logits.shape[1])
+    if (C := logits.shape[1]) < self.fewest:
+        raise InputError(f"the classifier has {C} output, expected at least {self.fewest}; for a single "
+                         "sigmoid output give float targets of shape (B, 1)", 'classifier', C)
 
 @patch
 def check(self:Task, logits_B_C:Tensor, y:Tensor):
@@ -275,9 +274,8 @@ def metrics(self:Task, y, p)->dict:
     y,p = np.asarray(y),np.asarray(p)
     if len(y) == 1: y,p = y.repeat(2, 0),p.repeat(2, 0)   # MedMNIST squeezes one image away; two score alike
     bad = int((~np.isfinite(p)).sum())
-    if bad:
-        raise InputError(f"probabilities hold {bad} values that are not finite; did training diverge?",
-                         'probabilities', bad)
+    if bad: raise InputError(f"probabilities hold {bad} values that are not finite; did training diverge?",
+                             'probabilities', bad)
     present = all(0 < c.sum() < len(c) for c in self.columns(y, p.shape[1]))
     auc = float(getAUC(y, p, self.name)) if present else None
     return dict(accuracy=float(getACC(y, p, self.name)), auc=auc,

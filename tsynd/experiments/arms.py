@@ -207,7 +207,7 @@ class Joint(TSynD):
     eps,pixel_steps = A.eps,A.pixel_steps
     def before_fit(self):
         super().before_fit()
-        if self.norm: raise InputError(f"the batches are normalised, but {_UNIT}", 'Normalize')
+        if self.norm: raise InputError(f"the batches are normalised, but {_UNIT}", 'batches')
 
     def _instead(self, s):
         with torch.no_grad(): x = (s.source + s.x - self.engine.ae.decode(s.z0)).clamp(0, 1)
