@@ -7,12 +7,13 @@ import numpy as np, pytest, torch
 from fastai.callback.core import Callback, CancelFitException
 from hypothesis import given, settings, strategies as st
 from layouts import write_npz
+from refused import refused
 
 from tsynd.data import ImageDL
 from tsynd.models import TrainingBar
 from tsynd.models import (
     Autoencoder, autoencoder_learner, encode_all, load_autoencoder, quality, save_model, train_autoencoder)
-from tsynd.core import InputError, seeded
+from tsynd.core import seeded
 from tsynd.data import load_medmnist, phantom, subset
 
 
@@ -46,13 +47,11 @@ def test_every_size_divisible_by_four(ch, h, w, Z):
 @given(st.sampled_from([1,3]), st.integers(1, 30), st.integers(1, 30))
 def test_every_other_size_is_refused(ch, H, W):
     if H%4 == 0 and W%4 == 0: H += 1
-    with pytest.raises(InputError) as e: tiny(ch=ch).encode(images(2, ch, H, W))
-    assert (f'(2, {ch}, {H}, {W})' in str(e.value) and f'(B, {ch}, H, W)' in str(e.value)
-            and '\n' not in str(e.value))
+    with refused('images', f'(B, {ch}, H, W)', found=(2, ch, H, W)): tiny(ch=ch).encode(images(2, ch, H, W))
 
 @pytest.mark.parametrize('shape', [(2,3,12,12), (1,12,12), (12,12), (2,2,12,12)])
 def test_other_channels_and_single_images_are_refused(shape):
-    with pytest.raises(InputError, match='the autoencoder expects'): tiny().encode(torch.zeros(shape))
+    with refused('images', found=shape): tiny().encode(torch.zeros(shape))
 
 def test_the_bottleneck_is_real_by_default(): assert Autoencoder().compression((1,28,28)) <= .25
 
@@ -178,23 +177,21 @@ def test_batches_are_as_large_as_asked_for(data, bs):
     train_autoencoder(data, steps=10, width=4, bs=bs, cbs=Sizes())
     assert Sizes.seen == {bs}
 
-@pytest.mark.parametrize('kwargs,word',
-                         [(dict(steps=0), 'autoencoder steps is 0'),
-                          (dict(steps=-3), 'autoencoder steps is -3'), (dict(bs=0), 'bs is 0'),
-                          (dict(bs=2.5), 'bs is 2.5')], ids=str)
-def test_impossible_trainings_are_refused(data, kwargs, word):
-    with pytest.raises(InputError, match=word): train_autoencoder(data, **kwargs)
+@pytest.mark.parametrize('kwargs,field', [(dict(steps=0), 'autoencoder steps'), (dict(bs=0), 'bs'),
+                                          (dict(steps=-3), 'autoencoder steps'), (dict(bs=2.5), 'bs')],
+                         ids=str)
+def test_impossible_trainings_are_refused(data, kwargs, field):
+    found, = kwargs.values()
+    with refused(field, found=found): train_autoencoder(data, **kwargs)
 
 def test_images_that_do_not_fit_are_refused_before_training(data):
     odd = replace(data, train=replace(data.train, x=data.train.x[:,:,:10]))
-    with pytest.raises(InputError, match='10×12, but the autoencoder needs multiples of 4'):
-        train_autoencoder(odd, steps=10, width=4)
+    with refused('images', '10×12', 'multiples of 4'): train_autoencoder(odd, steps=10, width=4)
 
 def test_a_loss_that_is_no_longer_finite_stops_it(data, bars):
-    with pytest.raises(InputError) as e:
+    with refused('loss', 'learning rate', found=float('nan')):
         train_autoencoder(data, steps=40, lr=float('inf'), width=4, progress=True)
-    assert 'loss is nan' in str(e.value) and 'lower the learning rate' in str(e.value)
-    assert '\n' not in str(e.value) and [b.closed for b in bars] == [True]
+    assert [b.closed for b in bars] == [True]
 
 def test_cancelling_closes_the_bar(data, bars):
     class Stop(Callback):
@@ -247,13 +244,12 @@ SPOIL = {
 def test_bad_files_get_one_sentence(tmp_path, case):
     save_model(tmp_path/'ae', tiny())
     SPOIL[case](tmp_path/'ae')
-    with pytest.raises(InputError) as e: load_autoencoder(tmp_path/'ae')
-    assert str(tmp_path/'ae') in str(e.value) and '\n' not in str(e.value)
+    missing = {'no json': 'ae.json', 'no weights': 'ae.safetensors'}
+    with refused(tmp_path/missing.get(case, 'ae')): load_autoencoder(tmp_path/'ae')
 
 def test_another_number_of_channels_is_refused(tmp_path):
     save_model(tmp_path/'ae', tiny(ch=3))
-    with pytest.raises(InputError, match='3-channel images, but the data has 1'):
-        load_autoencoder(tmp_path/'ae', shape=(1,28,28))
+    with refused(tmp_path/'ae', found=3): load_autoencoder(tmp_path/'ae', shape=(1,28,28))
 
 def test_the_real_data_is_compressed_and_comes_back(medmnist_root):
     data = subset(load_medmnist('pneumoniamnist', medmnist_root), 100)

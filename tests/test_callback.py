@@ -18,6 +18,7 @@ from fastai.losses import (
 from fastai.optimizer import SGD, Adam
 from hypothesis import assume, given, settings, strategies as st
 from layouts import write_npz
+from refused import refused
 from states import Change
 from torch import nn
 
@@ -248,7 +249,7 @@ def test_no_more_images_are_kept_than_asked_for(data, ae, keep):
     learn = fit(data, tsynd(ae, keep=keep))
     if keep: assert len(learn.tsynd.images) == min(keep, 40)
     else:
-        with pytest.raises(InputError, match='no synthetic images: keep is 0'): learn.tsynd.images
+        with refused('keep'): learn.tsynd.images
 
 def test_history_is_as_dense_as_asked_for(data, ae):
     h = fit(data, tsynd(ae, measure_every=4, keep=0), epochs=4).tsynd.history
@@ -353,8 +354,7 @@ def test_colour(ae, tmp_path):
     with pytest.warns(UserWarning, match='MD5'): d = load_medmnist('bloodmnist', folder, download=False)
     learn = fit(d, tsynd(train_autoencoder(d, steps=10, width=4)), model=tiny(8, 3))
     assert learn.tsynd.images.x.shape == (40,3,28,28)
-    with pytest.raises(InputError, match=r'\(8, 3, 28, 28\), but the autoencoder expects \(B, 1'):
-        fit(d, tsynd(ae), model=tiny(8, 3))
+    with refused('images', '(B, 1, H, W)', found=(8, 3, 28, 28)): fit(d, tsynd(ae), model=tiny(8, 3))
 
 def test_several_labels_are_told_by_their_targets(several, several_ae):
     t = fit(several, tsynd(several_ae)).tsynd
@@ -378,11 +378,7 @@ def one_hot(y): return F.one_hot(y, 2).float()
                                   ids=lambda l: getattr(l, '__name__', type(l).__name__))
 @pytest.mark.parametrize('make', [one_hot, lambda y: .8*one_hot(y)+.1], ids=['one-hot','smoothed'])
 def test_rows_of_one_class_are_not_taken_for_several_labels(data, ae, loss, make):
-    with pytest.raises(InputError,
-                       match=r'expects class numbers of shape \(8,\); give these, or '
-                             r'.*BCEWithLogitsLossFlat') as e:
-        fit_floats(data, ae, make, loss)
-    assert '\n' not in str(e.value)
+    with refused('targets', '(8,)', 'BCEWithLogitsLossFlat', found=(8, 2)): fit_floats(data, ae, make, loss)
 
 @pytest.mark.parametrize('loss',
                          [nn.BCEWithLogitsLoss(), BCEWithLogitsLossFlat(),
@@ -393,7 +389,7 @@ def test_several_labels_with_their_losses(data, ae, loss):
     assert t.engine.task.several and t.count == 5
 
 def test_numbers_to_be_predicted_are_no_labels(data, ae):
-    with pytest.raises(InputError, match='expected float zeros and ones, nothing between'):
+    with refused('labels', 'zeros and ones'):
         fit_floats(data, ae, lambda y: y[:,None]*.5+.2, nn.MSELoss(), C=1)
 
 def test_the_mode_of_the_autoencoder_does_not_matter(data, ae):
@@ -420,52 +416,41 @@ def test_the_tools_to_look_at_it(data, ae):
 
 # Bad input and failures
 
-@pytest.mark.parametrize('kwargs,word', [
-    (dict(weight=-1), 'weight is -1'), (dict(weight=math.inf), 'weight is inf'),
-    (dict(share=1.1), 'share is 1.1'), (dict(share=-.1), 'share is -0.1'),
-    (dict(every=0), 'every is 0'), (dict(every=1.5), 'every is 1.5'), (dict(warmup=-.1), 'warmup is -0.1'),
-    (dict(warmup=1.1), 'warmup is 1.1'),
-    (dict(measure_every=0), 'measure_every is 0'), (dict(keep=-1), 'keep is -1'), (dict(T=1), 'T is 1'),
-    (dict(steps=0), 'steps is 0'),
-    (dict(radius=0), 'radius is 0'), (dict(step=0), 'step is 0'),
-    (dict(objective='mii'), "objective is 'mii'")], ids=str)
-def test_impossible_options_are_refused_at_once(ae, kwargs, word):
-    with pytest.raises(InputError) as e: TSynD(ae, **kwargs)
-    assert word in str(e.value) and '\n' not in str(e.value)
+@pytest.mark.parametrize('option,value', [
+    ('weight', -1), ('weight', math.inf), ('share', 1.1), ('share', -.1), ('every', 0), ('every', 1.5),
+    ('warmup', -.1), ('warmup', 1.1), ('measure_every', 0), ('keep', -1), ('T', 1), ('steps', 0),
+    ('radius', 0), ('step', 0), ('objective', 'mii')])
+def test_impossible_options_are_refused_at_once(ae, option, value):
+    with refused(option, found=value): TSynD(ae, **{option: value})
 
 def test_batches_of_another_kind_are_refused(data, ae):
     class Pair(Callback):
         order = -9
         def before_batch(self): self.learn.xb = (self.x, self.x)
-    with pytest.raises(InputError, match='2 inputs and 1 targets, but TSynD needs'):
-        fit(data, [Pair(), tsynd(ae)])
+    with refused('batches', found=(2, 1)): fit(data, [Pair(), tsynd(ae)])
 
 class Steps(Callback):
     "Counts the weight updates"
     def before_fit(self): self.n = 0
     def after_step(self): self.n += 1
 
-@pytest.mark.parametrize('what,message',
-                         [('pixels', r'images have values from -\d'), ('inputs', '2 inputs and 1 targets'),
-                          ('targets', 'loss is a cross-entropy')])
-def test_what_cannot_work_is_said_at_the_first_batch(data, ae, what, message):
+@pytest.mark.parametrize('what', ['images', 'batches', 'targets'])
+def test_what_cannot_work_is_said_at_the_first_batch(data, ae, what):
     class Wrong(Callback):
         order = -9
         def before_batch(self):
-            if what == 'pixels': self.learn.xb = (4*self.x-2,)
-            elif what == 'inputs': self.learn.xb = (self.x, self.x)
+            if what == 'images': self.learn.xb = (4*self.x-2,)
+            elif what == 'batches': self.learn.xb = (self.x, self.x)
             else: self.learn.yb = (F.one_hot(self.y, 2).float(),)
     steps = Steps()
-    with pytest.raises(InputError, match=message): fit(data, [Wrong(), steps, tsynd(ae, warmup=.9, every=7)])
+    with refused(what): fit(data, [Wrong(), steps, tsynd(ae, warmup=.9, every=7)])
     assert steps.n == 0
 
 @pytest.mark.parametrize('where', ['first','later'])
 def test_looking_before_there_is_anything(data, ae, where):
     t = tsynd(ae) if where == 'first' else fit(data, tsynd(ae, warmup=1)).tsynd
     for f in (lambda: t.images, lambda: t.provenance, t.show, t.plot_mi):
-        with pytest.raises(InputError,
-                           match='no synthetic images: no batch has been trained on after the warm-up'):
-            f()
+        with refused('warm-up'): f()
 
 def test_why_there_is_nothing_to_look_at(data, ae):
     class Stop(Callback):
@@ -474,10 +459,7 @@ def test_why_there_is_nothing_to_look_at(data, ae):
     t = tsynd(ae)
     with pytest.raises(KeyboardInterrupt): fit(data, [t, Stop()])
     for v in (t, pickle.loads(pickle.dumps(fit(data, tsynd(ae)).tsynd))):
-        with pytest.raises(InputError,
-                           match='no synthetic images: training was stopped before it had ended, or the '
-                                 'callback was pickled'):
-            v.images
+        with refused('training'): v.images
 
 @pytest.mark.parametrize('dtype', [torch.uint8, torch.int32])
 def test_targets_of_any_whole_type(data, ae, dtype):
@@ -487,16 +469,15 @@ def test_targets_of_any_whole_type(data, ae, dtype):
                        [Change(lambda y: y.to(as_type)), tsynd(ae, 'cross_entropy', gate=.5)]).recorder.losses
     assert same(losses(dtype), losses(torch.int64))
 
-@pytest.mark.parametrize('change, C, said', [(lambda y: y[:,None], 2, r'labels have shape \(8, 1\)'),
-                                             (lambda y: y, 1, 'the classifier has 1 output'),
-                                             (lambda y: y+1, 2,
-                                              'values from . to 2, expected 8 class numbers from 0 to 1')],
+@pytest.mark.parametrize('change, C, field, said', [(lambda y: y[:,None], 2, 'labels', '(8, 1)'),
+                                                    (lambda y: y, 1, 'classifier', 'at least 2'),
+                                                    (lambda y: y+1, 2, 'labels', '0 to 1')],
                          ids=['a column','one output','from one'])
-def test_targets_that_do_not_fit_are_refused_at_the_first_batch(data, ae, change, C, said):
+def test_targets_that_do_not_fit_are_refused_at_the_first_batch(data, ae, change, C, field, said):
     seen = []
     class Begun(Callback):
         def before_batch(self): seen.append(self.train_iter)
-    with pytest.raises(InputError, match=said):
+    with refused(field, said):
         fit(data, [Change(change), Begun(), tsynd(ae, warmup=.9)], model=tiny(C))
     assert len(seen) == 1
 
@@ -513,12 +494,11 @@ class Explode(Callback):
 
 @pytest.mark.parametrize('with_tsynd', [True, False])
 def test_a_loss_that_is_no_longer_finite_stops_it(data, ae, with_tsynd):
-    with pytest.raises(InputError, match='mi of the classifier is not finite'
-                       if with_tsynd else 'loss .*is nan in epoch 0'):
+    with refused('classifier' if with_tsynd else 'loss'):
         train_classifier(data, tiny(), epochs=1, bs=8, cbs=[Explode(), *([tsynd(ae)] if with_tsynd else [])])
 
 def test_a_synthetic_loss_that_is_not_finite_stops_it_too(data, ae):
-    with pytest.raises(InputError, match='loss .*is nan in epoch 0'):
+    with refused('loss', 'epoch 0', found=math.nan):
         train_classifier(data, tiny(), epochs=1, bs=8, cbs=[SynNaN(), tsynd(ae)])
 
 class SynNaN(Callback):
@@ -527,7 +507,7 @@ class SynNaN(Callback):
     def before_batch(self):
         if self.training: self.learn.tsynd.syn.x.fill_(math.nan)
 
-@pytest.mark.parametrize('error', [KeyError('k'), InputError('what')], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize('error', [KeyError('k'), InputError('what', 'what')], ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize('place', ['training','synthesis'])
 def test_exceptions_close_the_bar_and_release_the_model(data, ae, monkeypatch, error, place):
     bars = []
@@ -599,9 +579,7 @@ class Locked(nn.Module):
     def forward(self, x): return self.f(x)
 
 def test_a_model_that_cannot_be_copied_is_refused_unless_there_is_no_gate(data, ae):
-    with pytest.raises(InputError, match='cannot be copied.*use gate=') as e:
-        fit(data, tsynd(ae, gate=.5), model=Locked())
-    assert '\n' not in str(e.value)
+    with refused('classifier', 'gate=0'): fit(data, tsynd(ae, gate=.5), model=Locked())
     assert fit(data, tsynd(ae, gate=0.), model=Locked()).tsynd.count == 10
 
 class Weights(Callback):
@@ -896,12 +874,11 @@ def test_one_slow_batch_does_not_spoil_the_measurement():
 
 @pytest.mark.parametrize('budget', [1, 1., .9, 0, -1, math.nan, math.inf, True, '1.3'])
 def test_impossible_budgets_are_refused(ae, budget):
-    with pytest.raises(InputError, match='budget is') as e: TSynD(ae, budget=budget)
-    assert '\n' not in str(e.value)
+    with refused('budget', found=budget): TSynD(ae, budget=budget)
 
 @pytest.mark.parametrize('kwargs', [dict(share=.3), dict(every=2), dict(share=.25, every=4)], ids=str)
 def test_a_budget_and_what_it_chooses_do_not_go_together(ae, kwargs):
-    with pytest.raises(InputError, match='a budget chooses them itself'): TSynD(ae, budget=1.3, **kwargs)
+    with refused('budget', 'share', 'every', found=1.3): TSynD(ae, budget=1.3, **kwargs)
 
 @pytest.fixture
 def own_time(monkeypatch):
@@ -946,15 +923,14 @@ def test_a_large_budget_raises_the_share_first_to_all(data, ae, calls, own_time)
     assert learn.tsynd.cost['ratio'] == pytest.approx(1+8)
 
 def test_the_cost_is_known_once_it_is_measured(data, ae):
-    with pytest.raises(InputError, match='no measured cost'): tsynd(ae, budget=1.3).cost
+    with refused('budget'): tsynd(ae, budget=1.3).cost
     # none asked for; 15 batches, one too few
     for t in (fit(data, tsynd(ae)).tsynd, fit(data, tsynd(ae, budget=1.3), epochs=3).tsynd):
-        with pytest.raises(InputError, match='no measured cost') as e: t.cost
-        assert '\n' not in str(e.value)
+        with refused('budget', found=t.budget): t.cost
     learn = fit(data, tsynd(ae, budget=1.3), epochs=4)
     assert learn.tsynd.cost['rate'] >= 0 and learn.tsynd.cost['plain_ms'] > 0
     quiet(learn, learn.fit, 1)
-    with pytest.raises(InputError): learn.tsynd.cost                             # each fit measures anew
+    with refused('budget'): learn.tsynd.cost                             # each fit measures anew
 
 
 # The guard of the single step
@@ -1107,7 +1083,7 @@ def test_a_gate_that_drops_all_says_so(data, ae, gates):
     gates(0.)
     t = fit(data, tsynd(ae)).tsynd
     for f in (lambda: t.images, t.show):
-        with pytest.raises(InputError, match='gate has dropped all 40'): f()
+        with refused('gate', 'all 40'): f()
     assert len(t.provenance) == 40
 
 def test_one_image_alone_is_dropped(data, ae, gates):

@@ -7,6 +7,7 @@ import timm, torch, torch.nn.functional as F, torchvision
 from fastai.learner import load_learner
 from hypothesis import given, strategies as st
 from layouts import write_npz
+from refused import refused
 from medmnist import Evaluator
 from states import same, state
 from torch import nn
@@ -264,9 +265,7 @@ class SequenceFirst(nn.Module):
 # 12 positions: T divides them or not, as does T·n
 @pytest.mark.parametrize('n,T', [(5,4), (5,5), (3,2), (1,4), (2,3)])
 def test_dropout_on_a_sequence_that_comes_first_is_refused(n, T):
-    with pytest.raises(InputError,
-                       match=rf'sees shape \(12, {n*T}, .* {n*T}, as its first dimension; make the model '
-                             rf'batch-first'):
+    with refused('dropout', f'(12, {n*T}, ', f' {n*T}, as its first dimension'):
         mc_logits(SequenceFirst(), images(n), T)
 
 def test_windows_of_an_image_are_no_sequence():
@@ -298,19 +297,18 @@ def test_a_model_that_returns_something_else_is_an_error(out):
         warnings.simplefilter('ignore')
         with pytest.raises((RuntimeError, InputError), match='expected'): mc_logits(Odd(), images(), 4)
 
-@pytest.mark.parametrize('make,word', [(lambda: tiny(p=1.), 'drop of the classifier has p = 1'),
-                                       (lambda: tiny(p=0.), '1 dropout layers, all with p = 0'),
-                                       (lambda: nn.Linear(2, 2), 'no dropout layer')],
-                                       ids=['p=1','p=0','none'])
-def test_models_without_useful_dropout_are_refused(make, word):
+@pytest.mark.parametrize('make,found', [(lambda: tiny(p=1.), 1.),
+                                        (lambda: tiny(p=0.), '1 dropout layers, all with p = 0'),
+                                        (lambda: nn.Linear(2, 2), 'no dropout layer')],
+                                        ids=['p=1','p=0','none'])
+def test_models_without_useful_dropout_are_refused(make, found):
     model = make()
     for f in (check_dropout, MCDropout, lambda m: mc_logits(m, images())):
-        with pytest.raises(InputError) as e: f(model)
-        assert word in str(e.value) and '\n' not in str(e.value)
+        with refused('dropout', found=found): f(model)
 
 @pytest.mark.parametrize('T', [0, -1, float('nan'), 2.5, '4'])
 def test_impossible_numbers_of_draws_are_refused(T):
-    with pytest.raises(InputError, match='T is'): mc_logits(tiny(), images(), T=T)
+    with refused('T', found=T): mc_logits(tiny(), images(), T=T)
 
 
 # Left as it was
@@ -477,7 +475,7 @@ def test_an_absent_class_has_no_auc():
         balanced_accuracy=.5)
 
 def test_probabilities_that_are_not_finite_are_refused():
-    with pytest.raises(InputError, match='1 values that are not finite'):
+    with refused('probabilities', found=1):
         metrics([0,1], np.array([[.5,.5],[np.nan,1]]), 'binary-class')
 
 
@@ -496,14 +494,12 @@ def test_normalisation_is_inside():
     model(torch.tensor([0, .25, .5, 1]).view(1,1,2,2))
     assert seen[0].flatten().tolist() == [-1, -.5, 0, 1]
 
-@pytest.mark.parametrize('args,word',
-                         [(dict(model='resnet'), 'expected small_resnet'),
-                          (dict(model='timm:no_such'), 'no model of that name'),
-                                       (dict(p=-.1), 'dropout is -0.1'), (dict(p=.96), 'dropout is 0.96'),
-                                       (dict(p=float('nan')), 'dropout is nan')], ids=str)
-def test_impossible_models_are_refused(args, word):
-    with pytest.raises(InputError) as e: make_classifier(**args)
-    assert word in str(e.value) and '\n' not in str(e.value)
+@pytest.mark.parametrize('args,field', [(dict(model='resnet'), 'model'), (dict(p=-.1), 'dropout'),
+                                        (dict(model='timm:no_such'), 'model'), (dict(p=.96), 'dropout'),
+                                        (dict(p=float('nan')), 'dropout')], ids=str)
+def test_impossible_models_are_refused(args, field):
+    found, = args.values()
+    with refused(field, found=found): make_classifier(**args)
 
 @pytest.mark.parametrize('name', ['small_resnet','timm:regnetx_002'])
 def test_what_is_saved_comes_back(tmp_path, name):
@@ -514,20 +510,18 @@ def test_what_is_saved_comes_back(tmp_path, name):
     assert not again.training and again.drop.p == .25 and again.config == model.config
     assert same(dict(again.state_dict()), dict(model.state_dict()))
 
-@pytest.mark.parametrize('change', [dict(model='resnet'), dict(n_classes=5), dict(colour=1), dict(p=2)],
-                         ids=str)
-def test_bad_files_get_one_sentence(tmp_path, change):
+@pytest.mark.parametrize('change,field', [(dict(model='resnet'), 'model'), (dict(n_classes=5), 'the file'),
+                                          (dict(colour=1), 'the file'), (dict(p=2), 'dropout')], ids=str)
+def test_bad_files_get_one_sentence(tmp_path, change, field):
     save_model(tmp_path/'c', make_classifier('small_resnet', 1, 4))
     facts = json.loads((tmp_path/'c.json').read_text())
     facts['config'] |= change
     (tmp_path/'c.json').write_text(json.dumps(facts))
-    with pytest.raises(InputError) as e: load_classifier(tmp_path/'c')
-    assert '\n' not in str(e.value)
+    with refused(tmp_path/'c' if field == 'the file' else field): load_classifier(tmp_path/'c')
 
 def test_an_autoencoder_is_no_classifier(tmp_path):
     save_model(tmp_path/'ae', Autoencoder(width=4))
-    with pytest.raises(InputError, match="'Autoencoder', expected 'Classifier'"):
-        load_classifier(tmp_path/'ae')
+    with refused(tmp_path/'ae', 'Classifier', found='Autoencoder'): load_classifier(tmp_path/'ae')
 
 @pytest.fixture(scope='module')
 def data(): return phantom(32, 12, 12, size=12)
@@ -569,9 +563,8 @@ def test_the_bar_counts_and_closes(data, bars):
     assert [(b.n, b.total, b.closed) for b in bars] == [(8,8,True)]
 
 def test_a_loss_that_is_no_longer_finite_stops_it_in_one_sentence(data, bars):
-    with pytest.raises(InputError) as e:
+    with refused('loss', 'epoch 0', found=float('nan')):
         train_classifier(data, tiny(), epochs=3, bs=8, lr=float('inf'), progress=True)
-    assert 'loss is nan in epoch 0' in str(e.value) and '\n' not in str(e.value)
     assert [b.closed for b in bars] == [True]
 
 def test_any_other_exception_closes_the_bar_too(data, bars):
@@ -580,12 +573,12 @@ def test_any_other_exception_closes_the_bar_too(data, bars):
     with pytest.raises(KeyError): train_classifier(data, model, epochs=1, bs=8, progress=True)
     assert [b.closed for b in bars] == [True]
 
-@pytest.mark.parametrize('kwargs,word', [(dict(epochs=0), 'epochs is 0'), (dict(epochs=1.5), 'epochs is 1.5'),
-                                         (dict(bs=0), 'batch size is 0'),
-                                         (dict(p=2), 'dropout is 2'), (dict(model='x'), "model is 'x'")],
-                                         ids=str)
-def test_impossible_trainings_are_refused(data, kwargs, word):
-    with pytest.raises(InputError, match=word): train_classifier(data, **kwargs)
+@pytest.mark.parametrize('kwargs,field', [(dict(epochs=0), 'epochs'), (dict(epochs=1.5), 'epochs'),
+                                          (dict(bs=0), 'batch size'), (dict(p=2), 'dropout'),
+                                          (dict(model='x'), 'model')], ids=str)
+def test_impossible_trainings_are_refused(data, kwargs, field):
+    found, = kwargs.values()
+    with refused(field, found=found): train_classifier(data, **kwargs)
 
 def test_the_learner_is_a_whole_fastai_learner(data):
     learn = train_classifier(data, tiny(), epochs=1)

@@ -84,7 +84,7 @@ def no_training(monkeypatch):
 def test_every_option_reaches_the_configuration(monkeypatch, tmp_path):
     seen = []
     def take(c, out, root=None, *args, **kwargs):
-        seen.append((c, Path(out), root)); raise InputError('enough')
+        seen.append((c, Path(out), root)); raise InputError('enough', 'enough')
     monkeypatch.setattr('tsynd.experiments.run', take)            # where the command finds it
     monkeypatch.chdir(tmp_path)
     values = {int: 7, float: .7, str: 'name'}

@@ -6,6 +6,7 @@ from dataclasses import replace
 import medmnist, numpy as np, pytest, torch, torchvision
 from hypothesis import assume, given, settings, strategies as st
 from layouts import NAMES, SIZES, make_arrays, write_npz
+from refused import refused
 
 from tsynd.models import classifier_learner
 from tsynd.core import check_range, InputError, seeded, TASKS
@@ -34,18 +35,10 @@ def quiet_load(*args, **kwargs):
         warnings.simplefilter('ignore')
         return load_npz(*args, **kwargs)
 
-def one_sentence(e):
-    "The message of an `InputError`: a single line, without the marks of a traceback"
-    assert e.type is InputError
-    text = str(e.value)
-    assert text and '\n' not in text and 'Traceback' not in text
-    return text
-
 @pytest.mark.parametrize('task', ['multi-label', 'binary', '', None])
 def test_a_task_of_another_name_is_refused(task):
     part = split()
-    with pytest.raises(InputError) as e: ImageData('made', task, ['c0','c1'], part, part, part)
-    one_sentence(e); assert f'task is {task!r}, expected one of binary-class; ' in str(e.value)
+    with refused('task', *TASKS, found=task): ImageData('made', task, ['c0','c1'], part, part, part)
     assert {i['task'] for i in medmnist.INFO.values()} <= set(TASKS)
 
 WRONG = {'16 bits': dict(x=lambda x: x.to(torch.uint16)), 'floats': dict(x=lambda x: x/255),
@@ -59,11 +52,11 @@ WRONG = {'16 bits': dict(x=lambda x: x.to(torch.uint16)), 'floats': dict(x=lambd
 @pytest.mark.parametrize('what', WRONG)
 def test_what_is_put_together_wrongly_is_refused(what, where):
     part = split()
-    with pytest.raises(InputError) as e:
+    field = {'x': 'images', 'y': 'labels', 'index': 'index'}[[*WRONG[what]][0]]
+    with refused(f'made, {where}: {field}', 'expected'):
         ImageData('made', 'binary-class', ['c0','c1'],
                   **(dict(train=part, val=part, test=part)
                      | {where: replace(part, **{k: f(getattr(part, k)) for k,f in WRONG[what].items()})}))
-    assert one_sentence(e).startswith(f'made, {where}: ') and 'expected' in str(e.value)
 
 
 # Parameters and random streams
@@ -74,13 +67,12 @@ def test_numbers_of_every_type_are_numbers(value): check_range('steps', value, l
 
 @pytest.mark.parametrize('value', ['3', None, float('nan'), float('inf'), -float('inf'), [3]], ids=str)
 def test_what_is_no_finite_number_is_refused(value):
-    with pytest.raises(InputError) as e: check_range('steps', value, lo=1)
-    assert one_sentence(e) == f"steps is {value!r}, but must be a number, at least 1"
+    with refused('steps', 'at least 1', found=value): check_range('steps', value, lo=1)
 
 @given(st.integers(-3, 3), st.integers(-3, 3), st.integers(-3, 3), st.booleans())
 def test_range_is_what_it_says(value, lo, hi, open_lo):
     fine = (value > lo if open_lo else value >= lo) and value <= hi
-    with nullcontext() if fine else pytest.raises(InputError): check_range('it', value, lo, hi, open_lo)
+    with nullcontext() if fine else refused('it', found=value): check_range('it', value, lo, hi, open_lo)
 
 def test_seeded_covers_all_streams_and_nests_and_survives_exceptions():
     draw = lambda: (random.random(), np.random.rand(), torch.rand(()).item())
@@ -196,12 +188,12 @@ def nan_pixels(x):
     x = x.astype(np.float32)/255; x[0,3:5,0] = np.nan
     return x
 
-BAD = {  # what to change in the arrays of a set: the words the message must hold
+BAD = {  # what to change in the arrays of a set: the array at fault, and the values the message must hold
     'missing array': ('breastmnist', lambda a: {k: v for k,v in a.items() if k != 'val_labels'},
-                      ['val_labels', 'six arrays']),
-    'no array at all': ('breastmnist', lambda a: {'x': np.zeros(3)}, ['train_images', 'another data set']),
+                      ['val_labels']),
+    'no array at all': ('breastmnist', lambda a: {'x': np.zeros(3)}, ['train_images']),
     'NaN pixels': ('breastmnist', lambda a: change(a, 'train_images', nan_pixels),
-                   ['train_images', 'float32', '2 pixels are NaN', 'uint8']),
+                   ['train_images', 'float32', '2 pixels', 'uint8']),
     'float images': ('breastmnist', lambda a: change(a, 'test_images', lambda x: x/255),
                      ['test_images', 'float64', 'uint8']),
     'wrong size': ('breastmnist', lambda a: change(a, 'val_images', lambda x: x[:,:27]),
@@ -209,15 +201,15 @@ BAD = {  # what to change in the arrays of a set: the words the message must hol
     'a list of rows': ('breastmnist', lambda a: change(a, 'train_images', lambda x: x.reshape(len(x), -1)),
                        ['train_images', '40×784']),
     'colour for grey': ('breastmnist', lambda a: change(a, 'train_images', lambda x: np.stack([x]*3, -1)),
-                        ['40×28×28×3', 'N×28×28 uint8']),
+                        ['train_images', '40×28×28×3', 'N×28×28 uint8']),
     'grey for colour': ('pathmnist', lambda a: change(a, 'train_images', lambda x: x[...,0]),
-                        ['40×28×28', 'N×28×28×3 uint8']),
+                        ['train_images', '40×28×28', 'N×28×28×3 uint8']),
     'four channels': ('pathmnist', lambda a: change(a, 'train_images', lambda x: x[...,[0,1,2,2]]),
-                      ['40×28×28×4', 'N×28×28×3 uint8']),
+                      ['train_images', '40×28×28×4', 'N×28×28×3 uint8']),
     'channels first': ('pathmnist', lambda a: change(a, 'test_images', lambda x: x.transpose(0,3,1,2)),
                        ['test_images', '24×3×28×28']),
     'empty split': ('breastmnist', lambda a: {k: v[:0] if k[:3]=='val' else v for k,v in a.items()},
-                    ['val_images', 'no image']),
+                    ['val_images', 'at least one']),
     'label too large': ('breastmnist', lambda a: change(a, 'train_labels', set_item(2)),
                         ['train_labels', '0 to 2', 'expected 0 to 1']),
     'label negative': ('octmnist', lambda a: change(a, 'val_labels', set_item(-1)),
@@ -234,22 +226,22 @@ BAD = {  # what to change in the arrays of a set: the words the message must hol
                                  ['val_labels', '24×14', '23×14']),
     'one-hot labels': ('breastmnist',
                        lambda a: change(a, 'test_labels', lambda y: np.eye(2, dtype=np.uint8)[y[:,0]]),
-                       ['24×2', '24×1']),
+                       ['test_labels', '24×2', '24×1']),
     'one of several labels': ('chestmnist', lambda a: change(a, 'train_labels', lambda y: y[:,:1]),
-                              ['40×1', '40×14']),
+                              ['train_labels', '40×1', '40×14']),
     'labels without a shape': ('breastmnist', lambda a: change(a, 'train_labels', lambda y: y.sum()),
                                ['train_labels', '40×1']),
     'pickled objects': ('breastmnist', lambda a: change(a, 'train_images', lambda x: x.astype(object)),
-                        ['not a complete numpy archive']),
+                        [None]),
 }
 
 @pytest.mark.parametrize('case', BAD)
 def test_bad_arrays_get_one_sentence(tmp_path, case):
-    name, spoil, words = BAD[case]
+    name, spoil, (array, *words) = BAD[case]
     path = write(tmp_path/f'{name}.npz', spoil(make_arrays(name)))
-    with pytest.raises(InputError) as e: quiet_load(path, medmnist.INFO[name], name)
-    text = one_sentence(e)
-    assert [w for w in [str(path), *words] if w not in text] == []
+    whole = {'missing array': array, 'no array at all': array, 'pickled objects': path}
+    at = whole.get(case, f'{path}: {array}')
+    with refused(at, str(path), *words): quiet_load(path, medmnist.INFO[name], name)
 
 @pytest.mark.parametrize('name,other', [('breastmnist','pathmnist'), ('breastmnist','chestmnist'),
                                         ('chestmnist','breastmnist'),
@@ -257,11 +249,11 @@ def test_bad_arrays_get_one_sentence(tmp_path, case):
 def test_another_set_under_the_name_is_refused(tmp_path, name, other):
     write_npz(tmp_path, other).rename(tmp_path/f'{name}.npz')
     with pytest.raises(InputError) as e: load_medmnist(name, tmp_path, download=False)
-    assert f'{name}.npz' in one_sentence(e) and 'expected' in str(e.value)
+    assert e.value.field.startswith(str(tmp_path/f'{name}.npz: '))
 
 def test_another_size_under_the_name_is_refused(tmp_path):
     write_npz(tmp_path, 'breastmnist', 64).rename(tmp_path/'breastmnist.npz')
-    with pytest.raises(InputError, match='64×64, expected N×28×28 uint8'):
+    with refused(tmp_path/'breastmnist.npz: train_images', 'N×28×28 uint8', found=(40, 64, 64)):
         load_medmnist('breastmnist', tmp_path, download=False)
 
 def test_a_flat_list_of_labels_is_fine(tmp_path):
@@ -281,13 +273,11 @@ def npy(a):
 def test_what_is_no_archive_is_refused(tmp_path, content):
     path = tmp_path/'breastmnist.npz'
     path.write_bytes(content)
-    with pytest.raises(InputError) as e: load_medmnist('breastmnist', tmp_path, download=False)
-    assert str(path) in one_sentence(e) and 'download it again' in str(e.value)
+    with refused(path, 'download it again'): load_medmnist('breastmnist', tmp_path, download=False)
 
 def test_a_zip_of_something_else_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path/'breastmnist.npz', 'w') as z: z.writestr('train_images', 'hello')
-    with pytest.raises(InputError) as e: load_medmnist('breastmnist', tmp_path, download=False)
-    assert 'breastmnist.npz' in one_sentence(e)
+    with refused('train_labels', str(tmp_path)): load_medmnist('breastmnist', tmp_path, download=False)
 
 @pytest.fixture(scope='module')
 def archive(tmp_path_factory): return write_npz(tmp_path_factory.mktemp('archive'), 'breastmnist', n=(4,4,4))
@@ -296,8 +286,7 @@ def archive(tmp_path_factory): return write_npz(tmp_path_factory.mktemp('archive
 def test_a_truncated_file_is_refused_wherever_it_ends(archive, share):
     whole, path = archive.read_bytes(), archive.with_name('cut.npz')
     path.write_bytes(whole[:int(share*len(whole))])
-    with pytest.raises(InputError) as e: read_npz(path)
-    assert str(path) in one_sentence(e)
+    with refused(path): read_npz(path)
 
 @settings(max_examples=300)
 @given(place=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255), end=st.booleans())
@@ -318,8 +307,7 @@ def test_an_archive_of_a_kind_that_cannot_be_read_is_refused(archive, at, value)
     # in the directory's first entry
     content[content.index(b'PK\x01\x02')+at] = value
     path.write_bytes(content)
-    with pytest.raises(InputError) as e: read_npz(path)
-    assert str(path) in one_sentence(e)
+    with refused(path): read_npz(path)
 
 
 # Missing files
@@ -329,24 +317,22 @@ def test_an_archive_of_a_kind_that_cannot_be_read_is_refused(archive, at, value)
                                        ('fantom','phantom'), ('organmnist','organ'),
                                        ('PATHMNIST','pathmnist')])
 def test_unknown_names_get_suggestions(name, near):
-    with pytest.raises(InputError) as e: load_data(name)
-    assert repr(name) in one_sentence(e) and 'did you mean' in str(e.value) and near in str(e.value)
+    with refused('data set', 'did you mean', near, found=name): load_data(name)
 
 def test_a_name_like_no_other_gets_the_list():
-    with pytest.raises(InputError) as e: load_data('%%%')
-    assert all(n in one_sentence(e) for n in ['phantom', *NAMES])
+    with refused('data set', 'phantom', *NAMES): load_data('%%%')
 
 @pytest.mark.parametrize('name', ['organmnist3d','nodulemnist3d'])
 def test_volumes_are_refused(name):
-    with pytest.raises(InputError, match='unknown'): load_data(name)
+    with refused('data set', found=name): load_data(name)
 
 @pytest.mark.parametrize('size', [0, 32, 27, -28])
 def test_unknown_sizes_are_refused(size):
-    with pytest.raises(InputError, match='28, 64, 128 and 224'): load_medmnist('breastmnist', size=size)
+    with refused('size', '28, 64, 128 and 224', found=size): load_medmnist('breastmnist', size=size)
 
 @pytest.mark.parametrize('size', [0, 8, 27, -28])
 def test_sizes_that_the_phantom_cannot_have_are_refused(size):
-    with pytest.raises(InputError, match='multiple of 4, at least 12'): load_data('phantom', size=size)
+    with refused('size', 'multiple of 4, at least 12', found=size): load_data('phantom', size=size)
 
 @pytest.mark.parametrize('error', [RuntimeError('no'), urllib.error.URLError('no network'),
                                    TimeoutError('slow'), ConnectionResetError('gone')],
@@ -359,10 +345,8 @@ def test_a_failed_download_leaves_nothing(tmp_path, monkeypatch, error, deep):
         raise error
     monkeypatch.setattr(torchvision.datasets.utils, 'download_url', half)
     root = tmp_path/'a'/'b' if deep else tmp_path
-    with pytest.raises(InputError) as e: load_medmnist('breastmnist', root, 64)
-    text = one_sentence(e)
-    assert (str(root/'breastmnist_64.npz') in text and medmnist.INFO['breastmnist']['url_64'] in text
-            and '--root' in text)
+    with refused(root/'breastmnist_64.npz', medmnist.INFO['breastmnist']['url_64'], '--root'):
+        load_medmnist('breastmnist', root, 64)
     assert [p for p in tmp_path.rglob('*') if not p.is_dir()] == []
     assert not (root.exists() and list(root.iterdir()))
 
@@ -390,14 +374,13 @@ def test_a_download_arrives_whole(tmp_path, monkeypatch):
 
 def test_no_download_when_told_not_to(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets.utils, 'download_url', lambda *a, **k: pytest.fail('downloaded'))
-    with pytest.raises(InputError) as e: load_medmnist('breastmnist', tmp_path, download=False)
-    assert (str(tmp_path/'breastmnist.npz') in one_sentence(e) and '--root' in str(e.value)
-            and list(tmp_path.iterdir()) == [])
+    with refused(tmp_path/'breastmnist.npz', '--root'):
+        load_medmnist('breastmnist', tmp_path, download=False)
+    assert list(tmp_path.iterdir()) == []
 
 def test_a_root_that_is_a_file_is_refused(tmp_path):
     (tmp_path/'file').write_text('')
-    with pytest.raises(InputError) as e: load_medmnist('breastmnist', tmp_path/'file')
-    assert str(tmp_path/'file') in one_sentence(e)
+    with refused(tmp_path/'file'/'breastmnist.npz'): load_medmnist('breastmnist', tmp_path/'file')
 
 
 # The phantom
@@ -411,10 +394,8 @@ def test_no_seed_puts_an_image_of_a_hole_into_training(seed):
 
 @pytest.mark.parametrize('seed', [-1, 1.5])
 def test_a_phantom_needs_a_seed_from_0_on(seed):
-    with pytest.raises(InputError, match=f'seed is {seed}, but must be a whole number, at least 0'):
-        load_data('phantom', seed=seed)
-    with pytest.raises(InputError, match=f'seed is {seed}, but must be a whole number, at least 0'):
-        subset(phantom(), 10, seed=seed)
+    for make in (lambda: load_data('phantom', seed=seed), lambda: subset(phantom(), 10, seed=seed)):
+        with refused('seed', 'at least 0', found=seed): make()
 
 def test_the_phantom_can_be_rendered_at_every_size_and_has_a_gradient():
     f = torch.rand(3, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
@@ -450,9 +431,7 @@ def test_the_default_holes_are_the_stated_ones():
         10, 10, size=12, holes=False).md5
 
 def test_a_hole_that_leaves_nothing_is_refused():
-    with pytest.raises(InputError) as e:
-        phantom(60, 10, 10, size=12, holes={'all': {'spiculation': (.01,1.)}})
-    assert 'holes leave only' in one_sentence(e)
+    with refused('holes'): phantom(60, 10, 10, size=12, holes={'all': {'spiculation': (.01,1.)}})
 
 def test_holes_can_be_filled():
     assert in_hole(phantom(300, 10, 10, size=12, holes=False).train.factors).float().mean() > .1
@@ -503,7 +482,7 @@ def test_subsets_are_nested_and_stratified(args, seed):
     for k in range(C, n+1, max(1, n//7)):
         try: small = subset(data, k, seed)
         except InputError as e:
-            assert multi and 'no positive' in str(e)
+            assert multi and e.field == 'subset'
             continue
         assert len(small.train) == len(small.val) == k and len(small.test) == n
         now = set(small.train.index.tolist())
@@ -515,9 +494,8 @@ def test_subsets_are_nested_and_stratified(args, seed):
 
 @pytest.mark.parametrize('n', [0, 1, 2, -5, 41, 10**9])
 def test_subsets_of_an_impossible_size_are_refused(n):
-    with pytest.raises(InputError) as e: subset(image_data(40, 3), n)
-    assert f'subset is {n}' in one_sentence(e)
-    if n in (2, 41): assert 'made' in str(e.value)     # these depend on the data set, which is named
+    # the last two depend on the data set, which is named
+    with refused('subset', *(['made'] if n in (2, 41) else []), found=n): subset(image_data(40, 3), n)
 
 def test_validation_is_capped_but_test_is_not():
     data = replace(image_data(40, 2), val=split(7, 2), test=split(90, 2))
@@ -530,9 +508,8 @@ def test_an_absent_class_is_named(multi, y):
     s = Split(torch.zeros(len(y),1,4,4, dtype=torch.uint8), y, torch.arange(len(y)))
     data = ImageData('made', MULTI if multi else 'multi-class', ['one','two','three'], s, s, s)
     for check in (check_classes, image_dls):
-        with pytest.raises(InputError) as e: check(data)
-        assert ("'two'" in one_sentence(e) and "'one'" not in str(e.value)
-                and ("'three'" in str(e.value)) == multi)
+        with refused('subset', "'two'") as e: check(data)
+        assert "'one'" not in str(e.value) and ("'three'" in str(e.value)) == multi
 
 
 # Batches
@@ -610,7 +587,7 @@ def test_the_order_is_a_function_of_seed_and_epoch(o, balanced, noise):
 
 @pytest.mark.parametrize('bs', [0, -1, 2.5, True], ids=str)
 def test_an_impossible_batch_size_is_refused(bs):
-    with pytest.raises(InputError, match=f'bs is {bs}'): ImageDL(split(40), bs=bs)
+    with refused('bs', found=bs): ImageDL(split(40), bs=bs)
 
 def test_epochs_and_seeds_differ():
     orders = [epoch(dl)[0] for s in range(4) for dl in [ImageDL(split(40), bs=8, shuffle=True, seed=s)]
@@ -626,8 +603,9 @@ def test_several_labels_are_balanced_over_their_strata():
 @pytest.mark.parametrize('kwargs', [dict(bs=0), dict(bs=-1), dict(bs=float('nan')), dict(bs=2.5),
                                     dict(seed=-1)], ids=str)
 def test_impossible_batches_are_refused(kwargs):
-    with pytest.raises(InputError) as e: image_dls(image_data(40), **kwargs).one_batch()
-    one_sentence(e)
+    (name, found), = kwargs.items()
+    field = 'batch size' if name == 'bs' else name
+    with refused(field, found=found): image_dls(image_data(40), **kwargs).one_batch()
 
 def test_a_batch_larger_than_the_data_is_one_batch():
     assert [len(y) for _,y in image_dls(image_data(40), bs=64).train] == [40]

@@ -13,9 +13,10 @@ import pytest, torch
 from annotated_types import Len
 from fastcore.docments import docments
 
+from refused import refused
 from tsynd.cli import main, options
 from tsynd.core import (
-    AutoencoderSettings, bounds, check_range, checked, ClassifierSettings, derived, expected, InputError,
+    AutoencoderSettings, bounds, check_range, checked, ClassifierSettings, derived, expected,
     number, rows, Settings, shown, SynthesisSettings, takes, TargetingSettings, type_of, whole)
 from tsynd.data import image_dls, phantom, subset
 from tsynd.experiments import (
@@ -101,10 +102,8 @@ def test_a_number_has_two_ends_and_they_are_where_they_are_said_to_be(kind, name
              '3', True, [1], {}]
     for v in [*wrong, *([b['lo']] if b['open_lo'] else []), *([1.5] if whole_number else [])]:
         for refuse in (lambda: checked(made(v)), lambda: check_range(name, v, **b)):
-            with pytest.raises(InputError) as e: refuse()
-            said = str(e.value)
-            assert (said.startswith(f'{name} is ') and f"at most {b['hi']}" in said and '\n' not in said
-                    and len(said) < 250)
+            with refused(name, f"at most {b['hi']}") as e: refuse()
+            assert len(str(e.value)) < 250
 
 @pytest.mark.parametrize('value', [np.int64(3), np.array(3), torch.tensor(3), np.float64(.3), np.float32(.5),
                                    np.bool_(True)], ids=str)
@@ -115,7 +114,7 @@ def test_numbers_of_numpy_and_torch_are_numbers(value):
 
 def test_a_fraction_of_any_size_is_compared():
     check_range('x', Fraction(1, 3), lo=0, hi=1)
-    with pytest.raises(InputError): check_range('x', Fraction(10**400), lo=0, hi=1)
+    with refused('x', found=Fraction(10**400)): check_range('x', Fraction(10**400), lo=0, hi=1)
 
 def test_what_is_shown_is_short():
     values = 'x'*10**6, list(range(10**6)), 10**400, 10**5000, [[10**5000]], {str(i): i
@@ -123,16 +122,17 @@ def test_what_is_shown_is_short():
     for v in values: assert len(shown(v)) < 500 and '\n' not in shown(v)
     assert shown(.3) == '0.3' and shown("a'b") == repr("a'b")
 
-@pytest.mark.parametrize('call', [lambda: image_dls(phantom(), bs=10**9), lambda: phantom(size=100000),
-                                  lambda: phantom(size=10**5000), lambda: phantom(seed=2**63),
-    lambda: phantom(n_train=10**15), lambda: subset(phantom(), 10**5000),
-    lambda: subset(phantom(), 10, seed=2**70), lambda: TSynD(None, T=10**9),
-    lambda: TSynD(None, weight=1e308),
-    lambda: Synthesizer(None, steps=10**400), lambda: callbacks('mixup', alpha=1e308),
-    lambda: callbacks('pgd', steps=10**9), lambda: callbacks('random', times=math.inf)])
-def test_arguments_have_ends_as_well(call):
-    with pytest.raises(InputError) as e: call()
-    assert '\n' not in str(e.value) and len(str(e.value)) < 250
+@pytest.mark.parametrize('field, call', [
+    ('batch size', lambda: image_dls(phantom(), bs=10**9)), ('size', lambda: phantom(size=100000)),
+    ('size', lambda: phantom(size=10**5000)), ('seed', lambda: phantom(seed=2**63)),
+    ('n_train', lambda: phantom(n_train=10**15)), ('subset', lambda: subset(phantom(), 10**5000)),
+    ('seed', lambda: subset(phantom(), 10, seed=2**70)), ('T', lambda: TSynD(None, T=10**9)),
+    ('weight', lambda: TSynD(None, weight=1e308)), ('steps', lambda: Synthesizer(None, steps=10**400)),
+    ('alpha', lambda: callbacks('mixup', alpha=1e308)), ('steps', lambda: callbacks('pgd', steps=10**9)),
+    ('times', lambda: callbacks('random', times=math.inf))])
+def test_arguments_have_ends_as_well(field, call):
+    with refused(field) as e: call()
+    assert len(str(e.value)) < 250
 
 
 # The mechanism
@@ -144,15 +144,13 @@ class Small(Settings):
     kind: Annotated[Literal['a','b'], 'which'] = 'a'
     many: Annotated[list[whole(1, 5)|Literal['all']], Len(1, 3), 'sizes'] = field(default_factory=lambda: [1])
 
-@pytest.mark.parametrize('change, said',
-                         [(dict(count=0), 'count is 0, expected a whole number, at least 1 and at most 9'),
-                          (dict(ratio=0), 'ratio is 0, expected a number, more than 0 and at most 1'),
-    (dict(kind='c'), "kind is 'c', expected a or b"),
-    (dict(many=[]), 'many is [], expected a list of 1 to 3'), (dict(many=[1, 9]), 'many holds 9, '),
-    (dict(many=[1]*4), 'many is [1, 1, 1, 1], ')])
-def test_the_first_that_is_wrong_is_named(change, said):
-    with pytest.raises(InputError) as e: checked(Small(**change))
-    assert str(e.value).startswith(said)
+@pytest.mark.parametrize('name, value, found, said', [
+    ('count', 0, 0, 'a whole number, at least 1 and at most 9'),
+    ('ratio', 0, 0, 'a number, more than 0 and at most 1'), ('kind', 'c', 'c', 'a or b'),
+    ('many', [], [], 'a list of 1 to 3'), ('many', [1, 9], 9, 'a list of 1 to 3'),
+    ('many', [1]*4, [1]*4, 'a list of 1 to 3')])
+def test_the_first_that_is_wrong_is_named(name, value, found, said):
+    with refused(name, said, found=found): checked(Small(**{name: value}))
     assert checked(Small(ratio=None, many=['all', 2])) == Small(many=['all', 2])
 
 def test_a_function_takes_settings_one_by_one():
@@ -162,7 +160,7 @@ def test_a_function_takes_settings_one_by_one():
     for wrong in (lambda: f(), lambda: f(1, nothing=2), lambda: f(1, 2, count=2),
                   lambda: derived(Small, nothing=1)):
         with pytest.raises(TypeError): wrong()
-    with pytest.raises(InputError, match='count is 10'): f(1, count=10)
+    with refused('count', found=10): f(1, count=10)
     assert expected(Small.__annotations__['ratio']) == 'a number, more than 0 and at most 1'
 
 
@@ -202,19 +200,19 @@ DIGITS = '9'*5000
 def test_a_hostile_file_is_refused_in_one_sentence(tmp_path, old, new):
     assert GOOD.count(old) == 1
     (tmp_path/'x.toml').write_text(GOOD.replace(old, new), encoding='utf-8')
-    refused(['study', str(tmp_path/'x.toml'), '--out', str(tmp_path/'out')])
+    stopped(['study', str(tmp_path/'x.toml'), '--out', str(tmp_path/'out')])
     assert not (tmp_path/'out').exists()
 
 @pytest.mark.parametrize('raw', [b'\xff\xfe', b'name = "\xff"', b'\0', b'x'*2_000_000, b'', b'[[[['])
 def test_a_file_that_is_no_text_is_refused(tmp_path, raw):
     (tmp_path/'x.toml').write_bytes(raw)
-    refused(['study', str(tmp_path/'x.toml')])
+    stopped(['study', str(tmp_path/'x.toml')])
 
 @pytest.mark.parametrize('path', ['.', '/dev/zero', '/dev/null', 'x'*5000, 'a\0b', 'a\nb', '\ud800'],
                          ids=ascii)
-def test_what_is_no_file_is_refused(path): refused(['study', path])
+def test_what_is_no_file_is_refused(path): stopped(['study', path])
 
-def refused(argv):
+def stopped(argv):
     "Exit status 2, one line, no traceback; and nothing was trained, which takes longer than a test may"
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
@@ -240,7 +238,7 @@ VALUES = DIGITS, '9'*400, '-1', '1e308', 'nan', 'inf', '-inf', 'x'*5000, 'a\nb',
 
 @pytest.mark.parametrize('value', VALUES, ids=lambda v: ascii(v)[:12])
 @pytest.mark.parametrize('option', [f'--{n}' for n, kind, *_ in options() if kind in (int, float)])
-def test_a_hostile_number_is_refused(no_training, option, value): refused(['run', f'{option}={value}'])
+def test_a_hostile_number_is_refused(no_training, option, value): stopped(['run', f'{option}={value}'])
 
 @pytest.mark.parametrize('argv', [*(['run', v] for v in VALUES[:10] if v[0] != '-'),
                                   *(['run', f'--{o}={v}'] for o in ('model', 'device', 'objective',
@@ -251,7 +249,7 @@ def test_a_hostile_number_is_refused(no_training, option, value): refused(['run'
     *(['report', v] for v in VALUES if v and v[0] != '-')], ids=lambda v: ascii(v)[:40])
 def test_a_hostile_word_is_refused(no_training, argv):
     Path('x.toml').write_text(GOOD)
-    refused(argv)
+    stopped(argv)
     assert [p.name for p in Path().iterdir()] == ['x.toml']
 
 

@@ -91,6 +91,16 @@ def test_a_part_gives_all_that_its_modules_have():
         assert [n for n in there if getattr(part, n) is None] == []
 
 
+def test_a_refusal_names_its_field():
+    "Every `InputError` has one, and a field that is a word stands in the message"
+    calls = [(m, n) for m, t in TREES.items() for n in ast.walk(t) if isinstance(n, ast.Call)
+             and isinstance(n.func, ast.Name) and n.func.id == 'InputError']
+    assert len(calls) > 100
+    assert [f'{m}, line {n.lineno}' for m, n in calls if not 2 <= len(n.args) <= 3 or n.keywords] == []
+    assert [f'{m}: {n.args[1].value}' for m, n in calls if isinstance(n.args[1], ast.Constant)
+            and n.args[1].value not in ast.unparse(n.args[0])] == []
+
+
 def test_the_front_door_is_light():
     "`import tsynd` loads nothing, and gives what most programs need"
     say = 'import sys, tsynd; print(*{"torch", "numpy", "fastai", "pandas"} & set(sys.modules))'

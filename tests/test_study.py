@@ -10,13 +10,13 @@ from hypothesis import example, given, strategies as st
 from sklearn.metrics import log_loss
 
 from processes import process, wait_for
+from refused import refused
 from tsynd.experiments import Busy, train_cell, Witness
 from tsynd.experiments.forecast import _steps
 from tsynd.experiments.study import _take, _worker
 from tsynd.experiments.study_configuration import _measured
 from tsynd.experiments import ARMS
 from tsynd.models import make_classifier, train_classifier
-from tsynd.core import InputError
 from tsynd.data import phantom
 from tsynd.experiments import precision
 from tsynd.core import SingleLabel
@@ -69,56 +69,42 @@ def test_what_can_be_asked_is_what_is_measured(study):
     del found['PGD 0/255']
     assert found == {k: set(v) for k,v in _measured(TINY, 'phantom').items()}
 
-@pytest.mark.parametrize('old, new, said',
-                         [('seeds = 2', 'seeds = two', 'is not TOML'),
-                          ('seeds = 2', '', "has no key 'seeds'"), ('seeds', 'sedes', "has a key 'sedes'"),
-    ('seeds = 2', 'seeds = 0', 'seeds is 0'), ('[20]', '[1]', 'n holds 1'),
-    ('[20]', '["all"]', "n holds 'all'"), ('[20]', '20', 'n is 20, expected a list'),
-    ('radius', 'raduis', "no setting 'raduis'"),
-    ('arms.mi', 'arms.mu', "arm is 'mu'"), ('0.5', '-1.0', 'radius is -1.0'),
-    ('seeds = 2', 'seeds = 2\nsplit = "train"', "split is 'train'"),
-    ('seeds = 2', 'seeds = 2\nlr = 0.0', 'lr is 0.0'), ('radius = 0.5', 'lr = 0.0', 'lr of arm mi is 0.0'),
-    ('["phantom"]', '["phantom", "phantom"]', 'expected each of them once'),
-    ('seeds = 2', 'seeds = 2\nheadline = [["mi", "mu", "clean", "auc"]]',
-     "arm 'mu' is unknown, expected some of"),
-     ('seeds = 2', 'seeds = 2\nprotocol = "mine"', "protocol is 'mine'"),
-     ('radius = 0.5', 'longer = 0', 'longer of arm mi is 0'),
-     ('seeds = 2', 'seeds = 2\neps = [300]', 'eps holds 300'),
-     ('[arms.baseline]\n[arms.mi]\nradius = 0.5', 'arms = 3', 'arms is 3'),
-    ('[arms.baseline]\n[arms.mi]\nradius = 0.5', '[arms]\nmi = 1', 'arm mi is 1'),
-    ('seeds = 2', 'seeds = 2\ncorruptions = ["rain"]', "corruption 'rain' is unknown"),
-    ('["phantom"]', '[]', 'datasets is [], expected a list of 1 to'),
-    ('[20]', '[]', 'n is [], expected a list of 1 to'), ('[arms.baseline]\n[arms.mi]\nradius = 0.5', '[arms]',
-                                                         'arms is {}, expected a table of 1 to'),
-    *(('seeds = 2', f'seeds = 2\n{line}', said) for line, said in (
-        ('name = 5', 'name is 5, expected a text'), ('size = "28"', "size is '28', expected a whole number"),
-        ('size = 0', 'size is 0'), ('model = 3', 'model is 3, expected a text'),
-        ('device = 3', 'device is 3'),
-        ('bf16 = "no"', "bf16 is 'no', expected true or false"),
-        ('balanced = 1', 'balanced is 1, expected true or false'),
-        ('bs = true', 'bs is True, expected a whole number'),
-        ('dropout = "a"', "dropout is 'a', expected a number"), ('dropout = 2.0', 'dropout is 2.0'),
-        ('corruptions = 3', 'corruptions is 3, expected a list'),
-        ('corruptions = [["a"]]', "corruptions holds ['a'], expected a list of at most 100, each a text"),
-        ('headline = [1]', 'headline holds 1, expected a list of at most 1000, each a list'),
-        ('headline = [[["mi"], "baseline"]]', "headline [['mi'], 'baseline'] is no question"),
-        *((f'headline = [["mi", "baseline", {q}]]', what) for q,what in (
-            ('"clean", "balanced_acc"', "on clean images measure 'balanced_acc' is unknown"),
-            ('"PGD 3/255", "accuracy"', "phantom: condition 'PGD 3/255' is unknown"),
-            ('"cleen", "auc"', "condition 'cleen' is unknown"),
-            ('"PGD 2/255", "auc"', "on PGD 2/255 images measure 'auc' is unknown"),
-            ('"corrupted", "nll"', "on corrupted images measure 'nll' is unknown"),
-            ('"corrupted rain", "auc"', "condition 'corrupted rain' is unknown"),
-            ('"clean", "auc", 777', "size '777' is unknown"),
-            ('"clean", "auc", [20], "nosuch"', "data set 'nosuch' is unknown"))),
-            ('eps = ["a"]', "eps holds 'a', expected a list of at most 100, each a number"),
-            ('split = ["val"]', "split is ['val'], expected test or val")))], ids=lambda v: v[:20])
-def test_slips_in_a_configuration_are_named(tmp_path, old, new, said):
-    with pytest.raises(InputError) as e: read_config(toml(tmp_path, GOOD.replace(old, new)))
-    assert said in str(e.value) and '\n' not in str(e.value)
+ARM = '[arms.baseline]\n[arms.mi]\nradius = 0.5'
+
+@pytest.mark.parametrize('old, new, field, found', [
+    ('seeds = 2', '', 'seeds', None), ('seeds', 'sedes', 'sedes', 2), ('seeds = 2', 'seeds = 0', 'seeds', 0),
+    ('[20]', '[1]', 'n', 1), ('[20]', '["all"]', 'n', 'all'), ('[20]', '20', 'n', 20),
+    ('[20]', '[]', 'n', []),
+    ('radius', 'raduis', 'raduis', .5), ('arms.mi', 'arms.mu', 'arm', 'mu'), ('0.5', '-1.0', 'radius', -1.),
+    ('radius = 0.5', 'lr = 0.0', 'lr of arm mi', 0.), ('radius = 0.5', 'longer = 0', 'longer of arm mi', 0),
+    ('["phantom"]', '["phantom", "phantom"]', 'datasets', ['phantom']*2),
+    ('["phantom"]', '[]', 'datasets', []),
+    (ARM, 'arms = 3', 'arms', 3), (ARM, '[arms]\nmi = 1', 'arm mi', 1), (ARM, '[arms]', 'arms', {}),
+    *(('seeds = 2', f'seeds = 2\n{line}', field, found) for line, field, found in (
+        ('split = "train"', 'split', 'train'), ('split = ["val"]', 'split', ['val']), ('lr = 0.0', 'lr', 0.),
+        ('protocol = "mine"', 'protocol', 'mine'), ('name = 5', 'name', 5), ('size = "28"', 'size', '28'),
+        ('size = 0', 'size', 0), ('model = 3', 'model', 3), ('device = 3', 'device', 3),
+        ('bf16 = "no"', 'bf16', 'no'), ('balanced = 1', 'balanced', 1), ('bs = true', 'bs', True),
+        ('dropout = "a"', 'dropout', 'a'), ('dropout = 2.0', 'dropout', 2.), ('eps = [300]', 'eps', 300),
+        ('eps = ["a"]', 'eps', 'a'), ('corruptions = ["rain"]', 'corruption', 'rain'),
+        ('corruptions = 3', 'corruptions', 3), ('corruptions = [["a"]]', 'corruptions', ['a']),
+        ('headline = [1]', 'headline', 1),
+        ('headline = [[["mi"], "baseline"]]', 'headline', [['mi'], 'baseline']),
+        ('headline = [["mi", "mu", "clean", "auc"]]', 'headline', 'mu'))),
+    *(('seeds = 2', f'seeds = 2\nheadline = [["mi", "baseline", {q}]]', 'headline', found) for q, found in (
+        ('"clean", "balanced_acc"', 'balanced_acc'), ('"PGD 3/255", "accuracy"', 'PGD 3/255'),
+        ('"cleen", "auc"', 'cleen'), ('"PGD 2/255", "auc"', 'auc'), ('"corrupted", "nll"', 'nll'),
+        ('"corrupted rain", "auc"', 'corrupted rain'), ('"clean", "auc", 777', '777'),
+        ('"clean", "auc", [20], "nosuch"', 'nosuch')))], ids=lambda v: str(v)[:20])
+def test_slips_in_a_configuration_are_named(tmp_path, old, new, field, found):
+    with refused(field, found=found): read_config(toml(tmp_path, GOOD.replace(old, new)))
+
+def test_a_file_of_another_kind_is_named(tmp_path):
+    path = toml(tmp_path, GOOD.replace('seeds = 2', 'seeds = two'))
+    with refused(path): read_config(path)
 
 def test_a_missing_configuration(tmp_path):
-    with pytest.raises(InputError, match='nowhere.toml cannot be read'): read_config(tmp_path/'nowhere.toml')
+    with refused(tmp_path/'nowhere.toml'): read_config(tmp_path/'nowhere.toml')
 
 @given(text=st.text(st.characters(exclude_categories=['Cs','Cc','Zl','Zp']), max_size=99))
 @example(text='\U0001f9e0 \xad \u3000 "\\/\'#=[]')
@@ -127,19 +113,15 @@ def test_any_label_survives_its_file(tmp_path_factory, text):
                 headline=[[text, text+'2', 'clean', 'auc']])
     assert asdict(read_config(toml(tmp_path_factory.mktemp('toml'), to_toml(c)))) == asdict(c)
 
-@pytest.mark.parametrize('change, said',
-                         [(dict(device='cuda:99'),
-                           "device is 'cuda:99', but this machine has no such device.*device = \"cpu\" in "
-                           "the configuration"), (dict(device='tpu'), "device is 'tpu'"),
-                                          (dict(model='foo'), "model is 'foo'")], ids=str)
-def test_what_this_machine_lacks_matters_only_where_cells_are_run(tmp_path, change, said):
-    c = replace(TINY, **change)
+@pytest.mark.parametrize('field, value', [('device', 'cuda:99'), ('device', 'tpu'), ('model', 'foo')])
+def test_what_this_machine_lacks_matters_only_where_cells_are_run(tmp_path, field, value):
+    c = replace(TINY, **{field: value})
     for start in (lambda: run_study(c, tmp_path/'new', progress=False), lambda: estimate(c)):
-        with pytest.raises(InputError, match=said): start()
+        with refused(field, 'cpu' if field == 'device' else 'resnet18', found=value): start()
     assert not (tmp_path/'new').exists()
     (tmp_path/'study.toml').write_text(to_toml(c))
     assert read_study(tmp_path).config == c
-    with pytest.raises(InputError, match=said): work(tmp_path)
+    with refused(field, found=value): work(tmp_path)
 
 def test_the_processor_has_several_names(monkeypatch):
     monkeypatch.setattr(time, 'process_time', lambda: 'of the processor')
@@ -310,7 +292,7 @@ def test_a_failing_cell_is_recorded_and_tried_again(tmp_path):
     assert (tmp_path/'s'/'cells.jsonl').read_text().count('\n') == lines+1
 
 def test_another_study_is_not_mixed_in(study):
-    with pytest.raises(InputError, match='holds a study whose updates is 4, not 7'):
+    with refused('updates', '7', '--out', found=4):
         run_study(replace(TINY, updates=7), study.folder, progress=False)
 
 @pytest.mark.parametrize('change', [dict(seeds=1), dict(n=[20]), dict(datasets=['breastmnist']),
@@ -318,7 +300,8 @@ def test_another_study_is_not_mixed_in(study):
                                     dict(headline=[['far','baseline','clean','auc']])], ids=str)
 def test_a_study_only_grows(study, change):
     before = (study.folder/'study.toml').read_bytes()
-    with pytest.raises(InputError, match=f'holds a study whose {next(iter(change))} is'):
+    field, = change
+    with refused(field, '--out', found=asdict(TINY)[field]):
         run_study(replace(TINY, **change), study.folder, progress=False)
     assert (study.folder/'study.toml').read_bytes() == before
 
@@ -340,29 +323,25 @@ def test_packed_cells_are_read_and_unpacked_to_go_on(study, tmp_path):
     assert ((tmp_path/'cells.jsonl').read_bytes() == b''.join(lines[:6])
             and len(read_study(tmp_path).cells) == 6)
     (tmp_path/'cells.jsonl').unlink(); (tmp_path/'cells.jsonl.xz').write_bytes(b'no')
-    with pytest.raises(InputError, match='cells.jsonl.xz is not what xz writes'): read_study(tmp_path)
+    with refused(tmp_path/'cells.jsonl.xz'): read_study(tmp_path)
 
 def test_a_folder_with_something_else(tmp_path):
     (tmp_path/'letter.txt').write_text('dear')
-    with pytest.raises(InputError, match='is not empty and no study'):
-        run_study(TINY, tmp_path, progress=False)
+    with refused(tmp_path, '--out'): run_study(TINY, tmp_path, progress=False)
     assert [f.name for f in tmp_path.iterdir()] == ['letter.txt']
-    with pytest.raises(InputError, match='holds no study.toml'): read_study(tmp_path)
+    with refused(tmp_path/'study.toml'): read_study(tmp_path)
 
 @pytest.mark.parametrize('out', ['file', 'file/x', '/dev/null/x', 'x'*300])
 def test_a_folder_that_cannot_be_made(tmp_path, out):
     (tmp_path/'file').touch()
-    with pytest.raises(InputError, match='cannot be the folder of a study .*; choose another with --out'):
-        run_study(TINY, tmp_path/out, progress=False)
-    with pytest.raises(InputError, match='holds no study.toml'): read_study(tmp_path/out)
+    with refused(tmp_path/out, '--out'): run_study(TINY, tmp_path/out, progress=False)
+    with refused(tmp_path/out/'study.toml'): read_study(tmp_path/out)
 
 @pytest.mark.parametrize('line', [b'{"id": "a", "sta', b'', b'\xff', b'3', b'[]', b'{}', b'{"id": []}'])
 def test_a_broken_line_is_named(tmp_path, line):
     (tmp_path/'study.toml').write_text(to_toml(TINY))
     (tmp_path/'cells.jsonl').write_bytes(b'{"id": "a"}\n' + line + b'\n{"id": "b"}\n')
-    with pytest.raises(InputError, match='cells.jsonl has .* in line 2, expected the record of a cell') as e:
-        read_study(tmp_path)
-    assert '\n' not in str(e.value)
+    with refused(tmp_path/'cells.jsonl', 'line 2', found=line.decode(errors='replace')): read_study(tmp_path)
 
 @pytest.mark.parametrize('key', ['status', 'dataset', 'n', 'arm', 'seed', 'measures', 'y', 'p', 'shape'])
 def test_a_record_that_lacks_something_is_named(study, tmp_path, key):
@@ -371,10 +350,7 @@ def test_a_record_that_lacks_something_is_named(study, tmp_path, key):
     (tmp_path/'cells.jsonl').write_text(json.dumps({k: v for k,v in r.items() if k != key})+'\n')
     # nobody falls over it while others work
     assert len(_todo(TINY, tmp_path, run='x')) == 11
-    with pytest.raises(InputError,
-                       match=f"cells.jsonl has no {key} in the record of {r['id']}, expected .*; remove that "
-                             f"line"):
-        read_study(tmp_path)
+    with refused(tmp_path/'cells.jsonl', r['id'], found=[key]): read_study(tmp_path)
 
 def test_an_unfinished_study_can_be_read(study, tmp_path):
     (tmp_path/'study.toml').write_text(to_toml(TINY))
@@ -387,7 +363,7 @@ def test_an_unfinished_study_can_be_read(study, tmp_path):
 def test_a_worker_with_nothing_to_do_ends(study): assert work(study.folder) is None
 
 def test_jobs_are_checked(tmp_path):
-    with pytest.raises(InputError, match='jobs is 0'): run_study(TINY, tmp_path/'s', jobs=0)
+    with refused('jobs', found=0): run_study(TINY, tmp_path/'s', jobs=0)
 
 
 # Measures

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import matplotlib, numpy as np, pandas as pd, pytest
 
+from refused import refused
 from test_report import Page
-from tsynd.core import InputError
 from tsynd.experiments import differences, headline, pairs, stored_predictions, t_interval, tidy
 from tsynd.experiments import read_study, StudyConfig, to_toml
 from tsynd.reports import pairing, study_facts_html, study_html, study_report
@@ -380,14 +380,14 @@ def test_drawing_leaves_no_trace(f):
 # Folders
 
 def test_bad_folders_are_refused(tmp_path):
-    with pytest.raises(InputError, match='no study.toml'): study_report(tmp_path)
-    with pytest.raises(InputError, match='no finished cell yet'):
+    with refused(tmp_path/'study.toml'): study_report(tmp_path)
+    with refused(tmp_path/'s'):
         study_report(make(tmp_path/'s', lambda r: None))
-    with pytest.raises(InputError, match='no finished cell yet'):
+    with refused(tmp_path/'t'):
         study_report(make(tmp_path/'t', lambda r: dict(r, status='failed', reason='x')))
     blocked = make(tmp_path/'u')
     (blocked/'report.html').mkdir()
-    with pytest.raises(InputError, match='cannot be written'): study_report(blocked)
+    with refused(blocked/'.report.html.part'): study_report(blocked)
 
 def test_the_same_study_makes_the_same_page(tmp_path):
     a, b = make(tmp_path/'a'), make(tmp_path/'b')

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np, pytest, torch, torch.nn.functional as F
 from hypothesis import assume, given, settings, strategies as st
+from refused import refused
 from states import same, state
 from torch import nn
 
@@ -15,7 +16,7 @@ from tsynd.targeting.ascent import _value_and_grad
 from tsynd.targeting.bank import _fingerprint
 from tsynd.models import Autoencoder, train_autoencoder
 from tsynd.models import Classifier, mc_logits, MCDropout, train_classifier
-from tsynd.core import InputError, MultiLabel, seeded, SingleLabel
+from tsynd.core import MultiLabel, seeded, SingleLabel
 from tsynd.data import load_medmnist, subset
 from tsynd.targeting import (
     cat, check_pixels, cross_entropy, OBJECTIVES, project, synthesize, Synthesizer, Synthetic)
@@ -410,46 +411,44 @@ def test_synthesis_works_where_gradients_are_off():
 
 # Bad input
 
-@pytest.mark.parametrize('kwargs,word', [
-    (dict(objective='mutual'), "objective is 'mutual', expected one of mi"), (dict(T=1), 'T is 1'),
-    (dict(T=0, objective='entropy'), 'T is 0'),
-    (dict(T=2.5), 'T is 2.5'), (dict(steps=0), 'steps is 0'), (dict(steps=1.5), 'steps is 1.5'),
-    (dict(radius=0), 'radius is 0'),
-    (dict(radius=-.1), 'radius is -0.1'), (dict(radius=math.nan), 'radius is nan'),
-    (dict(radius=math.inf), 'radius is inf'),
-    (dict(step=0), 'step is 0'), (dict(step=-1), 'step is -1')], ids=str)
-def test_impossible_settings_are_refused(kwargs, word):
-    with pytest.raises(InputError) as e: Synthesizer(made()[0], **kwargs)
-    assert word in str(e.value) and '\n' not in str(e.value)
+@pytest.mark.parametrize('name,value', [
+    ('T', 1), ('T', 2.5), ('steps', 0), ('steps', 1.5), ('radius', 0), ('radius', -.1), ('radius', math.nan),
+    ('radius', math.inf), ('step', 0), ('step', -1), ('jitter', -.1), ('jitter', 1.1), ('jitter', math.nan),
+    ('gate', -.1), ('gate', 1.1), ('gate', math.nan)])
+def test_impossible_settings_are_refused(name, value):
+    with refused(name, found=value): Synthesizer(made()[0], **{name: value})
+
+def test_what_cannot_be_asked_for_is_refused():
+    with refused('objective', *OBJECTIVES, found='mutual'): Synthesizer(made()[0], 'mutual')
+    with refused('T', found=0): Synthesizer(made()[0], 'entropy', T=0)
 
 @pytest.mark.parametrize('o', ['entropy','cross_entropy','random','reconstruction'])
 def test_one_draw_is_enough_for_all_but_mi(o):
     ae, model, x, y = made()
     assert len(Synthesizer(ae, o, T=1)(model, x, y)) == 4
 
-@pytest.mark.parametrize('change,word', [
-    (lambda x: x*2, 'to 2.00'), (lambda x: x-.5, 'values from -0.5'), (lambda x: x*255, 'needs [0, 1]'),
-    (lambda x: x+math.nan, 'NaN'),
+@pytest.mark.parametrize('change,said', [
+    (lambda x: x*2, 'to 2.00'), (lambda x: x-.5, 'from -0.5'), (lambda x: x*255, '[0, 1]'),
+    (lambda x: x+math.nan, '576 pixels'),
     (lambda x: x.where(x != x[0,0,0,0], torch.tensor(math.inf)), '1 pixels'),
     (lambda x: x[:,:,:10], '(B, 1, H, W)'), (lambda x: x.repeat(1,3,1,1), '(4, 3, 12, 12)'),
     (lambda x: x[0], '(B, 1, H, W)')], ids=['twice','shifted','bytes','NaN','inf','10×12','colour',
                                             'one image'])
-def test_bad_images_are_refused(change, word):
+def test_bad_images_are_refused(change, said):
     ae, model, x, y = made()
     for o in OBJECTIVES:
-        with pytest.raises(InputError) as e: synthesize(ae, model, change(x), y, objective=o)
-        assert word in str(e.value) and '\n' not in str(e.value)
+        with refused('images', said): synthesize(ae, model, change(x), y, objective=o)
 
 def test_rounding_beyond_the_range_is_forgiven():
     check_pixels(torch.tensor([-5e-5, 1+5e-5]))
-    with pytest.raises(InputError): check_pixels(torch.tensor([-5e-4, 1.]))
-    with pytest.raises(InputError): check_pixels(torch.tensor([0, 1+5e-4]))
+    for wrong in ([-5e-4, 1.], [0, 1+5e-4]):
+        with refused('images'): check_pixels(torch.tensor(wrong))
 
-@pytest.mark.parametrize('model,word', [(Classifier(nn.Flatten(), 144, 2, p=0.), 'all with p = 0'),
-                                        (nn.Sequential(nn.Flatten(), nn.Linear(144, 2)), 'no dropout layer')])
-def test_a_classifier_without_dropout_is_refused(model, word):
+@pytest.mark.parametrize('model', [Classifier(nn.Flatten(), 144, 2, p=0.),
+                                   nn.Sequential(nn.Flatten(), nn.Linear(144, 2))])
+def test_a_classifier_without_dropout_is_refused(model):
     ae, _, x, y = made()
-    with pytest.raises(InputError, match=word): synthesize(ae, model, x, y)
+    with refused('dropout'): synthesize(ae, model, x, y)
 
 @pytest.mark.parametrize('y,kind', [(torch.tensor([0,1,2,0]), ONE), (torch.tensor([0,1,-1,0]), ONE),
                                     (torch.zeros(4, 2), ONE), (torch.zeros(3).long(), ONE),
@@ -460,8 +459,9 @@ def test_a_classifier_without_dropout_is_refused(model, word):
 @pytest.mark.parametrize('o', ['mi','cross_entropy'])
 def test_labels_that_do_not_fit_are_refused(y, kind, o):
     ae, model, x, _ = made()
-    with pytest.raises(InputError) as e: synthesize(ae, model, x, y, objective=o, T=4, task=kind)
-    assert 'label' in str(e.value) and '\n' not in str(e.value)
+    # of fewer labels than images, either may be at fault
+    with refused('labels' if len(y) == len(x) else 'classifier', 'label'):
+        synthesize(ae, model, x, y, objective=o, T=4, task=kind)
 
 def test_objectives_are_what_they_are_called():
     logits = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0)); y = torch.tensor([0,1,2,0])
@@ -553,10 +553,6 @@ def test_jitter_is_a_short_random_step_inside_the_ball(jitter, far, starts):
         if far == 0: torch.testing.assert_close(step, torch.full_like(step, jitter))
     assert torch.equal(a.z, b.z) and torch.equal(starts[0][0], starts[1][0])
     assert torch.equal(starts[0][0], starts[2][0]) == (jitter == 0) and (moved(a, ae) <= .3+1e-9).all()
-
-@pytest.mark.parametrize('jitter', [-.1, 1.1, math.nan])
-def test_impossible_jitter_is_refused(jitter):
-    with pytest.raises(InputError, match='jitter is'): Synthesizer(made()[0], jitter=jitter)
 
 
 # The label gate
@@ -944,7 +940,7 @@ def test_a_remembered_start_outside_the_ball_is_not_used(steps):
 
 def test_a_bank_needs_to_know_which_image_it_is():
     ae, model, x, y = made()
-    with pytest.raises(InputError, match='a bank is given, but no index'):
+    with refused('index'):
         Synthesizer(ae, T=3)(model, x, y, bank=LatentBank())
     assert Synthesizer(ae, T=3)(model, x, y, index=[7,5,3,1]).table().source_index.tolist() == [7,5,3,1]
 
@@ -966,14 +962,8 @@ def test_picking_nothing():
     ae, model, x, y = made()
     for i in ([], range(0)): assert len(Synthesizer(ae, T=4, gate=.5)(model, x, y).pick(i)) == 0
 
-@pytest.mark.parametrize('gate', [-.1, 1.1, math.nan])
-def test_impossible_gates_are_refused(gate):
-    with pytest.raises(InputError, match='gate is'): Synthesizer(made()[0], gate=gate)
-
 @pytest.mark.parametrize('values', [[0.,.5,1.], [-1.,0.,1.], [0.,1.,2.]], ids=str)
 def test_several_labels_are_zeros_and_ones(values):
-    with pytest.raises(InputError,
-                       match=r'values from .* expected float zeros and ones, nothing between, of shape \(3, '
-                             r'1\)'):
+    with refused('labels', 'zeros and ones', f'from {min(values)} to {max(values)}'):
         SEVERAL.check(torch.zeros(3, 1), torch.tensor(values)[:,None])
     SEVERAL.check(torch.zeros(3, 1), torch.tensor([[0.],[1.],[1.]]))

@@ -5,7 +5,8 @@ import numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tsynd.core import InputError, MultiLabel, SingleLabel
+from refused import refused
+from tsynd.core import MultiLabel, SingleLabel
 from tsynd.targeting import entropy, expected_entropy, mutual_information, uncertainty
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -139,15 +140,11 @@ def test_one_draw_has_entropies_but_no_information():
     x = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(entropy(x), expected_entropy(x))
     for m in (ONE, SEVERAL):
-        with pytest.raises(InputError, match='T is 1, but mutual information needs at least 2'):
-            mutual_information(x, m)
-        with pytest.raises(InputError, match='T is 1'): uncertainty(x, m)
+        for f in (mutual_information, uncertainty):
+            with refused('T', found=1): f(x, m)
 
 @pytest.mark.parametrize('f', PARTS)
-@pytest.mark.parametrize('x,word', [(torch.zeros(2, 3), '(2, 3), expected (T, B, C)'),
-                                    (torch.zeros(2, 3, 4, 5), 'expected (T, B, C)'),
-                                    (torch.zeros(2, 3, 4).long(), 'torch.int64, expected floating')],
-                                    ids=['2d', '4d', 'int'])
-def test_other_shapes_and_types_are_refused(f, x, word):
-    with pytest.raises(InputError) as e: f(x)
-    assert word in str(e.value) and '\n' not in str(e.value)
+@pytest.mark.parametrize('x,found', [(torch.zeros(2, 3), (2, 3)), (torch.zeros(2, 3, 4, 5), (2, 3, 4, 5)),
+                                     (torch.zeros(2, 3, 4).long(), torch.int64)], ids=['2d', '4d', 'int'])
+def test_other_shapes_and_types_are_refused(f, x, found):
+    with refused('logits', found=found): f(x)

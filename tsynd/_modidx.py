@@ -35,6 +35,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'tsynd.core.errors': { 'tsynd.core.errors.InputError': ('core/errors.html#inputerror', 'tsynd/core/errors.py'),
                                    'tsynd.core.errors.InputError.__init__': ( 'core/errors.html#inputerror.__init__',
                                                                               'tsynd/core/errors.py'),
+                                   'tsynd.core.errors.InputError.__reduce__': ( 'core/errors.html#inputerror.__reduce__',
+                                                                                'tsynd/core/errors.py'),
                                    'tsynd.core.errors.InputError.__str__': ('core/errors.html#inputerror.__str__', 'tsynd/core/errors.py'),
                                    'tsynd.core.errors.check_known': ('core/errors.html#check_known', 'tsynd/core/errors.py'),
                                    'tsynd.core.errors.check_range': ('core/errors.html#check_range', 'tsynd/core/errors.py'),

@@ -215,7 +215,7 @@ def _check_texts(args):
     for k,v in args.items():
         if isinstance(v, str) and not printable(v):
             raise InputError(f'{k} is {shown(v)}, expected a text without line breaks, NUL and broken '
-                             f'characters')
+                             f'characters', k, v)
 
 # %% ../nbs/cli.ipynb #4ff02ada
 def main(argv=None # default: the command line

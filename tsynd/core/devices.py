@@ -18,12 +18,14 @@ def device(name:str # cpu, cuda, cuda:N or mps
           )->torch.device:
     "A device that is there, or an `InputError`"
     try: d = torch.device(name)
-    except RuntimeError: raise InputError(f"device is {shown(name)}, expected cpu, cuda or mps") from None
+    except RuntimeError:
+        raise InputError(f"device is {shown(name)}, expected cpu, cuda or mps", 'device', name) from None
     there = dict(cpu=True, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
     there = there.get(d.type, False)
     if there and d.type == 'cuda' and (d.index or 0) >= torch.cuda.device_count(): there = False
     if not there: raise InputError(f"device is {shown(name)}, but this machine has no such device; "
-                                   'use --device cpu, or device = "cpu" in the configuration of a study')
+                                   'use --device cpu, or device = "cpu" in the configuration of a study',
+                                   'device', name)
     return d
 
 # %% ../../nbs/core/07_devices.ipynb #a53ff995

@@ -12,11 +12,16 @@ from numbers import Integral, Real
 # %% ../../nbs/core/00_errors.ipynb #319e1c91
 class InputError(ValueError):
     "Something the user can put right: a file, a parameter, or a model that does not fit the data"
-    def __init__(self, message:str): # one sentence: what, found, expected, what to do
+    def __init__(self,
+                 message:str, # one sentence: what, found, expected, what to do
+                 field:str='', # what to put right, as the message names it: a parameter, a key, a file
+                 found=None   # what was found there, where it can be told
+                ):
         super().__init__(message)
-        self.message = message
+        self.message,self.field,self.found = message,str(field),found
     # fastai rewrites the arguments of an exception that passes through it
     def __str__(self): return self.message
+    def __reduce__(self): return InputError, (self.message, self.field, self.found)
 
 # %% ../../nbs/core/00_errors.ipynb #cf3ec923
 _short = reprlib.Repr()
@@ -52,10 +57,11 @@ def check_range(name:str, # the parameter's name, as the user typed it
     if ok and hi is not None: ok = value <= hi
     if ok: return
     kind,span = f"{'whole ' if integer else ''}number",limits(lo, hi, open_lo)
-    raise InputError(f"{name} is {shown(value)}, but must be a {kind}{span and ', '+span}")
+    raise InputError(f"{name} is {shown(value)}, but must be a {kind}{span and ', '+span}", name, value)
 
 # %% ../../nbs/core/00_errors.ipynb #38058ab5
-def check_known(name, given, known):
+def check_known(name, given, known, field=None): # the field, where the name says more
     for k in given:
         if k in known: continue
-        raise InputError(f"{name} {shown(k)} is unknown, expected some of {', '.join(known)}")
+        raise InputError(f"{name} {shown(k)} is unknown, expected some of {', '.join(known)}",
+                         field or name, k)

@@ -81,9 +81,9 @@ def checked(settings:Settings)->Settings:
     except ValidationError as e: name,*deeper = e.errors(include_url=False, include_context=False)[0]['loc']
     else: return plain
     value,kind = getattr(plain, name),next(f.type for f in fields(plain) if f.name == name)
-    if deeper: found = f'holds {shown(value[deeper[0]] if isinstance(value, list) else deeper[0])}'
-    else: found = f'is {shown(value)}'
-    raise InputError(f'{name} {found}, expected {expected(kind)}')
+    if deeper: value = value[deeper[0]] if isinstance(value, list) else deeper[0]
+    verb = 'holds' if deeper else 'is'
+    raise InputError(f'{name} {verb} {shown(value)}, expected {expected(kind)}', name, value)
 
 # %% ../../nbs/core/05_settings.ipynb #896de6af
 Row = namedtuple('Row', 'name value words kind')

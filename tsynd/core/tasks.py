@@ -75,7 +75,7 @@ def as_task(task:str|Task # a key of `TASKS`, or a task
     "The task of that name, or the task itself; raises `InputError`"
     if isinstance(task, Task): return task
     if isinstance(task, str) and task in TASKS: return TASKS[task]
-    raise InputError(f"task is {task!r}, expected one of {'; '.join(TASKS)}, or a `Task`")
+    raise InputError(f"task is {task!r}, expected one of {'; '.join(TASKS)}, or a `Task`", 'task', task)
 
 def task_of(y:Tensor # labels
            )->Task:
@@ -117,13 +117,14 @@ def check_labels(self:Task,
                  what:str='labels' # how the message begins
                 ):
     "Raise `InputError` unless `y` are labels of this kind"
-    if not isinstance(y, Tensor): raise InputError(f"{what} are a {type(y).__name__}, expected a tensor")
+    if not isinstance(y, Tensor):
+        raise InputError(f"{what} are a {type(y).__name__}, expected a tensor", what, y)
     if self.fits(y, n, C): return
     values = f" and values from {y.min()} to {y.max()}" if y.numel() else ''
     other = y.ndim == 2 and task_of(y) != self
     hint = f"; for several labels per image give task={MultiLabel.name!r}" if other else ''
     found = f"shape {tuple(y.shape)}, dtype {y.dtype}{values}"
-    raise InputError(f"{what} have {found}, expected {self.expects(n, C)}{hint}")
+    raise InputError(f"{what} have {found}, expected {self.expects(n, C)}{hint}", what, found)
 
 # %% ../../nbs/core/02_tasks.ipynb #73dfcff9
 @patch
@@ -131,10 +132,10 @@ def check_logits(self:Task, logits:Tensor, n:int):
     "Raise `InputError` unless a classifier gave a row for each of `n` images, and columns enough"
     if logits.ndim != 2 or len(logits) != n:
         raise InputError(f"the classifier's logits have shape {tuple(logits.shape)}, expected ({n}, C), "
-                         "a row for each image and its labels")
-    if logits.shape[1] < self.fewest:
-        raise InputError(f"the classifier has {logits.shape[1]} output, expected at least {self.fewest}; "
-                         "for a single sigmoid output give float targets of shape (B, 1)")
+                         "a row for each image and its labels", 'classifier', tuple(logits.shape))
+    if (C := logits.shape[1]) < self.fewest:
+        raise InputError(f"the classifier has {C} output, expected at least {self.fewest}; for a single "
+                         "sigmoid output give float targets of shape (B, 1)", 'classifier', C)
 
 @patch
 def check(self:Task, logits_B_C:Tensor, y:Tensor):
@@ -273,7 +274,8 @@ def metrics(self:Task, y, p)->dict:
     y,p = np.asarray(y),np.asarray(p)
     if len(y) == 1: y,p = y.repeat(2, 0),p.repeat(2, 0)   # MedMNIST squeezes one image away; two score alike
     bad = int((~np.isfinite(p)).sum())
-    if bad: raise InputError(f"probabilities hold {bad} values that are not finite; did training diverge?")
+    if bad: raise InputError(f"probabilities hold {bad} values that are not finite; did training diverge?",
+                             'probabilities', bad)
     present = all(0 < c.sum() < len(c) for c in self.columns(y, p.shape[1]))
     auc = float(getAUC(y, p, self.name)) if present else None
     return dict(accuracy=float(getACC(y, p, self.name)), auc=auc,

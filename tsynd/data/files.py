@@ -25,7 +25,8 @@ def read_npz(path:Path, # the file
         with np.load(path, allow_pickle=False) as f: return {k: f[k] for k in f.files}
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, AttributeError, TypeError,
             RuntimeError) as e:
-        raise InputError(f"{path} is not a complete numpy archive ({type(e).__name__}); {advice}") from None
+        found = type(e).__name__
+        raise InputError(f"{path} is not a complete numpy archive ({found}); {advice}", path, found) from None
 
 # %% ../../nbs/data/02_files.ipynb #475ee94d
 def check_images(a:np.ndarray, # the array to check
@@ -38,10 +39,10 @@ def check_images(a:np.ndarray, # the array to check
     if a.dtype != np.uint8:
         nan = (f", {int(np.isnan(a).sum())} pixels are NaN" if a.dtype.kind == 'f' and np.isnan(a).any()
                else '')
-        raise InputError(f"{where} has dtype {a.dtype}{nan}, expected {want}")
+        raise InputError(f"{where} has dtype {a.dtype}{nan}, expected {want}", where, a.dtype)
     if a.ndim != 3+(ch==3) or a.shape[1:3] != (size,size) or (ch==3 and a.shape[3] != 3):
-        raise InputError(f"{where} has shape {'×'.join(map(str, a.shape))}, expected {want}")
-    if len(a) == 0: raise InputError(f"{where} holds no image, expected at least one")
+        raise InputError(f"{where} has shape {'×'.join(map(str, a.shape))}, expected {want}", where, a.shape)
+    if len(a) == 0: raise InputError(f"{where} holds no image, expected at least one", where, 0)
 
 # %% ../../nbs/data/02_files.ipynb #366c07fc
 def check_labels(a:np.ndarray, # the array to check
@@ -52,12 +53,14 @@ def check_labels(a:np.ndarray, # the array to check
                 ):
     "Raise `InputError` unless `a` is an integer array of `n` labels in range"
     shapes,top = as_task(task).layout(n, C)
-    if a.dtype.kind not in 'iub': raise InputError(f"{where} has dtype {a.dtype}, expected integers")
+    if a.dtype.kind not in 'iub':
+        raise InputError(f"{where} has dtype {a.dtype}, expected integers", where, a.dtype)
     if a.shape not in shapes:
         found,want = ('×'.join(map(str, s)) for s in (a.shape, shapes[0]))
-        raise InputError(f"{where} has shape {found}, expected {want}, one row per image")
+        raise InputError(f"{where} has shape {found}, expected {want}, one row per image", where, a.shape)
     if a.min() < 0 or a.max() > top:
-        raise InputError(f"{where} holds labels from {a.min()} to {a.max()}, expected 0 to {top}")
+        raise InputError(f"{where} holds labels from {a.min()} to {a.max()}, expected 0 to {top}", where,
+                         (a.min(), a.max()))
 
 # %% ../../nbs/data/02_files.ipynb #dfc62e1a
 def _split(arrays, part, path, info, size):
@@ -65,7 +68,7 @@ def _split(arrays, part, path, info, size):
     for k in (f'{part}_images', f'{part}_labels'):
         if k not in arrays:
             raise InputError(f"{path} has no array {k}, expected the six arrays of a MedMNIST file; "
-                                             "is it another data set?")
+                                             "is it another data set?", k)
     x,y = arrays[f'{part}_images'], arrays[f'{part}_labels']
     check_images(x, f'{path}: {part}_images', ch, size)
     check_labels(y, f'{path}: {part}_labels', len(x), C, task)

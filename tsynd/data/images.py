@@ -74,10 +74,11 @@ def _check_split(s, where, C, task):
     if not isinstance(x, Tensor) or x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] not in (1,3):
         known = isinstance(x, Tensor)
         found = f"{x.dtype} of shape {tuple(x.shape)}" if known else f"of type {type(x).__name__}"
-        raise InputError(f"{where}: images are {found}, expected a uint8 tensor of shape (N, 1 or 3, H, W)")
+        raise InputError(f"{where}: images are {found}, expected a uint8 tensor of shape (N, 1 or 3, H, W)",
+                         f'{where}: images', found)
     if len(s.index) != len(x):
         raise InputError(f"{where}: index has {len(s.index)} positions, expected {len(x)}, one for each "
-                         f"image")
+                         f"image", f'{where}: index', len(s.index))
     task.check_labels(s.y, len(x), C, f'{where}: labels')
 
 # %% ../../nbs/data/00_images.ipynb #6744183e

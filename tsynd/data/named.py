@@ -52,7 +52,7 @@ def _download(name, path, size):
         url = medmnist.INFO[name]['url' if size==28 else f'url_{size}']
         raise InputError(f"{path} does not exist and could not be downloaded; fetch {url} yourself, put it "
                          f"there, "
-                         "or name another folder with --root or MEDMNIST_ROOT") from None
+                         "or name another folder with --root or MEDMNIST_ROOT", path) from None
 
 # %% ../../nbs/data/03_named.ipynb #834fa261
 def _nearest(name, names):
@@ -68,14 +68,15 @@ def load_medmnist(name:str,           # such as 'breastmnist'
     "One of the twelve 2D MedMNIST sets; raises `InputError`"
     infos = medmnist_info()
     if name not in infos:
-        raise InputError(f"data set {shown(name)} is unknown; {_nearest(name, ['phantom', *infos])}")
+        raise InputError(f"data set {shown(name)} is unknown; {_nearest(name, ['phantom', *infos])}",
+                         'data set', name)
     if size not in (28,64,128,224):
-        raise InputError(f"size is {size}, but MedMNIST has 28, 64, 128 and 224 pixels")
+        raise InputError(f"size is {size}, but MedMNIST has 28, 64, 128 and 224 pixels", 'size', size)
     path = medmnist_path(name, root, size)
     if not os.path.isfile(path):
         if not download:
             raise InputError(f"{path} does not exist; download it or name another folder with --root or "
-                             f"MEDMNIST_ROOT")
+                             f"MEDMNIST_ROOT", path)
         _download(name, path, size)
     info = infos[name]
     source = f"{info['python_class']} from MedMNIST v2 (Yang et al. 2023), {info['license']}"

@@ -45,9 +45,10 @@ def subset(data:ImageData, # any data set
     check_range('subset', n, **bounds(Images)); check_range('seed', seed, **bounds(Seed))
     if n < data.n_classes and not data.task.several:
         raise InputError(f"subset is {n}, but {data.name} has {data.n_classes} classes "
-                         f"and needs at least {data.n_classes} images, one of each")
+                         f"and needs at least {data.n_classes} images, one of each", 'subset', n)
     if n > len(data.train):
-        raise InputError(f"subset is {n}, but {data.name} has only {len(data.train)} training images")
+        raise InputError(f"subset is {n}, but {data.name} has only {len(data.train)} training images",
+                         'subset', n)
     pick = lambda s: s.select(stratified_order(s.y, seed)[:n])
     res = replace(data, train=pick(data.train), val=pick(data.val))
     check_classes(res)
@@ -59,4 +60,4 @@ def check_classes(data:ImageData): # any data set
     y = data.train.y
     names = ', '.join(repr(data.classes[c]) for c in data.task.missing(y, data.n_classes))
     if names: raise InputError(f"{data.name} with {len(y)} training images has no {data.task.needs} {names}; "
-                               "take a larger subset or another seed")
+                               "take a larger subset or another seed", 'subset', len(y))

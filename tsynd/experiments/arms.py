@@ -61,12 +61,13 @@ def callbacks(name:str,       # a key of `ARMS`
               **settings      # of the arm
              )->list:         # of fastai callbacks
     "The callbacks of an arm; raises `InputError` on an unknown arm or setting"
-    if name not in list(ARMS): raise InputError(f"arm is {shown(name)}, expected one of {', '.join(ARMS)}")
+    if name not in list(ARMS):
+        raise InputError(f"arm is {shown(name)}, expected one of {', '.join(ARMS)}", 'arm', name)
     known = ARMS[name].settings
     for k in settings:
         if k in known: continue
         some = f"some of {', '.join(known)}" if known else 'none'
-        raise InputError(f"arm {name} has no setting {shown(k)}, expected {some}")
+        raise InputError(f"arm {name} has no setting {shown(k)}, expected {some}", k, settings[k])
     stated = {f.name for f in fields(A)}
     checked(A(**{k: v for k,v in settings.items() if k in stated}))
     return ARMS[name].make(ae, seed, **settings)
@@ -188,7 +189,8 @@ _UNIT = "this callback expects [0, 1]; leave fastai's Normalize out and normalis
 def _class_numbers(y):
     if y.ndim == 1: return y.long()
     raise InputError(f"targets are {y.dtype} of shape {tuple(y.shape)}, expected class numbers "
-                     f"of shape ({len(y)},), or float zeros and ones of shape ({len(y)}, C)")
+                     f"of shape ({len(y)},), or float zeros and ones of shape ({len(y)}, C)", 'targets',
+                     tuple(y.shape))
 
 # %% ../../nbs/experiments/03_arms.ipynb #42f44f0b
 @arm('pgd', 'Adversarial training, several steps in a box of pixels', 'Madry et al. 2018, arXiv 1706.06083')
@@ -205,7 +207,7 @@ class Joint(TSynD):
     eps,pixel_steps = A.eps,A.pixel_steps
     def before_fit(self):
         super().before_fit()
-        if self.norm: raise InputError(f"the batches are normalised, but {_UNIT}")
+        if self.norm: raise InputError(f"the batches are normalised, but {_UNIT}", 'batches')
 
     def _instead(self, s):
         with torch.no_grad(): x = (s.source + s.x - self.engine.ae.decode(s.z0)).clamp(0, 1)

@@ -24,15 +24,17 @@ def tidy(results:pd.DataFrame # with the columns `RESULT_COLUMNS`
     missing = [c for c in RESULT_COLUMNS if c not in results]
     if missing:
         raise InputError(f"results have no column {missing[0]}, expected {', '.join(RESULT_COLUMNS)}; "
-                         "make them with `tsynd study`")
+                         "make them with `tsynd study`", missing[0])
     r = results[RESULT_COLUMNS].astype({c: str for c in keys if c != 'seed'})
     r = r.assign(seed=_numbers(results, 'seed'), value=_numbers(results, 'value', may_miss=True))
     odd = r.n[~r.n.str.fullmatch(r'[1-9]\d*|full')]
-    if len(odd): raise InputError(f"results have n = {odd.iloc[0]!r}, expected a number of images or full")
+    if len(odd):
+        n = odd.iloc[0]
+        raise InputError(f"results have n = {n!r}, expected a number of images or full", 'n', n)
     twice = r[r.duplicated(keys)]
     if len(twice):
         which = ' · '.join(map(str, twice.iloc[0, :-1]))
-        raise InputError(f"results hold {which} twice, expected one value; remove one")
+        raise InputError(f"results hold {which} twice, expected one value; remove one", 'results', which)
     return _ordered(r.astype({'seed': int}), keys)
 
 # %% ../../nbs/experiments/10_contrasts.ipynb #78fcb26b
@@ -52,7 +54,7 @@ def _numbers(results, name, may_miss=False):
         found = v[bad].iloc[0]
         found = repr(found) if isinstance(found, str) else found
         kind = 'a whole number' if name == 'seed' else 'a number'
-        raise InputError(f"results have {name} = {found}, expected {kind}")
+        raise InputError(f"results have {name} = {found}, expected {kind}", name, v[bad].iloc[0])
     return out
 
 # %% ../../nbs/experiments/10_contrasts.ipynb #7117fad9
@@ -62,7 +64,7 @@ def _select(r, key, wanted):
         if w not in there:
             have = sorted(there, key=lambda v: (len(v), v))
             raise InputError(f"{key} {w!r} is not in the results{_of(r, key)}, "
-                             f"expected one of {', '.join(have[:20])}")
+                             f"expected one of {', '.join(have[:20])}", key, w)
     return r[r[key].isin(wanted)]
 
 # %% ../../nbs/experiments/10_contrasts.ipynb #6e1788e5
@@ -93,7 +95,7 @@ def pairs(results:pd.DataFrame, # as `tidy` makes them
     if not len(whole):
         where = ' · '.join([dataset, ', '.join(ns), condition, measure])
         raise InputError(f"{arm} and {reference} have no seed in common on {where}; "
-                         "arms are compared on the same seeds, run the missing cells")
+                         "arms are compared on the same seeds, run the missing cells", 'seeds')
     a,b = (whole[k].mean(axis=1) for k in (arm,reference))
     out = pd.DataFrame(dict(arm=a, reference=b, difference=a-b))
     out.attrs['unpaired'] = sorted(set(by_seed.index) - set(whole.index))
@@ -122,9 +124,10 @@ def _contrast(c):
     listed = isinstance(c, (list,tuple)) and 4 <= len(c) <= 6
     if not listed or not all(isinstance(v, str) for v in c[:4]):
         raise InputError(f"headline contrast is {c!r}, expected [arm, reference, condition, measure], "
-                         "then sizes and data sets if not all")
+                         "then sizes and data sets if not all", 'headline', c)
     if c[0] == c[1]:
-        raise InputError(f"headline contrast {c!r} compares an arm with itself, expected two arms")
+        raise InputError(f"headline contrast {c!r} compares an arm with itself, expected two arms",
+                         'headline', c)
     sizes = in_order(_listed(c[4])) if len(c) > 4 and c[4] else []
     return tuple(c[:4]), sizes, _listed(c[5]) if len(c) > 5 else []
 
@@ -138,7 +141,7 @@ def questions(results:pd.DataFrame, # as `tidy` makes them
     if not family:
         arms = ', '.join(sorted(set(results.arm)))
         raise InputError(f"the default headline has no contrast of the arms {arms}; "
-                         "declare some under headline")
+                         "declare some under headline", 'headline')
     out = []
     for what,sizes,sets in map(_contrast, family):
         for d in sets or sorted(results.dataset.unique()):
@@ -146,7 +149,9 @@ def questions(results:pd.DataFrame, # as `tidy` makes them
             subsets = [n for n in there if n != 'full']
             out.append((*what, d, tuple(sizes or subsets or there)))
     twice = [q for i,q in enumerate(out) if q in out[:i]]
-    if twice: raise InputError(f"headline contrast {twice[0]!r} is there twice, expected once")
+    if twice:
+        raise InputError(f"headline contrast {twice[0]!r} is there twice, expected once", 'headline',
+                         twice[0])
     return out
 
 # %% ../../nbs/experiments/10_contrasts.ipynb #0fa0b744
@@ -187,7 +192,7 @@ def stored_predictions(cells:pd.DataFrame, # a row per cell: id, dataset, n, arm
     def cell(*key):
         if key not in ids:
             raise InputError(f"there are no predictions of {' · '.join(map(str, key))}, "
-                             "expected those of every finished cell; run it again")
+                             "expected those of every finished cell; run it again", 'predictions', key)
         return predictions[ids[key]]
     def both(dataset, n, arm, reference, seeds):
         sizes = [str(v) for v in _listed(n)]
@@ -195,7 +200,7 @@ def stored_predictions(cells:pd.DataFrame, # a row per cell: id, dataset, n, arm
         y = np.asarray(found[0][0][0])
         if not all(np.array_equal(y, other) for f in found for other,_ in f):
             raise InputError(f"cells of {dataset} have different test labels, "
-                             "expected the same test images in all")
+                             "expected the same test images in all", 'test labels')
         return *(np.stack([p for _,p in f]) for f in found), y
     return both
 
@@ -214,7 +219,7 @@ def differences(results:pd.DataFrame,    # as `tidy` makes them
     d = by_arm.drop(columns=baseline).sub(by_arm[baseline], axis=0).stack().dropna().rename('d').reset_index()
     if not len(d):
         raise InputError(f"no arm has a seed in common with {baseline}; arms are compared on the same seeds, "
-                         "run the missing cells")
+                         "run the missing cells", 'seeds')
     d['worse'] = d.measure.map(BETTER).fillna(0)*d.d < 0
     groups = d.groupby([*_GROUP,'arm'], sort=False)
     t = groups.agg(seeds=('d','size'), difference=('d','mean'), sd=('d','std'), worse=('worse','sum'))

@@ -74,7 +74,8 @@ def _check_model(c, data):
     try: predict(model, data.train.x[:2])
     except Exception as e:
         raise InputError(f"model {c.model} does not take images of {'×'.join(map(str, data.shape))} "
-                         f"({str(e).splitlines()[0]}); choose another model or size") from None
+                         f"({str(e).splitlines()[0]}); choose another model or size",
+                         'model', c.model) from None
 
 # %% ../../nbs/experiments/01_experiment.ipynb #6a515b91
 def precision(c)->str: # 'bfloat16' or 'float32'

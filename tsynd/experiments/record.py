@@ -34,7 +34,8 @@ def _lines(folder): # of cells.jsonl, or of what `xz` has made of it
     if path.exists(): return path.read_bytes()
     try: return lzma.decompress(packed.read_bytes()) if packed.exists() else b''
     except lzma.LZMAError as e:
-        raise InputError(f"{packed} is not what xz writes ({e}); take it from where it came again") from None
+        raise InputError(f"{packed} is not what xz writes ({e}); take it from where it came again",
+                         packed) from None
 
 # %% ../../nbs/experiments/06_record.ipynb #fb6c0633
 def append(folder:Path, record:dict):
@@ -55,9 +56,10 @@ def records(folder:Path)->dict: # cell id: record; the last one where a cell was
     for i,l in enumerate(_lines(folder).split(b'\n')[:-1], 1):
         try: r = json.loads(l); found[r['id']] = r
         except (ValueError, TypeError, KeyError):
-            raise InputError(f"{Path(folder)/'cells.jsonl'} has {l[:40].decode(errors='replace')!r} in line "
+            path,start = Path(folder)/'cells.jsonl',l[:40].decode(errors='replace')
+            raise InputError(f"{path} has {start!r} in line "
                              f"{i}, expected the record of a cell; remove that line, and tsynd study runs "
-                             f"the cell again") from None
+                             f"the cell again", path, start) from None
     return found
 
 # %% ../../nbs/experiments/06_record.ipynb #8db76b0f
@@ -87,14 +89,15 @@ def _whole(r, folder): # a record with nothing missing
     if lacks := [k for k in needed if k not in r]:
         raise InputError(f"{folder/'cells.jsonl'} has no {', '.join(lacks)} in the record of {r['id']}, "
                          "expected all that tsynd study writes; remove that line, and tsynd study runs the "
-                         f"cell again")
+                         f"cell again", folder/'cells.jsonl', lacks)
     return r
 
 def read_study(folder:str|Path)->Study:
     "The tables of a study, finished or not; raises `InputError`"
     folder = Path(folder)
     if not os.path.exists(folder/'study.toml'):
-        raise InputError(f"{folder} holds no study.toml; give a folder written by tsynd study")
+        raise InputError(f"{folder} holds no study.toml; give a folder written by tsynd study",
+                         folder/'study.toml')
     c,found = read_folder(folder),records(folder)
     rs = [_whole(found[x.id], folder) for x in cells(c) if x.id in found]
     done = [r for r in rs if r['status'] == 'done']

@@ -53,14 +53,14 @@ def new_folder(out:str|Path):
     try:
         if out.is_dir() and any(out.iterdir()) or out.is_file():
             raise InputError(f"{out} exists and is not an empty folder; choose another with --out, or remove "
-                             f"it")
+                             f"it", out)
         made = [p for p in (out, *out.parents) if not p.exists()]
         out.mkdir(parents=True, exist_ok=True)
         tmp = Path(tempfile.mkdtemp(prefix='.unfinished-', dir=out))
     except OSError as e:
         _remove(made)
         raise InputError(f"{out} cannot be written ({e.strerror}); choose another folder with "
-                         f"--out") from None
+                         f"--out", out, e.strerror) from None
     try:
         yield tmp
         names = [p.name for p in tmp.iterdir()]

@@ -20,10 +20,11 @@ def _sample(d, atleast=2):
     if d.ndim != 1 or not np.isfinite(d).all():
         undefined = int((~np.isfinite(d)).sum())
         raise InputError(f"differences of shape {d.shape} with {undefined} undefined values, "
-                         "expected one finite number per seed")
+                         "expected one finite number per seed", 'differences', d.shape)
     if len(d) < atleast:
         raise InputError(f"there {'is' if len(d)==1 else 'are'} {len(d)} seed{'s'*(len(d)!=1)}, "
-                         f"expected at least {atleast}: a single one has no spread; run more seeds")
+                         f"expected at least {atleast}: a single one has no spread; run more seeds",
+                         'seeds', len(d))
     return d
 
 # %% ../../nbs/experiments/09_statistics.ipynb #7df883ee
@@ -66,7 +67,7 @@ def holm(p # (m,) p-values of one family
     "p-values corrected for their number by Holm's method"
     p = np.asarray(p, float)
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
-        raise InputError(f"p-values are {p.tolist()}, expected numbers from 0 to 1")
+        raise InputError(f"p-values are {p.tolist()}, expected numbers from 0 to 1", 'p-values', p.tolist())
     order,out = np.argsort(p, kind='stable'), np.empty_like(p)
     out[order] = np.minimum(np.maximum.accumulate(p[order]*np.arange(len(p), 0, -1)), 1)
     return out
@@ -121,7 +122,7 @@ def score(p_S_N_C, # probabilities, of S seeds
     if measure == 'balanced_accuracy': return _balanced(p, y, w)
     if measure == 'accuracy': return _mean_w(_right(p, y).reshape(len(y), -1).mean(1), w)
     raise InputError(f"measure {measure!r} cannot be bootstrapped over images, "
-                     f"expected one of {', '.join(IMAGE_MEASURES)}")
+                     f"expected one of {', '.join(IMAGE_MEASURES)}", 'measure', measure)
 
 # %% ../../nbs/experiments/09_statistics.ipynb #1873f4e6
 def image_bootstrap(p_arm, p_reference, # (S,N,C) probabilities, the same seeds and images
@@ -136,13 +137,14 @@ def image_bootstrap(p_arm, p_reference, # (S,N,C) probabilities, the same seeds 
     a,b,y = _predicted(p_arm, y), _predicted(p_reference, y), np.asarray(y)
     if a.shape != b.shape:
         raise InputError(f"probabilities have shapes {a.shape} and {b.shape}, "
-                         "expected the same seeds and images for both arms")
+                         "expected the same seeds and images for both arms", 'probabilities',
+                         (a.shape, b.shape))
     def difference(w=None): return score(a, y, measure, w) - score(b, y, measure, w)
     drawn = np.concatenate([difference(w) for w in _drawings(len(y), replicates, seed)])
     undefined = np.isnan(drawn).mean()
     if undefined > .01:
         raise InputError(f"{measure} is undefined in {undefined:.0%} of the replicates, "
-                         "as a class has too few test images; use another measure")
+                         "as a class has too few test images; use another measure", 'measure', measure)
     return float(difference()[0]), *map(float, np.nanquantile(drawn, [(1-level)/2, (1+level)/2]))
 
 # %% ../../nbs/experiments/09_statistics.ipynb #eb29d7bc
@@ -150,9 +152,9 @@ def _predicted(p, y):
     p,y = np.asarray(p, float), np.asarray(y)
     if p.ndim != 3 or p.shape[1] != len(y) or not len(y) or y.ndim == 2 and y.shape[1] != p.shape[2]:
         raise InputError(f"probabilities have shape {p.shape}, expected (seeds, {len(y)}, classes), "
-                         f"as there are {len(y)} labels")
+                         f"as there are {len(y)} labels", 'probabilities', p.shape)
     if not ((p >= 0) & (p <= 1)).all():
-        raise InputError("probabilities are not all between 0 and 1; are they logits?")
+        raise InputError("probabilities are not all between 0 and 1; are they logits?", 'probabilities')
     return p
 
 # %% ../../nbs/experiments/09_statistics.ipynb #bf35c172

@@ -133,7 +133,7 @@ def _watch(c, folder, workers, run, progress):
     broken = [w.returncode for w in workers if w.returncode]
     if broken:
         raise InputError(f"{len(broken)} of {len(workers)} processes of the study ended with status "
-                         f"{broken[0]}, see above; start it again to go on")
+                         f"{broken[0]}, see above; start it again to go on", 'processes', broken[0])
 
 # %% ../../nbs/experiments/07_study.ipynb #05946b18
 def _within(a, b): return {*a} <= {*b}
@@ -145,15 +145,15 @@ def _open(c, folder):
     path,new = folder/'study.toml',asdict(c)
     try:
         if not path.exists() and folder.exists() and any(folder.iterdir()):
-            raise InputError(f"{folder} is not empty and no study; choose another folder with --out")
+            raise InputError(f"{folder} is not empty and no study; choose another folder with --out", folder)
         old = asdict(read_folder(folder)) if path.exists() else {}
         for k,v in old.items():
             if v != new[k] and not (k in GROW and GROW[k](v, new[k])):
                 raise InputError(f"{folder} holds a study whose {k} is {v!r}, not {new[k]!r}; choose another "
-                                 f"folder with --out{', or add to it only' if k in GROW else ''}")
+                                 f"folder with --out{', or add to it only' if k in GROW else ''}", k, v)
         folder.mkdir(parents=True, exist_ok=True)
         if new != old: write_whole(path, to_toml(c).encode())
     except OSError as e:
         raise InputError(f"{folder} cannot be the folder of a study ({e.strerror}); choose another with "
-                         f"--out") from None
+                         f"--out", folder, e.strerror) from None
     return folder

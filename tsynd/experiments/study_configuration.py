@@ -29,12 +29,12 @@ def _toml(path, most=10**6): # bytes
         if len(text) <= most: return tomllib.loads(text.decode())
     except OSError as e:
         raise InputError(f"{path} cannot be read ({e.strerror}); give a TOML file that describes a "
-                         f"study") from None
+                         f"study", path, e.strerror) from None
     except RecursionError:
-        raise InputError(f"{path} is not TOML that can be read (too many lists in lists)") from None
+        raise InputError(f"{path} is not TOML that can be read (too many lists in lists)", path) from None
     except ValueError as e:
-        raise InputError(f"{shown(str(path))[1:-1]} is not TOML ({str(e).split(';')[0]})") from None
-    raise InputError(f"{path} is larger than {most} bytes; give a TOML file that describes a study")
+        raise InputError(f"{shown(str(path))[1:-1]} is not TOML ({str(e).split(';')[0]})", path) from None
+    raise InputError(f"{path} is larger than {most} bytes; give a TOML file that describes a study", path)
 
 def read_config(path:str|Path, # a TOML file
                 **unsaid       # settings that it need not give
@@ -44,9 +44,10 @@ def read_config(path:str|Path, # a TOML file
     known,needed = {f.name for f in fields(StudyConfig)},('datasets','n','seeds','arms')
     for k in d:
         if k not in known:
-            raise InputError(f"{path} has a key {shown(k)}, expected some of {', '.join(sorted(known))}")
+            some = ', '.join(sorted(known))
+            raise InputError(f"{path} has a key {shown(k)}, expected some of {some}", k, d[k])
     for k in needed:
-        if k not in d: raise InputError(f"{path} has no key {k!r}, expected all of {', '.join(needed)}")
+        if k not in d: raise InputError(f"{path} has no key {k!r}, expected all of {', '.join(needed)}", k)
     return check_config(StudyConfig(**(dict(name=path.stem) | unsaid | d)))
 
 def read_folder(folder:Path)->StudyConfig: # of a study, by whatever version
@@ -60,12 +61,12 @@ def check_config(c:StudyConfig)->StudyConfig:
     c = checked(c)
     for k in ('datasets','n'):
         if len(set(map(str, getattr(c, k)))) < len(getattr(c, k)):
-            raise InputError(f"{k} is {shown(getattr(c, k))}, expected each of them once")
+            raise InputError(f"{k} is {shown(getattr(c, k))}, expected each of them once", k, getattr(c, k))
     trainings = math.prod(map(len, (c.datasets, c.n, c.arms)))*c.seeds
     if trainings > MOST:
         raise InputError(f"the study has {trainings} trainings, expected at most {MOST}; "
-                         "take fewer data sets, sizes, seeds or arms")
-    for d in c.datasets: check_known(f'{d}: corruption', c.corruptions or (), families(d))
+                         "take fewer data sets, sizes, seeds or arms", 'trainings', trainings)
+    for d in c.datasets: check_known(f'{d}: corruption', c.corruptions or (), families(d), 'corruption')
     for label in c.arms: make_arm(c, label)
     for q in c.headline: _check_question(c, q)
     return c
@@ -87,16 +88,16 @@ def _check_question(c, q):
     if not 4 <= len(q) <= 6 or not all(isinstance(v, str) for v in q[:4]) or q[0] == q[1]:
         raise InputError(f"headline {shown(q)} is no question, expected [arm, other arm, condition, "
                          f"measure], "
-                         "then sizes and data sets if not all")
+                         "then sizes and data sets if not all", 'headline', q)
     sizes,sets = (v if isinstance(v, list) else [v] for v in [*q[4:], [], []][:2])
     sizes = [str(v) if isinstance(v, int) else v for v in sizes]
     asked = ('arm', q[:2], c.arms), ('size', sizes, [*map(str, c.n)]), ('data set', sets, c.datasets)
     for what,found,known in asked:
-        check_known(f'headline {shown(q)}: {what}', found, known)
+        check_known(f'headline {shown(q)}: {what}', found, known, 'headline')
     for d in sets or c.datasets:
         there = _measured(c, d)
-        check_known(f'headline {shown(q)}: {d}: condition', q[2:3], there)
-        check_known(f'headline {shown(q)}: {d}: on {q[2]} images measure', q[3:4], there[q[2]])
+        check_known(f'headline {shown(q)}: {d}: condition', q[2:3], there, 'headline')
+        check_known(f'headline {shown(q)}: {d}: on {q[2]} images measure', q[3:4], there[q[2]], 'headline')
 
 # %% ../../nbs/experiments/04_study_configuration.ipynb #fb297dd2
 def check_machine(c:StudyConfig):
@@ -108,7 +109,8 @@ def check_machine(c:StudyConfig):
 def make_arm(c:StudyConfig, label, ae=None, seed=0)->tuple: # (callbacks, lr, length)
     "The callbacks of an arm, its learning rate, and how much longer than the others it trains"
     if not isinstance(c.arms[label], dict):
-        raise InputError(f"arm {label} is {shown(c.arms[label])}, expected a table of settings")
+        raise InputError(f"arm {label} is {shown(c.arms[label])}, expected a table of settings",
+                         f'arm {label}', c.arms[label])
     s = dict(c.arms[label])
     name,lr,longer = s.pop('arm', label),s.pop('lr', c.lr),s.pop('longer', ArmSettings.longer)
     check_range(f'lr of arm {label}', lr, **bounds(StudyConfig, 'lr'))

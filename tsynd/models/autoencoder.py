@@ -77,7 +77,7 @@ def encode(self:Autoencoder,
     ch = self.config['ch']
     if x.ndim != 4 or x.shape[1] != ch or x.shape[2]%4 or x.shape[3]%4:
         raise InputError(f"images have shape {tuple(x.shape)}, but the autoencoder expects (B, {ch}, H, W) "
-                         f"with H and W multiples of 4")
+                         f"with H and W multiples of 4", 'images', tuple(x.shape))
     return _at_least_float32(self.unit(self.enc(x*2-1)))
 
 # %% ../../nbs/models/02_autoencoder.ipynb #85378c84
@@ -134,7 +134,7 @@ def train_autoencoder(data:ImageData,        # its training images
     check_range('autoencoder steps', steps, **bounds(AutoencoderSettings, 'steps'))
     if data.shape[1]%4 or data.shape[2]%4:
         raise InputError(f"images of {data.name} are {data.shape[1]}×{data.shape[2]}, "
-                         "but the autoencoder needs multiples of 4")
+                         "but the autoencoder needs multiples of 4", 'images', data.shape)
     with seeded(seed):
         ae = Autoencoder(ch=data.shape[0], **kwargs).to(memory_format=torch.channels_last)
         learn = autoencoder_learner(data, ae, steps, bs, seed, device=device, cbs=cbs)
@@ -184,5 +184,5 @@ def load_autoencoder(path:str|Path, # as given to `save_model`
     ae = rebuild(path, Autoencoder, *read_model(path, 'Autoencoder'), device)
     if shape is not None and ae.config['ch'] != shape[0]:
         raise InputError(f"{path} is an autoencoder for {ae.config['ch']}-channel images, but the data has "
-                         f"{shape[0]}")
+                         f"{shape[0]}", path, ae.config['ch'])
     return ae

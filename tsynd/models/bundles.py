@@ -34,12 +34,14 @@ def read_model(path:str|Path, # with or without suffix
     for f in (f'{path}.json', f'{path}.safetensors'):
         if not os.path.isfile(f):
             raise InputError(f"{f} does not exist; a model is a .safetensors and a .json file of the same "
-                             f"name")
+                             f"name", f)
     try: facts,weights = json.loads(Path(f'{path}.json').read_text()),load_file(f'{path}.safetensors')
     except Exception as e:
-        raise InputError(f"{path} is not a model saved by tsynd ({type(e).__name__})") from None
+        found = type(e).__name__
+        raise InputError(f"{path} is not a model saved by tsynd ({found})", path, found) from None
     found = facts.get('kind') if isinstance(facts, dict) else None
-    if found != kind: raise InputError(f"{path} holds a model of kind {found!r}, expected {kind!r}")
+    if found != kind:
+        raise InputError(f"{path} holds a model of kind {found!r}, expected {kind!r}", path, found)
     return facts, weights
 
 # %% ../../nbs/models/01_bundles.ipynb #fe7be096
@@ -55,5 +57,5 @@ def rebuild(path,         # for the message
         model.load_state_dict(weights)
     except (KeyError, TypeError, RuntimeError, AttributeError) as e:
         raise InputError(f"{path} is not a model saved by tsynd: its configuration does not fit its weights "
-                         f"({type(e).__name__})") from None
+                         f"({type(e).__name__})", path, type(e).__name__) from None
     return model.to(device or 'cpu', memory_format=torch.channels_last).eval()

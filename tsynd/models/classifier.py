@@ -78,10 +78,11 @@ def resnet18(ch:int=1,        # image channels, 1 or 3
 def _timm(name, ch, n_classes, p):
     try: import timm
     except ImportError:
-        raise InputError(f"model is 'timm:{name}', but timm is not installed; pip install timm") from None
+        raise InputError(f"model is 'timm:{name}', but timm is not installed; pip install timm", 'model',
+                         f'timm:{name}') from None
     if not timm.is_model(name):
         raise InputError(f"model is 'timm:{name}', but timm has no model of that name; see "
-                         f"timm.list_models()")
+                         f"timm.list_models()", 'model', f'timm:{name}')
     trunk = timm.create_model(name, pretrained=False, in_chans=ch, num_classes=0)
     return Classifier(trunk, getattr(trunk, 'head_hidden_size', None) or trunk.num_features, n_classes, p)
 
@@ -95,7 +96,7 @@ def make_classifier(model:str=ClassifierSettings.model, # or 'resnet18', or 'tim
     check_range('dropout', p, **bounds(ClassifierSettings, 'dropout'))
     builders = dict(small_resnet=small_resnet, resnet18=resnet18)
     if model not in builders and not model.startswith('timm:'):
-        raise InputError(f"model is {model!r}, expected small_resnet, resnet18 or timm:NAME")
+        raise InputError(f"model is {model!r}, expected small_resnet, resnet18 or timm:NAME", 'model', model)
     clf = builders[model](ch, n_classes, p) if model in builders else _timm(model[5:], ch, n_classes, p)
     clf.config = dict(model=model, ch=ch, n_classes=n_classes, p=p)
     return clf

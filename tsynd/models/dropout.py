@@ -31,11 +31,11 @@ def check_dropout(model:nn.Module): # any
         idle = sum(isinstance(m, DROPOUT) for m in model.modules())
         found = f'{idle} dropout layers, all with p = 0' if idle else 'no dropout layer'
         raise InputError(f"the classifier has {found}, but its uncertainty is measured with dropout; add "
-                         f"nn.Dropout before its last layer")
+                         f"nn.Dropout before its last layer", 'dropout', found)
     for n,m in layers:
         if m.p >= 1:
             raise InputError(f"dropout layer {n} of the classifier has p = {m.p}, which drops everything, "
-                             f"expected 0 < p < 1")
+                             f"expected 0 < p < 1", 'dropout', m.p)
 
 # %% ../../nbs/models/05_dropout.ipynb #c38481f5
 def uncompiled(model:nn.Module # any
@@ -111,7 +111,7 @@ def _run(self:MCDropout, x, expanded):
         for h in hooks: h.remove()
     if not self.calls:
         raise InputError("the classifier has dropout layers, but its forward pass reaches none of them; put "
-                         "nn.Dropout before its last layer")
+                         "nn.Dropout before its last layer", 'dropout')
     if out.ndim != 2 or len(out) != rows:
         raise RuntimeError(f'the model returned {tuple(out.shape)}, expected {rows} rows of logits')
     return out.unflatten(0, (self.T, -1))
@@ -122,7 +122,7 @@ def _check_rows(self:MCDropout, name, out):
     if len(out) == self.rows or len(out) % self.rows == 0 and out.shape[1:2] != (self.rows,): return
     raise InputError(f"dropout layer {name} of the classifier sees shape {tuple(out.shape)}, expected all "
                      f"images of all draws, {self.rows}, as its first dimension; make the model batch-first, "
-                     f"or put dropout elsewhere")
+                     f"or put dropout elsewhere", 'dropout', tuple(out.shape))
 
 # %% ../../nbs/models/05_dropout.ipynb #b3f2609d
 @patch

@@ -86,4 +86,4 @@ def write_page(folder:Path,         # exists
     except OSError as e:
         with suppress(OSError): part.unlink(missing_ok=True)
         message = f'{e.filename} cannot be written ({e.strerror}); copy the {what} to a place where it can'
-        raise InputError(message) from None
+        raise InputError(message, e.filename, e.strerror) from None

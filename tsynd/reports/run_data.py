@@ -46,14 +46,14 @@ def _read_table(path):
     except pd.errors.EmptyDataError: return pd.DataFrame()
     except (OSError, ValueError) as e:
         raise InputError(f"{path} is no table of comma-separated values in UTF-8 ({str(e).strip()}); "
-                         "make the run again") from None
+                         "make the run again", path) from None
 
 def _read_provenance(path):
     rows = _read_table(path)
     missing = [c for c in ('label_name', *NUMBERS) if c not in rows]
     if missing and len(rows):
         raise InputError(f"{path} has no column {missing[0]}, expected the provenance of a run; "
-                         "make the run again")
+                         "make the run again", missing[0])
     rows = rows.reindex(columns=[*rows.columns, *missing])
     names = rows.label_name.astype(str).str.strip().replace('', 'no label')
     rows = rows.assign(label_name=names, **{c: pd.to_numeric(rows[c], errors='coerce') for c in NUMBERS})
@@ -62,14 +62,15 @@ def _read_provenance(path):
 # %% ../../nbs/reports/04_run_data.ipynb #7130c503
 def _read_images(path, n):
     if not path.is_file():
-        raise InputError(f"{path} does not exist, but provenance.csv has {n} images; make the run again")
+        raise InputError(f"{path} does not exist, but provenance.csv has {n} images; make the run again",
+                         path)
     arrays = read_npz(path, 'make the run again')
     keys = dict(source='train_source', reconstruction='train_reconstruction', targeted='train_images')
     for key in keys.values():
         found = len(arrays[key]) if key in arrays else 'no'
         if found != n:
             raise InputError(f"{path} has {found} images {key}, expected {n}, one per row of provenance.csv "
-                             "whose gate is not 0; make the run again")
+                             "whose gate is not 0; make the run again", key, found)
     return {name: arrays[key] for name, key in keys.items()}
 
 # %% ../../nbs/reports/04_run_data.ipynb #68fbdac5
@@ -83,23 +84,25 @@ def _entry(m, name):
     return m
 
 def _check_metrics(path, m):
-    def refuse(what): raise InputError(f"{path} has {what}; make the run again")
+    def refuse(entry, what): raise InputError(f"{path} has {what}; make the run again", entry)
     for name, kind in ENTRIES.items():
         v = _entry(m, name)
         found = 'no entry' if v is None else f'{v!r:.40} as entry'
-        if not isinstance(v, kind): refuse(f"{found} {name}, expected the {kind.__name__} that a run writes")
+        if not isinstance(v, kind):
+            refuse(name, f"{found} {name}, expected the {kind.__name__} that a run writes")
     for name, kind in PARTS.items():
         v = _entry(m, name)
         items = listify(v.values() if isinstance(v, dict) else v)
         wrong = [o for o in items if not isinstance(o, kind)]
-        if wrong: refuse(f"{wrong[0]!r:.40} in {name}, where a run writes a {kind.__name__}")
+        if wrong: refuse(name, f"{wrong[0]!r:.40} in {name}, where a run writes a {kind.__name__}")
     if 'clean' not in m['conditions']:
-        refuse(f"conditions {m['conditions']!r:.40}, expected 'clean' among them")
+        refuse('conditions', f"conditions {m['conditions']!r:.40}, expected 'clean' among them")
 
+# %% ../../nbs/reports/04_run_data.ipynb #5b0e9c41
 def _read_metrics(path):
     try: m = json.loads(path.read_text(encoding='utf-8'))
     except (OSError, ValueError) as e:
-        raise InputError(f"{path} is not JSON ({e}); make the run again") from None
+        raise InputError(f"{path} is not JSON ({e}); make the run again", path) from None
     _check_metrics(path, m)
     return m
 
@@ -110,9 +113,11 @@ def read_run(folder:str|Path # written by `tsynd run`
     folder = Path(folder)
     written = 'written by `tsynd run` or `tsynd study`'
     if not os.path.isdir(folder):
-        raise InputError(f"{folder} is no folder, expected one that `tsynd run` or `tsynd study` has written")
+        raise InputError(f"{folder} is no folder, expected one that `tsynd run` or `tsynd study` has written",
+                         folder)
     for f in ('metrics.json', 'provenance.csv'):
-        if not os.path.isfile(folder/f): raise InputError(f"{folder} has no {f}, expected a folder {written}")
+        if not os.path.isfile(folder/f):
+            raise InputError(f"{folder} has no {f}, expected a folder {written}", folder/f)
     m, rows = _read_metrics(folder/'metrics.json'), _read_provenance(folder/'provenance.csv')
     return RunFolder(folder, m, rows, _read_images(folder/'synthetic.npz', len(rows)) if len(rows) else {})
 

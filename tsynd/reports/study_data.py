@@ -59,7 +59,7 @@ def findings(study:Study # as `read_study` gives it
     "Ask a study its questions; raises `InputError` where no cell is finished"
     if not len(study.results):
         raise InputError(f"{study.folder} has no finished cell yet, expected at least one; "
-                         "run `tsynd study` first")
+                         "run `tsynd study` first", study.folder)
     results = tidy(study.results)
     arms = _in_given_order(study.config.arms, results.arm)
     baseline = 'baseline' if 'baseline' in arms else arms[0]

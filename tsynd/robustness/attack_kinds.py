@@ -105,7 +105,7 @@ def check_ball(model, x, y, eps, norm, task, **counts):
     if isinstance(model, Predictor) and model.T and model.task != task:
         raise InputError(f"the predictor was made with task={model.task.name!r}, but the attack with "
                          f"task={task.name!r}; "
-                         "give both the same")
+                         "give both the same", 'task', task.name)
 
 # %% ../../nbs/robustness/05_attack_kinds.ipynb #5d59a465
 def _fgsm(run, streams, eps, steps, restarts):

@@ -43,12 +43,12 @@ def loss_and_gradient(model:nn.Module, # images to logits (B,C)
     loss = objective(logits, y, task)
     if grad and not loss.requires_grad:
         raise InputError("the model's output has no gradient with respect to the image, so only Square "
-                         "can attack it; does it detach?")
+                         "can attack it; does it detach?", 'model')
     g = torch.autograd.grad(loss.sum(), x)[0] if grad else torch.zeros_like(x)
     bad = int((~(torch.isfinite(loss) & torch.isfinite(g.flatten(1)).all(1))).sum())
     if bad:
         raise InputError(f"the loss or its gradient is not finite for {bad} of {len(x)} images; check the "
-                         f"model's weights")
+                         f"model's weights", 'model', bad)
     return loss.detach(), logits.detach(), g
 
 # %% ../../nbs/robustness/01_attacks.ipynb #dd0d66b0
@@ -58,7 +58,7 @@ def check_attack(x, y, eps, task, **counts):
     check_range('eps', eps, lo=0, hi=1)
     for k,v in counts.items():
         if not isinstance(v, int) or v < 1:
-            raise InputError(f"{k} is {v!r}, but must be a whole number, at least 1")
+            raise InputError(f"{k} is {v!r}, but must be a whole number, at least 1", k, v)
     as_task(task).check_labels(y, len(x))
 
 # %% ../../nbs/robustness/01_attacks.ipynb #4b8eae0f

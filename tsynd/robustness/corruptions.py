@@ -137,10 +137,11 @@ def _check_corruptions(x, dataset, names, severities, lo=0):
     "The names, all of the data set's if None"
     check_batch(x)
     if x.shape[1] not in (1,3):
-        raise InputError(f"images have {x.shape[1]} channels, expected 1 (grey) or 3 (colour)")
+        raise InputError(f"images have {x.shape[1]} channels, expected 1 (grey) or 3 (colour)", 'images',
+                         x.shape[1])
     known = tuple(families(dataset))
     names = known if names is None else (names,) if isinstance(names, str) else tuple(names)
-    check_known(f'{dataset}: corruption', names, known)
+    check_known(f'{dataset}: corruption', names, known, 'corruption')
     for s in severities: check_range('severity', s, lo=lo, hi=5, integer=True)
     return names
 
@@ -217,12 +218,12 @@ def _family_means(rows, what):
     found = {}
     for r in rows: found.setdefault(r['corruption'], {})[r['severity']] = r
     if sum(map(len, found.values())) != len(rows):
-        raise InputError(f"{what} hold a corruption and severity twice; give the table of one model")
+        raise InputError(f"{what} hold a corruption and severity twice; give the table of one model", what)
     if list(found.get('clean', ())) != [0] or len(found) < 2:
         raise InputError(f"{what} hold {', '.join(found) or 'nothing'}, expected clean and at least one "
-                         f"corruption, as `corruption_table` makes them")
+                         f"corruption, as `corruption_table` makes them", what, list(found))
     if len({tuple(sorted(v)) for k,v in found.items() if k != 'clean'}) > 1:
-        raise InputError(f"{what} hold corruptions at different severities, expected the same for all")
+        raise InputError(f"{what} hold corruptions at different severities, expected the same for all", what)
     def mean(k, c):
         values = [r[k] for r in found[c].values()]
         return None if None in values else sum(values)/len(values)
@@ -241,7 +242,7 @@ def corruption_summary(rows:list,          # as `corruption_table` makes them
     ref,tested_ref = (None,tested) if reference is None else _family_means(reference, 'reference rows')
     if tested != tested_ref:
         raise InputError("rows and reference rows differ in corruptions, severities or number of images, "
-                         "expected the same tests")
+                         "expected the same tests", 'reference rows')
     def over(a, b): return a/b if b >= least else None
     res,e0 = [],own['clean']['balanced_error']
     for c,m in own.items():

@@ -30,7 +30,7 @@ def _check_table(x, y, task, eps, strengths, ladder, restarts, **counts):
     if not ladder or not task.several and restarts == 1: return
     why = 'there are several labels per image' if task.several else f'restarts is {restarts}'
     raise InputError(f"ladder is set, but {why}, expected one label per image and one restart; "
-                     "leave ladder out")
+                     "leave ladder out", 'ladder', ladder)
 
 # %% ../../nbs/robustness/02_evaluation.ipynb #a80af5df
 def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits (B,C)

@@ -34,7 +34,8 @@ def _classes(model, x, y, task):
     scores = task.scores(logits)
     bad = int((~torch.isfinite(logits)).any(1).sum())
     if bad:
-        raise InputError(f"the model's output is not finite for {bad} of {len(x)} images; check its weights")
+        raise InputError(f"the model's output is not finite for {bad} of {len(x)} images; check its weights",
+                         'model', bad)
     if y is None: return scores.argmax(1)
     if isinstance(y, Integral) and not isinstance(y, bool) or isinstance(y, Tensor) and y.ndim == 0:
         y = torch.full((len(x),), y)
@@ -42,10 +43,10 @@ def _classes(model, x, y, task):
         found = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else repr(y)
         raise InputError(f"y is {found}, expected one class number for all images or an int64 tensor "
                          f"({len(x)},); "
-                         "of several labels name the one to explain")
+                         "of several labels name the one to explain", 'y', found)
     if y.min() < 0 or y.max() >= scores.shape[1]:
         raise InputError(f"y holds classes from {int(y.min())} to {int(y.max())}, but the model knows 0 to "
-                         f"{scores.shape[1]-1}")
+                         f"{scores.shape[1]-1}", 'y', (int(y.min()), int(y.max())))
     return y.long().cpu().clone()
 
 # %% ../../nbs/robustness/08_explanation.ipynb #10fde19f
@@ -93,7 +94,7 @@ def target_layer(model:nn.Module, # images (B,ch,H,W) to logits (B,C)
     layers = spatial_layers(model, x)
     if not layers:
         raise InputError("the model has no layer whose output is a map (B,C,h,w) that its logits depend on; "
-                                    "class activation maps need a convolutional network")
+                                    "class activation maps need a convolutional network", 'model')
     if layer is None:
         modules = dict(model.named_modules())
         fit = [n for n in layers if not _unfit(n, layers, modules)] or list(layers)
@@ -103,7 +104,7 @@ def target_layer(model:nn.Module, # images (B,ch,H,W) to logits (B,C)
     if name not in layers:
         found = repr(layer) if isinstance(layer, str) else type(layer).__name__
         raise InputError(f"layer is {found}, expected one that gives a map, once: "
-                         f"{', '.join(list(layers)[-8:])}")
+                         f"{', '.join(list(layers)[-8:])}", 'layer', found)
     return name
 
 # %% ../../nbs/robustness/08_explanation.ipynb #ee892c06
@@ -136,7 +137,8 @@ def cam(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
        )->Tensor:             # (B,H,W) in [0,1], relative within each image; 0: no more than its average
     "Class activation maps; dropout off, and the model is left as it was"
     check_batch(x)
-    if method not in METHODS: raise InputError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
+    if method not in METHODS:
+        raise InputError(f"method is {method!r}, expected one of {', '.join(METHODS)}", 'method', method)
     check_range('batch size', bs, lo=1, integer=True)
     task = as_task(task)
     y,module = _classes(model, x, y, task),dict(model.named_modules())[target_layer(model, x, layer)]
@@ -160,7 +162,8 @@ def phantom_region(f:Tensor,    # (N,8) in [0,1], as `Split.factors`
                   )->Tensor:    # (N,size,size) bool
     "The pixels of phantom images that change at least half as much as any, when a factor goes from 0 to 1"
     some = [k for k in FACTORS if k != 'phase']                     # whose 0 and 1 are the same image
-    if factor not in some: raise InputError(f"factor is {factor!r}, expected one of {', '.join(some)}")
+    if factor not in some:
+        raise InputError(f"factor is {factor!r}, expected one of {', '.join(some)}", 'factor', factor)
     f = f.clone()
     for name in ('speckle','shadow'): f[:,FACTORS.index(name)] = 0
     ends = []
@@ -231,9 +234,10 @@ def faithfulness(model:nn.Module,  # images (B,ch,H,W) in [0,1] to logits (B,C)
     check_batch(x)
     want = (len(x), *x.shape[2:])
     if maps.shape != want:
-        raise InputError(f"maps have shape {tuple(maps.shape)}, expected {want}, one for each image")
+        raise InputError(f"maps have shape {tuple(maps.shape)}, expected {want}, one for each image", 'maps',
+                         tuple(maps.shape))
     if not torch.isfinite(maps).all():
-        raise InputError("maps hold values that are NaN or infinite, expected numbers")
+        raise InputError("maps hold values that are NaN or infinite, expected numbers", 'maps')
     for s in shares: check_range('share', s, lo=0, hi=.95, open_lo=True)
     task = as_task(task)
     y,least,most = _classes(model, x, y, task),[],[]

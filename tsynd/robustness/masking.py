@@ -42,7 +42,7 @@ def _reused(images, x, eps):
         if adv.shape != x.shape or ATTACKS[name].norm == 'Linf' and (adv-x).abs().max() > eps+1e-6:
             raise InputError(f"the images kept from {name} do not belong to these images and eps = "
                              f"{eps:.4g}; "
-                             "give those that `attack_suite` kept for the same")
+                             "give those that `attack_suite` kept for the same", 'images', name)
     return images
 
 # %% ../../nbs/robustness/07_masking.ipynb #172e2c4d

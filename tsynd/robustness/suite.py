@@ -29,7 +29,8 @@ def worst_case(model:nn.Module,       # a `Predictor`, or any classifier, which 
               )->Tensor:              # (N,ch,H,W)
     "For each image the worst of its attacked versions: more wrong decisions first, then the larger loss"
     if not images:
-        raise InputError("there are no attacked images to choose from, expected at least one attack")
+        raise InputError("there are no attacked images to choose from, expected at least one attack",
+                         'images')
     task,y = as_task(task),y.cpu()
     def judged(x):
         logits = predict(model, x, bs=bs)

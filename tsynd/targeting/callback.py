@@ -53,7 +53,7 @@ def _check(self:TSynD):
                                   for k in ('share','every')):
         return
     raise InputError(f"budget is {self.budget} and share is {self.share}, every {self.every}, "
-                     "expected one of them: a budget chooses them itself")
+                     "expected one of them: a budget chooses them itself", 'budget', self.budget)
 
 # %% ../../nbs/targeting/08_callback.ipynb #35fd1df1
 @patch
@@ -69,7 +69,7 @@ def before_fit(self:TSynD):
     check_dropout(self.learn.model)
     if not len(self.learn.dls.train):
         raise InputError("an epoch has no batch: the batch size is larger than the training set and the last "
-                         "batch is dropped; lower the batch size")
+                         "batch is dropped; lower the batch size", 'batch size')
     self._reset()
     self.base_loss,dev = self.learn.loss_func,next(self.learn.model.parameters()).device
     self.engine.ae.to(dev).eval()
@@ -113,8 +113,9 @@ def before_batch(self:TSynD):
 @patch
 def _batch(self:TSynD)->tuple: # images in [0,1], and targets
     if len(self.learn.xb) != 1 or len(self.learn.yb) != 1:
-        raise InputError(f"batches have {len(self.learn.xb)} inputs and {len(self.learn.yb)} targets, but "
-                         f"TSynD needs (image, target) batches")
+        found = len(self.learn.xb),len(self.learn.yb)
+        raise InputError(f"batches have {found[0]} inputs and {found[1]} targets, but "
+                         f"TSynD needs (image, target) batches", 'batches', found)
     x,y = (o[0].as_subclass(Tensor) for o in (self.learn.xb, self.learn.yb))
     self.engine.task = self._task(y)
     return x*self.norm[1]+self.norm[0] if self.norm else x, y
@@ -131,7 +132,8 @@ def _task(self:TSynD, y):
         raise InputError(f"targets are {y.dtype} of shape {tuple(y.shape)}, but the loss is a cross-entropy "
                          f"over classes, "
                          f"with which TSynD expects class numbers of shape ({len(y)},); give these, "
-                         "or for several labels per image a binary loss such as BCEWithLogitsLossFlat")
+                         "or for several labels per image a binary loss such as BCEWithLogitsLossFlat",
+                         'targets', tuple(y.shape))
     return task
 
 # %% ../../nbs/targeting/08_callback.ipynb #7ec4a7e1
@@ -217,7 +219,7 @@ def after_loss(self:TSynD):
     self.syn_loss = self.base_loss(pred, syn.y)
     if not torch.isfinite(self.syn_loss):
         raise InputError(f"loss on synthetic images is {float(self.syn_loss)} in epoch {self.learn.epoch}, "
-                         f"but must be finite; lower the learning rate")
+                         f"but must be finite; lower the learning rate", 'loss', float(self.syn_loss))
     self.learn.loss_grad = self.learn.loss_grad + self.weight*self.syn_loss
 
 # %% ../../nbs/targeting/08_callback.ipynb #f3bd9b99
@@ -241,12 +243,13 @@ def after_fit(self:TSynD):
 @patch(as_prop=True)
 def last_epoch(self:TSynD)->Synthetic:
     "Synthetic images of the last epoch, at most `keep`, dropped ones too; raises `InputError` if none"
-    why = ('keep is 0'
-           if not self.keep
-           else 'training was stopped before it had ended, or the callback was pickled since, which leaves '
-                'them out' if self.count else 'no batch has been trained on after the warm-up')
-    if not self.kept: raise InputError(f"there are no synthetic images: {why}")
-    return cat(self.kept)
+    if self.kept: return cat(self.kept)
+    if not self.keep: field,why = 'keep','keep is 0'
+    elif self.count:
+        field,why = 'training',('training was stopped before it had ended, or the callback was pickled '
+                                'since, which leaves them out')
+    else: field,why = 'warm-up','no batch has been trained on after the warm-up'
+    raise InputError(f"there are no synthetic images: {why}", field)
 
 # %% ../../nbs/targeting/08_callback.ipynb #ab62865a
 @patch(as_prop=True)
@@ -255,7 +258,7 @@ def images(self:TSynD)->Synthetic:
     s = self.last_epoch
     if not (s.gate > 0).any():
         raise InputError(f"there are no synthetic images: the label gate has dropped all {len(s)} of the "
-                         f"last epoch; train longer, or lower the gate")
+                         f"last epoch; train longer, or lower the gate", 'gate', self.gate)
     return s.pick(s.gate > 0)
 
 # %% ../../nbs/targeting/08_callback.ipynb #5cdd6dc8
@@ -288,7 +291,8 @@ def plot_mi(self:TSynD, ax=None):
     "Mean MI before and after the ascent, under fresh draws, over the training"
     import matplotlib.pyplot as plt
     if not self.history:
-        raise InputError("there are no synthetic images: no batch has been trained on after the warm-up")
+        raise InputError("there are no synthetic images: no batch has been trained on after the warm-up",
+                         'warm-up')
     ax = ax or plt.subplots(figsize=(4.5, 2))[1]
     h = pd.DataFrame(self.history)
     ax.plot(h.step, h.mi_before, '--', color='.5', label='reconstruction')
@@ -302,5 +306,6 @@ def cost(self:TSynD)->dict:
     "What the budget bought: share, rate, milliseconds, images per second, ratio; raises `InputError`"
     if self.clock is None or self.clock.rate is None:
         raise InputError("there is no measured cost: it is measured with a budget, over eight plain batches "
-                         "and the first eight that synthesise; train longer, or give share and every")
+                         "and the first eight that synthesise; train longer, or give share and every",
+                         'budget', self.budget)
     return self.clock.cost

@@ -26,7 +26,7 @@ class MovingAverage(nn.Module):
         try: self.model = copy.deepcopy(uncompiled(model))
         except Exception as e:
             raise InputError(f"the classifier cannot be copied ({e}), but the label gate needs a copy; use "
-                             f"gate=0") from None
+                             f"gate=0", 'classifier', str(e)) from None
         undo_bf16(self.model)
         for m in self.model.modules():
             _own_hooks_only(m._forward_hooks); _own_hooks_only(m._forward_pre_hooks)

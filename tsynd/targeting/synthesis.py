@@ -38,7 +38,8 @@ class Synthesizer:
                 ):
         vars(self).update(vars(settings), bf16=bf16, task=as_task(task), prepare=prepare, ae=ae)
         if self.objective not in OBJECTIVES:
-            raise InputError(f"objective is {shown(self.objective)}, expected one of {', '.join(OBJECTIVES)}")
+            raise InputError(f"objective is {shown(self.objective)}, expected one of {', '.join(OBJECTIVES)}",
+                             'objective', self.objective)
         if self.objective == 'mi': check_range('T', self.T, **(bounds(SynthesisSettings, 'T') | dict(lo=2)))
 
     def look(self, x): return x if self.prepare is None else self.prepare(x)
@@ -59,7 +60,8 @@ def _move(self:Synthesizer, mc, z0, start, y, seed):
         return objective(logits_T_B_C, y, self.task)
     z,trace = ascend(U, z0, r, self.steps, self.step, start)
     if not torch.isfinite(trace).all():
-        raise InputError(f"{self.objective} of the classifier is not finite; did its training diverge?")
+        raise InputError(f"{self.objective} of the classifier is not finite; did its training diverge?",
+                         'classifier', self.objective)
     return z,trace
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #6756cf77
@@ -80,11 +82,12 @@ def check_pixels(x:Tensor,
                 ):
     "Raise `InputError` unless images are finite and in [0,1]"
     if not torch.isfinite(x).all():
-        raise InputError(f"images hold {int((~torch.isfinite(x)).sum())} pixels that are NaN or infinite, "
-                         f"expected values in [0, 1]")
+        bad = int((~torch.isfinite(x)).sum())
+        raise InputError(f"images hold {bad} pixels that are NaN or infinite, "
+                         f"expected values in [0, 1]", 'images', bad)
     lo,hi = x.amin().item(), x.amax().item()
     if lo < -1e-4 or hi > 1+1e-4:
-        raise InputError(f"images have values from {lo:.2f} to {hi:.2f}, but {needs}")
+        raise InputError(f"images have values from {lo:.2f} to {hi:.2f}, but {needs}", 'images', (lo, hi))
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #275316b6
 @dataclass
@@ -126,7 +129,7 @@ def __call__(self:Synthesizer,
     check_pixels(x)
     if bank is not None and index is None:
         raise InputError("a bank is given, but no index, by which it remembers the images; give index, one "
-                         "number for each image")
+                         "number for each image", 'index')
     index,y = None if index is None else torch.as_tensor(index), y if y.is_floating_point() else y.long()
     with torch.inference_mode(False), frozen(self.ae), self.cast(x), MCDropout(model, self.T, seed) as mc:
         with torch.no_grad():

@@ -22,9 +22,10 @@ def log_probabilities(logits_T_B_C:Tensor, # logits of T draws
     "Log-probabilities of the draws"
     if logits_T_B_C.ndim != 3:
         raise InputError(f"logits have shape {tuple(logits_T_B_C.shape)}, expected (T, B, C): draws, images, "
-                         f"classes")
+                         f"classes", 'logits', tuple(logits_T_B_C.shape))
     if not logits_T_B_C.is_floating_point():
-        raise InputError(f"logits have dtype {logits_T_B_C.dtype}, expected floating point")
+        raise InputError(f"logits have dtype {logits_T_B_C.dtype}, expected floating point", 'logits',
+                         logits_T_B_C.dtype)
     dtype = torch.promote_types(logits_T_B_C.dtype, torch.float32)
     return as_task(task).log_probabilities(logits_T_B_C.to(dtype))
 
@@ -56,7 +57,7 @@ def mutual_information(logits_T_B_C:Tensor, # logits of T ≥ 2 draws
     "Epistemic uncertainty (BALD): the mean KL divergence of the draws from their mean"
     if len(logits_T_B_C) < 2:
         raise InputError(f"T is {len(logits_T_B_C)}, but mutual information needs at least 2 draws to "
-                         f"disagree")
+                         f"disagree", 'T', len(logits_T_B_C))
     logp = log_probabilities(logits_T_B_C, task)
     return (logp.exp()*(logp - mean_log_probability(logp))).sum((-1,-2)).mean(0)
 
