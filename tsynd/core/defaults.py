@@ -48,7 +48,7 @@ class SynthesisSettings(Settings):
 # %% ../../nbs/core/06_defaults.ipynb #3e779ef0
 @dataclass(kw_only=True)
 class TargetingSettings(derived(SynthesisSettings, T=8, steps=1)):
-    "What `TSynD` makes of a training"
+    "How `TSynD` trains with targeted images"
     warm: Annotated[bool, 'start where the last ascent of the same image ended? '
                           'one that was augmented anew starts at its source'] = True
     weight: Annotated[number(0, 1000),

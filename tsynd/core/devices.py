@@ -16,7 +16,7 @@ from .errors import InputError, shown
 # %% ../../nbs/core/07_devices.ipynb #ecb6f18f
 def device(name:str # cpu, cuda, cuda:N or mps
           )->torch.device:
-    "A device that is there, or an `InputError`"
+    "A device of this machine; raises `InputError`"
     try: d = torch.device(name)
     except RuntimeError:
         raise InputError(f"device is {shown(name)}, expected cpu, cuda or mps", 'device', name) from None
@@ -32,7 +32,7 @@ def device(name:str # cpu, cuda, cuda:N or mps
 def has_bf16(d:torch.device,      # where to compute
              cpu='/proc/cpuinfo'  # what Linux says of the processor
             )->bool:
-    "Does the device multiply bfloat16, rather than imitate it? False where nobody says so"
+    "Does the device multiply bfloat16, rather than imitate it? False if unknown"
     if d.type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
     try: return d.type == 'cpu' and bool(re.search(r'\b(amx_|avx512_)?bf16\b', Path(cpu).read_text()))
     except OSError: return False

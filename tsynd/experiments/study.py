@@ -55,7 +55,7 @@ def work(folder:str|Path, # of the study
     check_machine(c)
     (folder/'locks').mkdir(exist_ok=True)
     while todo := _todo(c, folder, run, tried):
-        # all are taken: wait in case somebody dies
+        # all are taken: wait in case a process dies
         if not any([_take(c, cell, folder, root, run, parent, tried) for cell in todo]): time.sleep(.5)
         if parent and os.getppid() != parent: return
 
@@ -66,7 +66,7 @@ def _todo(c, folder, run=None, tried=()): # cells nobody has finished
     return [x for x in cells(c) if x.id not in done or again(done[x.id])]
 
 # %% ../../nbs/experiments/07_study.ipynb #f3d1e4b9
-def _take(c, cell, folder, root, run, parent, tried): # run `cell` unless somebody has it; True if it was run
+def _take(c, cell, folder, root, run, parent, tried): # run `cell` unless it is taken; True if it was run
     if parent and os.getppid() != parent: return False
     name = folder/'locks'/hashlib.md5(cell.id.encode()).hexdigest()
     tries = name.with_suffix('.tries')

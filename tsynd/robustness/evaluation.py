@@ -65,7 +65,7 @@ def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits
 
 # %% ../../nbs/robustness/02_evaluation.ipynb #18131af7
 def _standing(model, x, y, task, seeds, eps, steps):
-    "Which images are called right all the way up one climb; positions"
+    "Positions of the images that stay right during one climb"
     lo,hi = linf_box(x, eps)
     z,left = random_points(lo, hi, streams(seeds)), torch.arange(len(x), device=x.device)
     for k in range(steps+1):

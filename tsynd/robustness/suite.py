@@ -84,7 +84,7 @@ def attack_suite(model:nn.Module,  # a `Predictor`, or any classifier, which the
                  names=SUITE,      # of `ATTACKS`
                  steps:dict=None,  # name: number of steps, where it is not the usual one; FGSM always has 1
                  seed:int=0,       # of all attacks
-                 stop:bool=True,   # let go of an image once it is wrong? if not, the AUC is meaningful
+                 stop:bool=True,   # leave an image once it is wrong? if not, the AUC is meaningful
                  judge:nn.Module=None, # another predictor that judges the images; default: the one attacked
                  keep:dict=None,   # is given the images of each attack, for pictures and `masking_check`
                  bs:int=256,       # images at a time

@@ -36,7 +36,7 @@ def mean_log_probability(logp:Tensor # (T,…)
 
 # %% ../../nbs/targeting/00_uncertainty.ipynb #048d0290
 def entropy(logits_T_B_C:Tensor,   # logits of T draws, any floating dtype
-            task:str|Task='multi-class' # what the labels are: one die, or a coin for each label
+            task:str|Task='multi-class' # what the labels are: one decision, or one for each label
            )->Tensor:              # (B,) in nats, between 0 and ln C (C·ln 2 if multi-label)
     "Total uncertainty: the entropy of the mean prediction, H[p̄]"
     m = mean_log_probability(log_probabilities(logits_T_B_C, task))
