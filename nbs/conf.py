@@ -9,7 +9,7 @@ from nbdev_book import defined  # noqa: E402
 project, author = 'tsynd', 'tsynd developers'
 project_copyright = '2026 onwards, tsynd developers, Apache License 2.0'
 extensions = [
-    'myst_nb', 'sphinx_external_toc', 'sphinx_copybutton', 'sphinx-mathjax-offline',
+    'myst_nb', 'sphinx_external_toc', 'sphinx_copybutton', 'sphinx_reredirects', 'sphinx-mathjax-offline',
     'sphinx.ext.autodoc', 'sphinx.ext.autosummary', 'sphinx.ext.linkcode', 'sphinx.ext.githubpages',
     'nbdev_book']
 exclude_patterns = ['_site', 'studies', 'measurements', '**.ipynb_checkpoints']

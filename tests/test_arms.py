@@ -205,7 +205,7 @@ def test_harder_training_makes_a_harder_classifier(data):
     "On images it was trained on, attacked: adversarial training leaves more right"
     x, y = data.train.batch(slice(None))
     def right(cbs):
-        m = train_classifier(data, epochs=40, cbs=cbs).model
+        m = train_classifier(data, epochs=25, cbs=cbs).model
         with torch.no_grad(): return (m(adversarial(m, x, y, 4/255, 10)).argmax(1) == y).float().mean()
     assert right(callbacks('pgd', weight=4.)) > right([]) + .1
 

@@ -47,7 +47,7 @@ def survey(app, config):
         if (old := re.sub(r'(^|/)\d+[a-z]?_', r'\1', page)) != page: moved[old] = page
         if module: modules |= dict.fromkeys([f'tsynd.{module}'.rpartition('.')[0], f'tsynd.{module}'])
         for cell in nb['cells']: defined.update(dict.fromkeys(names(cell, module), page))
-    config.html_additional_pages, config.html_context['moved'] = dict.fromkeys(moved, 'moved.html'), moved
+    config.redirects = {old: f'{page.rpartition("/")[2]}.html' for old, page in moved.items()}
     config.autosummary_context = {'order': list(modules), 'constants': {m: constants(m) for m in modules}}
 
 

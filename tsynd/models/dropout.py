@@ -12,6 +12,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn, Tensor
 
+from ..core.defaults import SynthesisSettings
 from ..core.errors import check_range, InputError
 from .prediction import frozen
 
@@ -47,7 +48,7 @@ class MCDropout:
     "A context in which calling it with images gives the logits of T dropout draws, with masks held fixed"
     def __init__(self,
                  model:nn.Module, # classifier with dropout layers
-                 T:int=16,        # number of draws
+                 T:int=SynthesisSettings.T, # number of draws
                  seed:int=0,      # of the masks
                  # run every draw through the whole model? default: only where sharing the trunk is impossible
                  full:bool=None
@@ -134,7 +135,7 @@ def _fall_back(self:MCDropout, e):
 # %% ../../nbs/models/05_dropout.ipynb #adb65b5e
 def mc_logits(model:nn.Module, # classifier with dropout layers
               x:Tensor,        # (B,ch,H,W) in [0,1]
-              T:int=16,        # number of draws
+              T:int=SynthesisSettings.T, # number of draws
               seed:int=0       # of the masks
              )->Tensor:        # logits_T_B_C
     "Logits of `T` reproducible dropout draws; the model is left as it was"

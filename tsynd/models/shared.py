@@ -39,6 +39,7 @@ def train_once(train,          # `train_classifier` or `train_autoencoder`
     folder = os.environ.get('TSYND_SHARED')
     if not folder: return network()
     path = Path(folder)/f'{_key(train, data, settings)}.pt'
+    path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{path}.lock'):     # two chapters that need it at the same time train it once
         if not path.exists():
             torch.save(network(), f'{path}.part')
