@@ -57,5 +57,5 @@ def _probe(short, cell, data, ae, few, held, c): # seconds per update, and of me
     model,facts = train_cell(short, cell, data, ae)
     middle = time.perf_counter()
     measure_cell(short, cell, model, data, few)
-    return (middle-start)/facts['steps'], (time.perf_counter()-middle)/len(few)*max(len(few),
-        min(c.attack_n, len(held)))
+    each = (time.perf_counter()-middle)/len(few) # seconds to measure an image
+    return (middle-start)/facts['steps'], each*max(len(few), min(c.attack_n, len(held)))

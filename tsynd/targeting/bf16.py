@@ -16,8 +16,8 @@ class _InBF16: # in the place of a model's `forward`; a copy of the model has on
     def __init__(self, model): self.model,self.own = model,vars(model).get('forward')
     def __call__(self, *args, **kwargs):
         with torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16):
-            out = self.own(*args, **kwargs) if self.own else type(self.model).forward(self.model, *args,
-                **kwargs)
+            out = (self.own(*args, **kwargs) if self.own else
+                   type(self.model).forward(self.model, *args, **kwargs))
         return out.float() if isinstance(out, Tensor) else out
 
 def undo_bf16(model):
