@@ -148,8 +148,8 @@ def test_aimed_images_go_straight_and_no_farther_than_the_radius(hole):
 
 # The judge
 
-def test_errors_of_a_judge_that_is_always_right_are_nothing_and_of_one_that_guesses_are_not(hole,
-    monkeypatch):
+def test_errors_of_a_judge_that_is_always_right_are_nothing_and_of_one_that_guesses_are_not(
+        hole, monkeypatch):
     monkeypatch.setattr(hole, 'render', lambda f, seed: f.view(-1,1,1,8))
     monkeypatch.setattr(hole, 'redraw', lambda ae, x: x)
     right = pd.DataFrame(hole.judge_rows(Oracle(), None, 'corner', 0)).set_index(['where','images'])
