@@ -19,8 +19,8 @@ def small(png):
     if im.getextrema()[3][0] < 255: return png                       # transparent: left alone
     im, made = im.convert('RGB'), io.BytesIO()
     exact = im.getcolors(256)
-    im.quantize(len(exact) if exact else 256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(made,
-        'PNG', optimize=True)
+    im.quantize(len(exact) if exact else 256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+        made, 'PNG', optimize=True)
     return min(png, made.getvalue(), key=len)
 
 

@@ -114,9 +114,8 @@ def look(logits, far, norm, margin, wrong, hole=None):
     u = uncertainty(logits); mi,h = u.epistemic.numpy(),u.total.numpy()
     rho = lambda a,b: spearmanr(a, b).statistic
     res = {'mean mi': mi.mean(), 'mean entropy': h.mean(), 'rho entropy': rho(mi, h),
-           'rho norm': rho(mi, norm),
-           'rho margin': rho(mi, margin), 'rho norm | entropy': rho(residual(mi, h), residual(norm, h)),
-           **scores(u, wrong, 'error')}
+           'rho norm': rho(mi, norm), 'rho margin': rho(mi, margin),
+           'rho norm | entropy': rho(residual(mi, h), residual(norm, h)), **scores(u, wrong, 'error')}
     both = uncertainty(torch.cat([logits, far], 1))
     res |= scores(both, (torch.arange(logits.shape[1]+N_FAR) >= logits.shape[1]).numpy(), 'far')
     if hole is None: return res
@@ -155,15 +154,15 @@ def measure(data, far, seed, models, plain):
 
 
 def main(seeds=3):
-    done = set() if not OUT.exists() else set(
-        pd.read_csv(OUT)[['dataset','seed', 'placement']].itertuples(index=False, name=None))
+    done = (set() if not OUT.exists() else
+            set(pd.read_csv(OUT)[['dataset','seed','placement']].itertuples(index=False, name=None)))
     for seed in range(seeds):
         for name in FAR:
             todo = [p for p in PLACEMENTS[:4 if name.endswith('filled') else None]
                     if (name, seed, p) not in done]
             if not todo: continue
-            data = phantom(seed=seed, holes=name == 'phantom') if name.startswith('phantom') else subset(
-                load_data(name), 100, seed=seed)
+            data = (phantom(seed=seed, holes=name == 'phantom') if name.startswith('phantom') else
+                    subset(load_data(name), 100, seed=seed))
             far = load_data(FAR[name]).test.batch(slice(N_FAR))[0]
             head = train(data, 'head', seed) if {'head','injected','ensemble'} & set(todo) else None
             for p in todo:

@@ -64,8 +64,8 @@ class Look(Callback):
 
 
 def main(seeds=3):
-    done = set() if not OUT.exists() else set(
-        pd.read_csv(OUT)[['dataset','seed','radius', 'gate']].itertuples(index=False, name=None))
+    done = (set() if not OUT.exists() else
+            set(pd.read_csv(OUT)[['dataset','seed','radius','gate']].itertuples(index=False, name=None)))
     for seed in range(int(seeds)):
         for name in ('phantom', 'breastmnist', 'pneumoniamnist'):
             todo = [(r, g) for r,g in SETTINGS if (name, seed, r, g) not in done]

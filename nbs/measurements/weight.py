@@ -23,8 +23,8 @@ OUT = Path(__file__).with_suffix('.csv')
 
 
 def main(seeds=2):
-    done = set() if not OUT.exists() else set(pd.read_csv(OUT)[['seed','arm']].itertuples(index=False,
-        name=None))
+    done = (set() if not OUT.exists() else
+            set(pd.read_csv(OUT)[['seed','arm']].itertuples(index=False, name=None)))
     data = load_data('breastmnist')
     for seed in range(int(seeds)):
         todo = [a for a in ARMS if (seed, a) not in done]

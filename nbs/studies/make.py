@@ -145,25 +145,25 @@ TRIALS = dict(
     pgd=grid(weight=[1., 4.], steps=[3, 7]), mi_fgsm=grid(weight=[1., 4.], attack_weight=[1., 4.]))
 
 MORE = dict(mixup=grid(alpha=[.1, .2, .4, .8]), trivialaugment=grid(p=[.25, .5, .75, 1.]),
-            fgsm=grid(weight=[1., 2., 4., 8.]),
-            joint=grid(weight=[1., 4.], radius=[.15, .3]), mi_mixup=grid(weight=[1., 4.], radius=[.3, .6]))
+            fgsm=grid(weight=[1., 2., 4., 8.]), joint=grid(weight=[1., 4.], radius=[.15, .3]),
+            mi_mixup=grid(weight=[1., 4.], radius=[.3, .6]))
 
 TARGETED = dict(mi_pgd=grid(weight=[0., 1.], part=[1/3, 1/2]))
 
 def label(arm, s): return ', '.join([arm, *(f'{k} {v:.3g}' for k,v in s.items())])
 
 def trials(name, arms, seeds, **kw):
-    return StudyConfig(name, BOTH, [100], seeds,
-                       {label(a, s): dict(arm=a, **s) for a,ss in arms.items() for s in ss}, first_seed=100,
-                       split='val', attack_n=100, eps=[2], pgd_steps=10, corruptions=[], **UNWRITTEN, **kw)
+    return StudyConfig(
+        name, BOTH, [100], seeds, {label(a, s): dict(arm=a, **s) for a,ss in arms.items() for s in ss},
+        first_seed=100, split='val', attack_n=100, eps=[2], pgd_steps=10, corruptions=[], **UNWRITTEN, **kw)
 
 def finished(name):
     study = read_study(HERE/name)
     left = (len(study.config.arms)*len(BOTH)*study.config.seeds - (study.cells.status == 'done').sum()
             if len(study.cells) else 'all')
     if left:
-        sys.exit(f'{left} cells of {name} are not done; run tsynd study nbs/studies/{name}.toml --out '
-                 f'nbs/studies/{name}')
+        sys.exit(f'{left} cells of {name} are not done; '
+                 f'run tsynd study nbs/studies/{name}.toml --out nbs/studies/{name}')
     return study
 
 def skill(study):
@@ -196,9 +196,8 @@ def targeted(): return more('search_targeted', TARGETED)
 
 def wide(*arms):
     c = read_config(HERE/'headline.toml')
-    return replace(c,
-                   arms=c.arms | {f'{a}, 8/255': dict(c.arms[a], arm=a, eps=8/255)
-                                  for a in arms or ('pgd', 'fgsm')})
+    return replace(c, arms=c.arms | {f'{a}, 8/255': dict(c.arms[a], arm=a, eps=8/255)
+                                     for a in arms or ('pgd', 'fgsm')})
 
 def wide_mi(): return wide('mi_fgsm')
 
@@ -219,9 +218,9 @@ def headline():
     arms |= dict(random=arms['mi'], reconstruction=dict(weight=arms['mi']['weight']), mi_default={})
     mi = label('mi', arms['mi'])
     cost = study.cells.groupby('arm')[['seconds','seconds_autoencoder']].median().loc[mi].sum()
-    # on the machine that ran the search
-    arms['baseline, longer'] = dict(arm='baseline',
-                                    longer=round(float(cost/baseline_seconds(study.config)), 1))
+    # to be run on the machine that ran the search
+    times = float(cost/baseline_seconds(study.config))
+    arms['baseline, longer'] = dict(arm='baseline', longer=round(times, 1))
     family = [*HEADLINE, ('mi', 'baseline, longer', 'clean', 'auc')]
     return StudyConfig('headline', BOTH, [100, 50, 200], 12, arms, headline=[[*c, 100] for c in family],
                        lr=study.config.lr, **UNWRITTEN)
@@ -229,8 +228,8 @@ def headline():
 def official():
     "No search, so MI has the package's defaults; attacks are a glance at 100 images, not a measurement"
     return StudyConfig('official', BOTH[:1], ['full'], 5, dict(baseline={}, mi_default={}), **PROTOCOL,
-                       headline=[['mi_default','baseline','clean','auc']],
-                       attack_n=100, eps=[4], corruptions=[], **UNWRITTEN)
+                       headline=[['mi_default','baseline','clean','auc']], attack_n=100, eps=[4],
+                       corruptions=[], **UNWRITTEN)
 
 def official_xrays():
     "The same protocol, five seeds, on a data set that is too large for it on a processor"

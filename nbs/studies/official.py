@@ -76,12 +76,11 @@ def trained(c, dataset, init, dropout, seed, device):
     cb,witness = BestEpoch(data.val, test),Witness()
     start = [PlainStart(seed)] if init == 'pytorch' else []
     train_classifier(data, c.model, c.epochs, c.lr, seed, dropout, cbs=[*start, cb, witness], fit=fit_steps,
-                     bs=c.bs, even=False, balanced=c.balanced,
-                     device=device)
+                     bs=c.bs, even=False, balanced=c.balanced, device=device)
     return [dict(dataset=dataset, init=init, dropout=dropout, seed=seed, device=device,
                  weights=witness.checksum, measured=k, epoch=r['epoch'],
                  **{m: round(r[m], 4) for m in ('auc','accuracy','balanced_accuracy')})
-                 for k,r in (('chosen', cb.best), ('last', cb.last))]
+            for k,r in (('chosen', cb.best), ('last', cb.last))]
 
 def done(*training):
     return OUT.exists() and training in set(pd.read_csv(OUT)[list(SAME)].itertuples(index=False, name=None))
