@@ -1,7 +1,7 @@
-"""On a GPU: engine, draws, predictions, perturbations, corruptions and maps are those of the processor, up
-to rounding; all else runs, and leaves
-alone what it should. Left out where there is none, so run it once where there is: pytest -n 0
-tests/test_gpu.py"""
+"""On a GPU: engine, draws, predictions, perturbations, corruptions and maps are those of the processor,
+up to rounding; all else runs, and leaves alone what it should.
+
+Left out where there is none, so run it once where there is: pytest -n 0 tests/test_gpu.py"""
 import json, subprocess, sys
 
 import numpy as np, pytest, torch

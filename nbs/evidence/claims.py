@@ -1,5 +1,5 @@
-"""The table of claims: every number that the pages of the evidence give, made from the files of the
-studies.
+"""The table of claims: every number that the pages of the evidence give,
+made from the files of the studies.
 
     python nbs/evidence/claims.py [--check]
 

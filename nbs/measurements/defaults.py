@@ -1,5 +1,5 @@
-"""What radius and objective rest on: one setting changed at a time, 100 labelled images, measured on
-validation images only.
+"""What radius and objective rest on: one setting changed at a time,
+100 labelled images, measured on validation images only.
 
     MEDMNIST_ROOT=path/to/medmnist python nbs/measurements/defaults.py [seeds]
 

@@ -1,14 +1,11 @@
-"""How cheap may the synthesis be? Variants of the engine against the unlimited setting, 100 labelled images,
-in bfloat16.
+"""How cheap may the synthesis be? Variants of the engine against the unlimited setting,
+100 labelled images, in bfloat16.
 
-    MEDMNIST_ROOT=path/to/medmnist python nbs/measurements/engine.py search|final [seeds] [part of the name
-    of an arm ...]
+    MEDMNIST_ROOT=path/to/medmnist python nbs/measurements/engine.py search|final [seeds] [part of an arm ...]
 
-`search` tries many variants and looks at validation images only (78 and 100 of them); `final` compares what
-was chosen with
-the unlimited setting on the test images. Appends to engine_search.csv or engine_final.csv beside it and
-leaves out what is
-there already, so it can be stopped and started again."""
+`search` tries many variants and looks at validation images only (78 and 100 of them); `final` compares
+what was chosen with the unlimited setting on the test images. Appends to engine_search.csv or
+engine_final.csv beside it and leaves out what is there already, so it can be stopped and started again."""
 import os, sys, time
 from pathlib import Path
 

@@ -1,24 +1,19 @@
-"""Do targeted images fill a hole in the training data? The phantom with a region of factor space left out,
-every way to synthesise.
+"""Do targeted images fill a hole in the training data?
+The phantom with a region of factor space left out, every way to synthesise.
 
     python nbs/measurements/hole.py [seeds]
     python nbs/measurements/hole.py fit [seeds]
     python nbs/measurements/hole.py search [seeds]
 
 Small ResNets, about 200 updates each, with 400 labelled phantoms, none of them from the hole; the *oracle*
-has as many, a quarter
-of them from it. Where an image lies is read off by a judge: a network that has learned the factors from
-renders of the whole
-factor space and from the same renders passed through the autoencoders. Writes, beside it: hole.csv, one row
-per seed, hole and
-arm; hole_judge.csv, the judge's own error; hole_reach.csv, single ascents from 200 sources at several radii
-with the baseline's
-network; hole_moves.csv, where the sources of seed 0 went. What is there already is left out. `fit` asks
-a second judge that is no network: the renderer, fitted to the images of the smallest radius, in
-hole_fit.csv. `search` is baseline
-and oracle on more regions, in hole_search.csv. Classifiers and judge train in bfloat16 where the processor
-multiplies it, as for seeds
-0 to 2 on record; for seeds 3 and 4 it did not."""
+has as many, a quarter of them from it. Where an image lies is read off by a judge: a network that has
+learned the factors from renders of the whole factor space and from the same renders passed through the
+autoencoders. Writes, beside it: hole.csv, one row per seed, hole and arm; hole_judge.csv, the judge's own
+error; hole_reach.csv, single ascents from 200 sources at several radii with the baseline's network;
+hole_moves.csv, where the sources of seed 0 went. What is there already is left out. `fit` asks a second
+judge that is no network: the renderer, fitted to the images of the smallest radius, in hole_fit.csv.
+`search` is baseline and oracle on more regions, in hole_search.csv. Classifiers and judge train in
+bfloat16 where the processor multiplies it, as for seeds 0 to 2 on record; for seeds 3 and 4 it did not."""
 import os, sys, time
 from dataclasses import replace
 from functools import cache

@@ -1,14 +1,12 @@
-"""Is it MI at all? Where the dropout sits, and what the mutual information then says that the entropy does
-not.
+"""Is it MI at all? Where the dropout sits,
+and what the mutual information then says that the entropy does not.
 
     MEDMNIST_ROOT=path/to/medmnist python nbs/measurements/is_it_mi.py [seeds]
 
-Small ResNets, about 300 updates each, with 100 labelled images of BreastMNIST and PneumoniaMNIST and 200 of
-the phantom, whose
-holes are left out of training; 'phantom, filled' is the control, trained with images of the holes. One row
-per data set, seed,
-placement and T in is_it_mi.csv beside it. What is there already is left out, so it can be stopped and
-started again."""
+Small ResNets, about 300 updates each, with 100 labelled images of BreastMNIST and PneumoniaMNIST and 200
+of the phantom, whose holes are left out of training; 'phantom, filled' is the control, trained with images
+of the holes. One row per data set, seed, placement and T in is_it_mi.csv beside it. What is there already
+is left out, so it can be stopped and started again."""
 import math, os, sys, time
 from pathlib import Path
 

@@ -1,11 +1,11 @@
-"""What does synthesis cost, in plain training steps? Ratios within one run, in bfloat16, one thread, on
-random images.
+"""What does synthesis cost, in plain training steps?
+Ratios within one run, in bfloat16, one thread, on random images.
 
     python nbs/measurements/speed.py [part of a setting's name ...]
 
-Appends to speed.csv beside it and leaves out settings that are there already. On the CPU it counts processor
-time, so that
-other work on the machine does not show; on a GPU, which it uses as well where there is one, elapsed time."""
+Appends to speed.csv beside it and leaves out settings that are there already. On the CPU it counts
+processor time, so that other work on the machine does not show; on a GPU, which it uses as well
+where there is one, elapsed time."""
 import gc, os, subprocess, sys, time
 from pathlib import Path
 from statistics import mean, median

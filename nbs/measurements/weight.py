@@ -1,5 +1,5 @@
-"""What does the weight of the synthetic loss do where labels are many? All 546 of BreastMNIST, validation
-images, in bfloat16.
+"""What does the weight of the synthetic loss do where labels are many?
+All 546 of BreastMNIST, validation images, in bfloat16.
 
     MEDMNIST_ROOT=path/to/medmnist python nbs/measurements/weight.py [seeds]
 

@@ -3,16 +3,13 @@
     MEDMNIST_ROOT=path/to/medmnist python nbs/studies/suite.py [seeds] [arm ...]
     MEDMNIST_ROOT=path/to/medmnist python nbs/studies/suite.py --again SEED [arm ...]
 
-Trains the study's cells at 100 images once more, with the same seed and so to the same network (its AUC must
-be the one on
-record, to three digits, or the script stops), and attacks 200 test images at 4/255. Writes suite.csv beside
-it, one row per
-network and attack, and leaves out what is there already.
+Trains the study's cells at 100 images once more, with the same seed and so to the same network (its AUC
+must be the one on record, to three digits, or the script stops), and attacks 200 test images at 4/255.
+Writes suite.csv beside it, one row per network and attack, and leaves out what is there already.
 
 `--again` trains the cells of one seed anew, on a GPU, and writes suite_again.csv. Same seed, subset, first
-weights and batches, but
-another device, and so not the networks on record: other draws from the same distribution. Several processes
-share the work."""
+weights and batches, but another device, and so not the networks on record: other draws from the same
+distribution. Several processes share the work."""
 import os, sys
 from dataclasses import replace
 from pathlib import Path
