@@ -149,8 +149,8 @@ class Dealt(DataLoader):
 @pytest.mark.parametrize('kwargs,known', [
     (dict(shuffle=True), True), (dict(shuffle=True, drop_last=True), True), (dict(), True),
     (dict(shuffle=True, num_workers=2), True), (dict(get_idxs=lambda: [3,1,4,1,5,9,2,6,5,35]*4), True),
-    (dict(cls=Dealt, shuffle=True), False)],
-    ids=['shuffled','rest dropped','in order','workers','an order of its own','dealt otherwise'])
+    (dict(cls=Dealt, shuffle=True), False)], ids=[
+        'shuffled','rest dropped','in order','workers','an order of its own','dealt otherwise'])
 def test_in_loaders_of_fastai_an_image_names_its_source(data, ae, kwargs, known):
     make = lambda cls=DataLoader, **kw: cls(Pairs(data.train), bs=9, **kw)
     held = DataLoader(Pairs(data.val), bs=16)
@@ -731,8 +731,7 @@ def hooks(model): return sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for
 
 @pytest.mark.parametrize('company', [
     lambda ae: [], lambda ae: [tsynd(ae, gate=.5)],
-    lambda ae: [tsynd(ae), MixUp(), GradientAccumulation(16), GradientClip(.1)]],
-    ids=['alone','TSynD','all'])
+    lambda ae: [tsynd(ae), MixUp(), GradientAccumulation(16), GradientClip(.1)]], ids=['alone','TSynD','all'])
 def test_bfloat16_is_inside_the_model_and_nowhere_else(data, ae, company):
     learn = fit(data, [BF16(), Inside(), *company(ae)])
     assert learn.inside.seen == {(True, torch.bfloat16), (False, torch.bfloat16)}

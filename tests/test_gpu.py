@@ -164,8 +164,8 @@ def test_a_study(tmp_path):
 
 def test_the_command(tmp_path):
     done = subprocess.run([sys.executable, '-c', 'from tsynd.cli import main; main()', 'run', '--quick',
-                           '--bf16', '--device', 'cuda', '--out', tmp_path/'r'], capture_output=True,
-                           text=True)
+                           '--bf16', '--device', 'cuda', '--out', tmp_path/'r'],
+                          capture_output=True, text=True)
     assert not done.returncode, done.stderr[-500:]
     assert (json.loads((tmp_path/'r'/'metrics.json').read_text())['config']['device'] == 'cuda'
             and (tmp_path/'r'/'report.html').exists())

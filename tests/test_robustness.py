@@ -133,8 +133,8 @@ def test_log_odds_are_cross_entropy_in_disguise(C):
                           atol=1e-5)
     l64 = logits[:4].double().requires_grad_()
     assert torch.autograd.gradcheck(lambda l: attack_loss(l, y[:4]), l64)
-    ours, usual = (torch.autograd.grad(f(l64).sum(), l64)[0] for f in
-                   (lambda l: attack_loss(l, y[:4]), lambda l: F.cross_entropy(l, y[:4], reduction='none')))
+    ours, usual = (torch.autograd.grad(f(l64).sum(), l64)[0] for f in (
+        lambda l: attack_loss(l, y[:4]), lambda l: F.cross_entropy(l, y[:4], reduction='none')))
     assert torch.equal(ours.sign(), usual.sign())
 
 def test_several_labels_sum_their_cross_entropies():

@@ -432,8 +432,8 @@ def test_one_draw_is_enough_for_all_but_mi(o):
     (lambda x: x+math.nan, '576 pixels'),
     (lambda x: x.where(x != x[0,0,0,0], torch.tensor(math.inf)), '1 pixels'),
     (lambda x: x[:,:,:10], '(B, 1, H, W)'), (lambda x: x.repeat(1,3,1,1), '(4, 3, 12, 12)'),
-    (lambda x: x[0], '(B, 1, H, W)')],
-    ids=['twice','shifted','bytes','NaN','inf','10×12','colour','one image'])
+    (lambda x: x[0], '(B, 1, H, W)')], ids=[
+        'twice','shifted','bytes','NaN','inf','10×12','colour','one image'])
 def test_bad_images_are_refused(change, said):
     ae, model, x, y = made()
     for o in OBJECTIVES:
@@ -453,9 +453,9 @@ def test_a_classifier_without_dropout_is_refused(model):
 @pytest.mark.parametrize('y,kind', [
     (torch.tensor([0,1,2,0]), ONE), (torch.tensor([0,1,-1,0]), ONE), (torch.zeros(4, 2), ONE),
     (torch.zeros(3).long(), ONE), (torch.zeros(4), SEVERAL), (torch.zeros(4, 3), SEVERAL),
-    (torch.tensor([0,1,1,0]), SEVERAL)],
-    ids=['class 2 of 2','class -1','rows for classes','too few','numbers for rows','3 labels of 2',
-         'classes for rows'])
+    (torch.tensor([0,1,1,0]), SEVERAL)], ids=[
+        'class 2 of 2','class -1','rows for classes','too few','numbers for rows','3 labels of 2',
+        'classes for rows'])
 @pytest.mark.parametrize('o', ['mi','cross_entropy'])
 def test_labels_that_do_not_fit_are_refused(y, kind, o):
     ae, model, x, _ = made()

@@ -65,7 +65,7 @@ def pixelate(x:Tensor,  # (B,ch,H,W)
     "Replace every block by its mean"
     def share(n):
         i,j = (torch.arange(k+1, dtype=torch.float64)/k for k in (blocks, n))
-        # of block and pixel
+        # the overlap of block and pixel
         both = (torch.minimum(i[1:,None], j[1:]) - torch.maximum(i[:-1,None], j[:-1])).clamp(min=0)
         return (n*blocks*both.T @ both).to(x).expand(len(x), 1, n, n)
     return share(x.shape[2]) @ x @ share(x.shape[3])

@@ -57,7 +57,7 @@ def _choose(self:Clock, n):
     t = {k: sum(v)/len(self.times['with']) if k == 'look' else median(v[1:] or v)
          for k,v in self.times.items()}
     extra,average = max(t['with']-t['plain'] + t.get('look', 0), 1e-9),t.get('average', 0)
-    # fewer than batches, where gradients are accumulated
+    # fewer updates than batches, where gradients are accumulated
     average *= len(self.times['average'])/(len(self.times['plain'])+len(self.times['with']))
     self.rate = max(0., ((self.budget-1)*t['plain']-average)/extra)
     if not self.rate:

@@ -66,7 +66,7 @@ def _move(self:Synthesizer, mc, z0, start, y, seed):
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #6756cf77
 @patch
-# of the radius, in the units of z
+# the length of the radius, in the units of z
 def length(self:Synthesizer, z): return self.radius*self.ae.sigma*z[0].numel()**.5
 
 def random_direction(z, seed): # one random direction of length 1 for each image
