@@ -1,7 +1,7 @@
-"""Make the saved pictures of notebooks smaller: at most 256 colours each, which the eye does not notice in
-plots and grey images.
+"""Make the saved pictures of notebooks smaller: at most 256 colours each,
+which the eye does not notice in plots and grey images.
 
-`python .ci/pictures.py` does it for all notebooks, `python .ci/pictures.py nbs/04_synthesis.ipynb` for one,
+`python .ci/pictures.py` does it for all notebooks, `python .ci/pictures.py nbs/core/02_tasks.ipynb` for one,
 after `nbdev-test --save`.
 """
 import base64, io, json, sys
@@ -19,8 +19,8 @@ def small(png):
     if im.getextrema()[3][0] < 255: return png                       # transparent: left alone
     im, made = im.convert('RGB'), io.BytesIO()
     exact = im.getcolors(256)
-    im.quantize(len(exact) if exact else 256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(made,
-        'PNG', optimize=True)
+    im.quantize(len(exact) if exact else 256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+        made, 'PNG', optimize=True)
     return min(png, made.getvalue(), key=len)
 
 

@@ -14,7 +14,8 @@ def cheap():
     png = Plot.png
     with pytest.MonkeyPatch.context() as m, warnings.catch_warnings():
         m.setattr('tsynd.experiments.experiment.EPS', (4/255,))
-        m.setattr('tsynd.models.autoencoder.autoencoder_learner', lambda data, ae, steps, bs, *args,
-                  **kwargs: autoencoder_learner(data, ae, steps, 8, *args, **kwargs))
+        m.setattr('tsynd.models.autoencoder.autoencoder_learner',
+                  lambda data, ae, steps, bs, *args, **kwargs:
+                      autoencoder_learner(data, ae, steps, 8, *args, **kwargs))
         m.setattr(Plot, 'png', lambda self, dpi=100: png(self, 40))
         yield

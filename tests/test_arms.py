@@ -51,12 +51,11 @@ def test_every_arm_trains(name, data, ae):
                               cbs=callbacks(name, ae, seed=1, **settings)).recorder.losses
     assert len(losses) == 3 and all(math.isfinite(l) for l in losses)
 
-@pytest.mark.parametrize('name, settings',
-                         [(a, dict(weight=0.)) for a in ARMS if 'weight' in ARMS[a].settings
-                          and a not in ('mi_fgsm','mi_mixup','mi_pgd')]
-                         + [('trivialaugment', dict(p=0.)), ('mi_fgsm', dict(weight=0., attack_weight=0.)),
-                            ('mi_pgd', dict(weight=0., attack_weight=0.))],
-                            ids=lambda v: v if isinstance(v, str) else '')
+@pytest.mark.parametrize('name, settings', [
+    *((a, dict(weight=0.)) for a in ARMS
+      if 'weight' in ARMS[a].settings and a not in ('mi_fgsm','mi_mixup','mi_pgd')),
+    ('trivialaugment', dict(p=0.)), ('mi_fgsm', dict(weight=0., attack_weight=0.)),
+    ('mi_pgd', dict(weight=0., attack_weight=0.))], ids=lambda v: v if isinstance(v, str) else '')
 def test_an_arm_without_weight_is_the_baseline(name, settings, data, ae):
     "To the last bit: nothing an arm does touches the random stream or the buffers of the classifier"
     def weights(cbs):
@@ -145,8 +144,8 @@ def test_the_attack_depends_on_its_seed_and_leaves_the_model_alone(data, model):
 
 def test_attack_on_several_labels_raises_the_loss():
     with seeded(0):
-        net, x, y = make_classifier('small_resnet', 1, 3).eval(), torch.rand(8, 1, 28, 28), torch.randint(2,
-            (8, 3)).float()
+        net = make_classifier('small_resnet', 1, 3).eval()
+        x, y = torch.rand(8, 1, 28, 28), torch.randint(2, (8, 3)).float()
     loss = lambda x: torch.nn.functional.binary_cross_entropy_with_logits(net(x), y)
     assert loss(adversarial(net, x, y, 8/255, 3, task='multi-label, binary-class')) > loss(x)
 

@@ -41,8 +41,7 @@ def curved(C=2, ch=1, seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return nn.Sequential(nn.Conv2d(ch, 8, 3), nn.BatchNorm2d(8), nn.Tanh(), nn.AdaptiveAvgPool2d(4),
-                             nn.Flatten(),
-                             nn.Dropout(.5), nn.Linear(128, C))
+                             nn.Flatten(), nn.Dropout(.5), nn.Linear(128, C))
 
 def split(C=3, n=40, dtype=torch.float32):
     "Images, a curved network that is undecided about them on average, and its answers"
@@ -104,8 +103,8 @@ def test_predictor_is_a_function_of_the_image_in_any_mode():
         assert torch.allclose(p(x).detach(), predict(p, x), atol=1e-6)
     assert torch.equal(predict(Predictor(model), x), predict(model, x))
     assert not torch.allclose(predict(Predictor(model, 4), x), predict(Predictor(model, 4, seed=1), x))
-    assert [predictor_name(m) for m in (model, Predictor(model), Predictor(model, 4))] == ['dropout off',
-        'dropout off', 'mean of 4 draws']
+    assert [predictor_name(m) for m in (model, Predictor(model), Predictor(model, 4))] == [
+        'dropout off', 'dropout off', 'mean of 4 draws']
 
 def test_an_attack_on_the_mean_fools_the_mean():
     model, x, y = split()
@@ -130,8 +129,8 @@ def test_every_attack_works_on_every_predictor(name, task):
 
 @pytest.mark.parametrize('C', [2,3,4,9])
 def test_margin_is_positive_where_wrong(C):
-    logits, y = 3*torch.randn(60, C, generator=torch.Generator().manual_seed(C),
-                              dtype=torch.float64), labels(60, C)
+    logits = 3*torch.randn(60, C, generator=torch.Generator().manual_seed(C), dtype=torch.float64)
+    y = labels(60, C)
     assert torch.equal(margin(logits, y) > 0, logits.argmax(1) != y)
     assert torch.equal(relative_margin(logits, y) > 0, logits.argmax(1) != y)
     assert torch.allclose(relative_margin(1e3*logits-7, y), relative_margin(logits, y)*(1e3 if C == 2 else 1))
@@ -167,8 +166,8 @@ def test_share_of_wrong_decisions():
 
 def test_more_wrong_decisions_are_worse_than_a_larger_loss():
     def image(v): return torch.full((1,1,1,1), v)
-    a, b = (image(.1), torch.tensor([9.]), torch.tensor([.5])), (image(.2), torch.tensor([1.]),
-        torch.tensor([1.]))
+    a = image(.1), torch.tensor([9.]), torch.tensor([.5])
+    b = image(.2), torch.tensor([1.]), torch.tensor([1.])
     assert keep_worse(a, b)[0] == keep_worse(b, a)[0] == image(.2)
     c = image(.3), torch.tensor([2.]), torch.tensor([1.])
     assert keep_worse(b, c)[0] == keep_worse(c, b)[0] == image(.3)
@@ -216,13 +215,13 @@ def test_worst_image_in_the_l2_ball(eps, ch):
     model, x, y = linear(ch=ch).double(), images(12, ch, dtype=torch.float64), labels(12)
     w = model[1].weight.detach()
     d = ((w[1]-w[0])*(1-2*y[:,None])).view_as(x)
-    low, high = torch.zeros(12, 1, 1, 1, dtype=torch.float64), torch.full((12, 1, 1, 1), 1e5,
-        dtype=torch.float64)
+    low = torch.zeros(12, 1, 1, 1, dtype=torch.float64)
+    high = torch.full((12, 1, 1, 1), 1e5, dtype=torch.float64)
     for _ in range(100):
         mid = (low+high)/2
         short = ((x+mid*d).clamp(0, 1)-x).flatten(1).norm(dim=1) <= eps
-        low, high = torch.where(short[:,None,None,None], mid, low), torch.where(short[:,None,None,None], high,
-            mid)
+        short = short[:,None,None,None]
+        low, high = torch.where(short, mid, low), torch.where(short, high, mid)
     best = (x+low*d).clamp(0, 1)
     adv = ATTACKS['PGD-L2'](model, x, y, eps, stop=False)
     rise = (odds(model, adv, y)-odds(model, x, y))/(odds(model, best, y)-odds(model, x, y))
@@ -232,8 +231,8 @@ def test_projection_is_the_nearest_point():
     x, z = images(8), images(8, seed=1)*3-1
     p = project_l2(x, z, 1.5)
     assert p.min() >= 0 and p.max() <= 1 and ((p-x).flatten(1).norm(dim=1) <= 1.5+1e-5).all()
-    others = project_l2(x.repeat(40,1,1,1), p.repeat(40,1,1,1) + .1*torch.randn(320, 1, 12, 12,
-        generator=torch.Generator().manual_seed(0)), 1.5)
+    noise = torch.randn(320, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    others = project_l2(x.repeat(40,1,1,1), p.repeat(40,1,1,1) + .1*noise, 1.5)
     near, far = (p-z).flatten(1).norm(dim=1), (others-z.repeat(40,1,1,1)).flatten(1).norm(dim=1)
     assert (near.repeat(40) <= far+1e-4).all()
     assert torch.equal(project_l2(x, x, 0.), x) and torch.allclose(project_l2(x, p, 1.5), p, atol=1e-6)
@@ -245,8 +244,8 @@ def test_projection_is_the_nearest_point():
 @given(eps=st.floats(0, 1), seed=st.integers(0, 5), C=st.sampled_from([2,4]),
        task=st.sampled_from(['multi-class',MULTI]), name=st.sampled_from(list(ATTACKS)))
 def test_attacks_stay_in_ball_and_range(eps, seed, C, task, name):
-    model, x, y = curved(C, seed=seed), images(seed=seed).round(decimals=1), several(6,
-        C) if task == MULTI else labels(6, C)
+    model, x = curved(C, seed=seed), images(seed=seed).round(decimals=1)
+    y = several(6, C) if task == MULTI else labels(6, C)
     adv = ATTACKS[name](model, x, y, eps, steps=4, restarts=2, seed=seed, task=task, stop=False)
     d = (adv-x).flatten(1)
     assert adv.min() >= 0 and adv.max() <= 1
@@ -332,8 +331,8 @@ def test_apgd_goes_on_from_the_best():
     s = SimpleNamespace(z=image(.1,.2), old=image(.3,.4), g=image(1.,1.), step=image(.8,.8),
                         top_z=image(.5,.6), top_g=image(2.,2.),
                         loss=torch.tensor([1.,1.]), top_loss=torch.tensor([3.,3.]),
-                        rises=torch.tensor([3.,1.]),
-                        then=torch.tensor([0.,0.]), cut=torch.tensor([False,False]))
+                        rises=torch.tensor([3.,1.]), then=torch.tensor([0.,0.]),
+                        cut=torch.tensor([False,False]))
     _look_back(s, 4)
     def seen(): return [v.flatten().tolist() for v in (s.step, s.z, s.old, s.g, s.loss)]
     assert seen() == [v.flatten().tolist() for v in (image(.8,.4), image(.1,.6), image(.3,.6), image(1.,2.),
@@ -386,8 +385,8 @@ def test_square_uses_no_gradient():
 
 # Worst case and suite
 
-@pytest.mark.parametrize('task,C',
-                         [('binary-class',2), ('multi-class',5), ('ordinal-regression',4), (MULTI,3)])
+@pytest.mark.parametrize('task,C', [
+    ('binary-class',2), ('multi-class',5), ('ordinal-regression',4), (MULTI,3)])
 @pytest.mark.parametrize('ch', [1, 3])
 def test_worst_case_is_the_worst_for_each_image(task, C, ch):
     model, x = small_resnet(ch, C), images(12, ch)
@@ -504,15 +503,14 @@ def test_rounded_input_with_several_labels_is_red():
     x, net = images(30), linear(3)
     y = right(rounded(net), x, MULTI)
     steps = {'Square': 100, 'APGD-CE': 10, 'APGD-margin': 10}
-    assert red(masking_check(rounded(net), x, y, MULTI, .03, steps=steps)) >= {'black box stronger',
-        'zero gradient'}
+    assert red(masking_check(rounded(net), x, y, MULTI, .03, steps=steps)) >= {
+        'black box stronger', 'zero gradient'}
     assert not masking_check(net, x, right(net, x, MULTI), MULTI, .03, steps=steps)['masked']
 
-@pytest.mark.parametrize('left,name',
-                         [(dict(all=.5), 'black box stronger'), (dict(FGSM=.5), 'one step stronger'),
-                                       ({'PGD 10': .5}, 'more steps weaker'),
-                                       (dict(large=.6), 'large ε harmless'),
-                                       (dict(zero=.2), 'zero gradient')])
+@pytest.mark.parametrize('left,name', [
+    (dict(all=.5), 'black box stronger'), (dict(FGSM=.5), 'one step stronger'),
+    ({'PGD 10': .5}, 'more steps weaker'), (dict(large=.6), 'large ε harmless'),
+    (dict(zero=.2), 'zero gradient')])
 def test_each_sign_by_itself(left, name):
     plain = {'FGSM': .7, 'PGD 10': .65, 'PGD 40': .6, 'gradient': .6, 'all': .6, 'large': 0., 'zero': 0.}
     plain |= left
@@ -524,8 +522,8 @@ def test_kept_images_are_used_and_must_belong(trained):
     model, x, y = trained[0], trained[1][:8], trained[2][:8]
     keep, first, second = {}, [], []
     attack_suite(model, x, y, 'binary-class', 1/255, steps=FEW, keep=keep)
-    a = masking_check(model, x, y, 'binary-class', 1/255, steps=FEW, images=keep, progress=lambda d,
-                      t: first.append(t))
+    a = masking_check(model, x, y, 'binary-class', 1/255, steps=FEW, images=keep,
+                      progress=lambda d, t: first.append(t))
     b = masking_check(model, x, y, 'binary-class', 1/255, steps=FEW, progress=lambda d,t: second.append(t))
     assert a == b and first[-1] < second[-1]
     with refused('images'):
@@ -572,16 +570,16 @@ def against_art(art_classifier, model, x, y, C, eps, name, **kwargs):
     kind = {'FGSM': 'FastGradientMethod', 'PGD': 'ProjectedGradientDescentPyTorch',
             'PGD-L2': 'ProjectedGradientDescentPyTorch', 'Square': 'SquareAttack'}
     np.random.seed(0); torch.manual_seed(0)
-    theirs = getattr(evasion, kind.get(name, 'AutoProjectedGradientDescent'))(make(model, x, C), eps=eps,
-        **({} if name == 'FGSM' else dict(verbose=False)), **kwargs)
+    theirs = getattr(evasion, kind.get(name, 'AutoProjectedGradientDescent'))(
+        make(model, x, C), eps=eps, **({} if name == 'FGSM' else dict(verbose=False)), **kwargs)
     x_theirs = torch.from_numpy(theirs.generate(x.numpy(), y.numpy()))
     return [1-wrong(model, v, y).mean().item()
             for v in (ATTACKS[name](model, x, y, eps, steps=kwargs.get('max_iter')), x_theirs)]
 
 THEIRS = {'PGD': dict(max_iter=20, eps_step=2.5/255/20, num_random_init=1),
           'PGD-L2': dict(norm=2, max_iter=20, eps_step=2.5*.2/20),
-          'APGD-CE': dict(max_iter=30, eps_step=2/255, nb_random_init=1, loss_type='cross_entropy',
-                          batch_size=200),
+          'APGD-CE': dict(max_iter=30, eps_step=2/255, nb_random_init=1, batch_size=200,
+                          loss_type='cross_entropy'),
           'Square': dict(max_iter=100, p_init=.8, batch_size=200)}
 
 @pytest.mark.parametrize('name', THEIRS)
@@ -642,8 +640,7 @@ def test_bad_input_to_an_attack(name, kwargs, field, said):
 @pytest.mark.parametrize('kwargs,field,found', [
     (dict(names=('PGD','DeepFool')), 'attack', 'DeepFool'),
     (dict(steps=dict(pgd=3)), 'steps of attack', 'pgd'), (dict(steps=dict(PGD=0)), 'steps of PGD', 0),
-    (dict(eps=4), 'eps', 4), (dict(eps_l2=-1), 'eps', -1),
-    (dict(y=several()), 'labels', ...)])
+    (dict(eps=4), 'eps', 4), (dict(eps_l2=-1), 'eps', -1), (dict(y=several()), 'labels', ...)])
 def test_bad_input_to_the_suite_is_found_before_any_work(kwargs, field, found):
     class Never(nn.Module):
         def forward(self, x): raise RuntimeError('the model was called')

@@ -134,8 +134,9 @@ def test_ssim_of_flat_images_is_the_closed_form():
 
 def test_the_order_of_the_images_follows_the_seed(data, monkeypatch):
     seeds, DL = [], ImageDL
-    monkeypatch.setattr('tsynd.models.autoencoder.ImageDL', lambda *args, seed,
-                        **kwargs: seeds.append(seed) or DL(*args, seed=seed, **kwargs))
+    monkeypatch.setattr(
+        'tsynd.models.autoencoder.ImageDL',
+        lambda *args, seed, **kwargs: seeds.append(seed) or DL(*args, seed=seed, **kwargs))
     train_autoencoder(data, steps=10, width=4, seed=3)
     assert set(seeds) == {3}
 

@@ -106,8 +106,8 @@ def test_at_weight_zero_nothing_changes(data, ae, several, several_ae, kind, com
     d,a = (data,ae) if kind == 'classes' else (several,several_ae)
     def run(*cbs):
         with seeded(4): return everything(fit(d, [*cbs, *COMPANY[company]()], opt=OPTIMISERS[opt]))
-    without, zero, judged, one = run(), run(tsynd(a, weight=0.)), run(tsynd(a, weight=0.,
-        gate=.5)), run(tsynd(a, weight=1.))
+    without, zero = run(), run(tsynd(a, weight=0.))
+    judged, one = run(tsynd(a, weight=0., gate=.5)), run(tsynd(a, weight=1.))
     assert same(without, zero) and same(without, judged) and not same(without[0], one[0])
     assert len(calls) == 3*2*5 and len(without[2]) > 0                          # it did synthesise
 
@@ -131,8 +131,8 @@ def test_two_arms_see_the_same_images_in_the_same_order(data, ae):
         learn = train_classifier(data, tiny(), epochs=3, bs=7, seed=seed, cbs=[*cbs, Watch()])
         return learn.watch.seen
     plain = run(3)
-    assert plain == run(3, tsynd(ae)) == run(3, tsynd(ae, 'random', share=.5), MixUp()) == run(3,
-        GradientAccumulation(14))
+    assert (plain == run(3, tsynd(ae)) == run(3, tsynd(ae, 'random', share=.5), MixUp())
+            == run(3, GradientAccumulation(14)))
     assert plain != run(4) and len(plain) == 18 and plain[:6] != plain[6:12]
 
 
@@ -146,16 +146,14 @@ class Dealt(DataLoader):
     "Batches in an order of its own, which nobody can know"
     def create_batches(self, samps): return super().create_batches(list(samps)[::-1])
 
-@pytest.mark.parametrize('kwargs,known',
-                         [(dict(shuffle=True), True), (dict(shuffle=True, drop_last=True), True),
-                          (dict(), True), (dict(shuffle=True, num_workers=2), True),
-                                          (dict(get_idxs=lambda: [3,1,4,1,5,9,2,6,5,35]*4), True),
-                                          (dict(cls=Dealt, shuffle=True), False)],
-                         ids=['shuffled','rest dropped','in order','workers','an order of its own',
-                              'dealt otherwise'])
+@pytest.mark.parametrize('kwargs,known', [
+    (dict(shuffle=True), True), (dict(shuffle=True, drop_last=True), True), (dict(), True),
+    (dict(shuffle=True, num_workers=2), True), (dict(get_idxs=lambda: [3,1,4,1,5,9,2,6,5,35]*4), True),
+    (dict(cls=Dealt, shuffle=True), False)], ids=[
+        'shuffled','rest dropped','in order','workers','an order of its own','dealt otherwise'])
 def test_in_loaders_of_fastai_an_image_names_its_source(data, ae, kwargs, known):
-    make,held = (lambda cls=DataLoader, **kw: cls(Pairs(data.train), bs=9, **kw)), DataLoader(Pairs(data.val),
-        bs=16)
+    make = lambda cls=DataLoader, **kw: cls(Pairs(data.train), bs=9, **kw)
+    held = DataLoader(Pairs(data.val), bs=16)
     learn = Learner(DataLoaders(make(**kwargs), held, device='cpu'), tiny(), loss_func=CrossEntropyLossFlat(),
                     cbs=tsynd(ae, warm=True, share=.6))
     quiet(learn, learn.fit, 2, 1e-2)
@@ -329,10 +327,10 @@ def test_a_fit_that_broke_off_can_be_started_again(data, ae):
 @pytest.mark.parametrize('kind', ['timm','torch'])
 def test_a_model_of_ones_own(data, ae, kind):
     with seeded(0):
-        model = timm.create_model('regnetx_002', in_chans=1, num_classes=2,
-                                  drop_rate=.3) if kind == 'timm' else \
-            nn.Sequential(nn.Conv2d(1, 4, 3), nn.Dropout2d(.3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 8),
-                          nn.Dropout(.5), nn.Linear(8, 2))
+        model = (timm.create_model('regnetx_002', in_chans=1, num_classes=2, drop_rate=.3)
+                 if kind == 'timm' else
+                 nn.Sequential(nn.Conv2d(1, 4, 3), nn.Dropout2d(.3), nn.ReLU(), nn.Flatten(),
+                               nn.Linear(400, 8), nn.Dropout(.5), nn.Linear(8, 2)))
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
         learn = fit(data, tsynd(ae), model=model, epochs=1, bs=20)
@@ -375,15 +373,14 @@ def one_hot(y): return F.one_hot(y, 2).float()
 @pytest.mark.parametrize('loss', [nn.CrossEntropyLoss(), CrossEntropyLossFlat(), F.cross_entropy,
                                   partial(F.cross_entropy, label_smoothing=.1), LabelSmoothingCrossEntropy(),
                                   LabelSmoothingCrossEntropyFlat(), FocalLossFlat()],
-                                  ids=lambda l: getattr(l, '__name__', type(l).__name__))
+                         ids=lambda l: getattr(l, '__name__', type(l).__name__))
 @pytest.mark.parametrize('make', [one_hot, lambda y: .8*one_hot(y)+.1], ids=['one-hot','smoothed'])
 def test_rows_of_one_class_are_not_taken_for_several_labels(data, ae, loss, make):
     with refused('targets', '(8,)', 'BCEWithLogitsLossFlat', found=(8, 2)): fit_floats(data, ae, make, loss)
 
-@pytest.mark.parametrize('loss',
-                         [nn.BCEWithLogitsLoss(), BCEWithLogitsLossFlat(),
-                          F.binary_cross_entropy_with_logits],
-                          ids=lambda l: getattr(l, '__name__', type(l).__name__))
+@pytest.mark.parametrize(
+    'loss', [nn.BCEWithLogitsLoss(), BCEWithLogitsLossFlat(), F.binary_cross_entropy_with_logits],
+    ids=lambda l: getattr(l, '__name__', type(l).__name__))
 def test_several_labels_with_their_losses(data, ae, loss):
     t = fit_floats(data, ae, one_hot, loss).tsynd
     assert t.engine.task.several and t.count == 5
@@ -465,8 +462,8 @@ def test_why_there_is_nothing_to_look_at(data, ae):
 def test_targets_of_any_whole_type(data, ae, dtype):
     def losses(as_type):
         with seeded(4):
-            return fit(data,
-                       [Change(lambda y: y.to(as_type)), tsynd(ae, 'cross_entropy', gate=.5)]).recorder.losses
+            cbs = [Change(lambda y: y.to(as_type)), tsynd(ae, 'cross_entropy', gate=.5)]
+            return fit(data, cbs).recorder.losses
     assert same(losses(dtype), losses(torch.int64))
 
 @pytest.mark.parametrize('change, C, field, said', [(lambda y: y[:,None], 2, 'labels', '(8, 1)'),
@@ -591,9 +588,8 @@ class Weights(Callback):
 @pytest.mark.parametrize('n_acc,steps', [(None, 10), (16, 5), (40, 2)])
 @pytest.mark.parametrize('share', [1., .2])
 def test_the_judge_follows_every_optimiser_step(data, ae, n_acc, steps, share):
-    learn = fit(data,
-                [tsynd(ae, gate=.5, share=share), Weights(),
-                 *([GradientAccumulation(n_acc)] if n_acc else [])])
+    learn = fit(data, [tsynd(ae, gate=.5, share=share), Weights(),
+                       *([GradientAccumulation(n_acc)] if n_acc else [])])
     judge, want = learn.tsynd.judge, averages(learn.weights.states, .99)
     assert judge.n == steps == len(learn.weights.states)-1
     for k,v in judge.model.state_dict().items():
@@ -615,9 +611,9 @@ def gates(monkeypatch):
     "A function that lets the gate say, image by image, what it is told"
     call = Synthesizer.__call__
     def say(*gate):
-        monkeypatch.setattr(Synthesizer, '__call__', lambda self, model, x, y,
-                            **kwargs: replace(call(self, model, x, y, **kwargs),
-                                              gate=torch.tensor(gate*len(x))[:len(x)]))
+        def gated(self, model, x, y, **kwargs):
+            return replace(call(self, model, x, y, **kwargs), gate=torch.tensor(gate*len(x))[:len(x)])
+        monkeypatch.setattr(Synthesizer, '__call__', gated)
     return say
 
 class Rows(Callback):
@@ -625,9 +621,8 @@ class Rows(Callback):
     order = 90
     def before_fit(self):
         self.batches,self.now = [],[]
-        self.hook = self.model.register_forward_pre_hook(lambda m,
-                                                         inp: self.now.append(inp[0].detach().clone())
-                                                         if m.training else None)
+        self.hook = self.model.register_forward_pre_hook(
+            lambda m, inp: self.now.append(inp[0].detach().clone()) if m.training else None)
     def after_loss(self):
         if self.training: self.batches.append((self.now, self.x.clone(), self.learn.tsynd.syn))
         self.now = []
@@ -651,8 +646,8 @@ def test_a_step_follows_the_kept_images_and_their_labels(data, ae, several, seve
         def after_loss(self): self.learn.batch = self.x.clone(), self.y.clone(), self.learn.tsynd.syn
         def after_step(self): raise CancelFitException()
     with seeded(8): learn = fit(d, [tsynd(a, weight=.7), Last()], epochs=1, lr=.1, opt=SGD)
-    by_hand, loss = (tiny(d.n_classes).train(), F.binary_cross_entropy_with_logits
-                     if d.task.several else F.cross_entropy)
+    by_hand = tiny(d.n_classes).train()
+    loss = F.binary_cross_entropy_with_logits if d.task.several else F.cross_entropy
     with seeded(8):
         image_dls(d, bs=8).train.__iter__().__next__()
         x,y,syn = learn.batch
@@ -734,10 +729,9 @@ class Inside(Callback):
 
 def hooks(model): return sum(len(m._forward_hooks)+len(m._forward_pre_hooks) for m in model.modules())
 
-@pytest.mark.parametrize('company',
-                         [lambda ae: [], lambda ae: [tsynd(ae, gate=.5)],
-                          lambda ae: [tsynd(ae), MixUp(), GradientAccumulation(16), GradientClip(.1)]],
-                          ids=['alone','TSynD','all'])
+@pytest.mark.parametrize('company', [
+    lambda ae: [], lambda ae: [tsynd(ae, gate=.5)],
+    lambda ae: [tsynd(ae), MixUp(), GradientAccumulation(16), GradientClip(.1)]], ids=['alone','TSynD','all'])
 def test_bfloat16_is_inside_the_model_and_nowhere_else(data, ae, company):
     learn = fit(data, [BF16(), Inside(), *company(ae)])
     assert learn.inside.seen == {(True, torch.bfloat16), (False, torch.bfloat16)}
@@ -902,9 +896,8 @@ def test_a_training_keeps_to_its_budget(data, ae, calls, own_time, gate, warmup)
         order, run_valid = -20, False
         def before_fit(self): self.t = []
         def before_batch(self): self.t.append((t[0], len(calls)))
-    learn = fit(data,
-                [tsynd(ae, 'reconstruction', budget=1.8, gate=gate, warmup=warmup, keep=0,
-                       measure_every=10**6), Second(), Times()], epochs=16, bs=4)
+    learn = fit(data, [tsynd(ae, 'reconstruction', budget=1.8, gate=gate, warmup=warmup, keep=0,
+                             measure_every=10**6), Second(), Times()], epochs=16, bs=4)
     ts, cost = learn.times.t, learn.tsynd.cost
     plain = max(8, math.ceil(160*warmup))
     first = next(i for i,(_,n) in enumerate(ts) if n)-1

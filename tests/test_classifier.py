@@ -85,20 +85,21 @@ MODELS = {  # make a model, channels and size of its images
     'in place': (lambda: nn.Sequential(nn.Flatten(), nn.Linear(144, 32), nn.Dropout(.5, inplace=True),
                                        nn.ReLU(True), nn.Linear(32, 3)), 1, 12),
     'dropout on the images': (lambda: nn.Sequential(nn.Dropout(.2), tiny(C=3)), 1, 12),
-    'Dropout1d': (Sequence, 1, 12), 'Dropout2d': (lambda: planes(nn.Dropout2d(.4)), 1, 12),
+    'Dropout1d': (Sequence, 1, 12),
+    'Dropout2d': (lambda: planes(nn.Dropout2d(.4)), 1, 12),
     'Dropout3d': (Volume, 1, 12),
     'Dropout on maps': (lambda: planes(nn.Dropout(.4)), 1, 12),
     'a subclass': (lambda: planes(MyDropout(.4)), 1, 12),
     'shared': (Twice, 1, 12),
     'mobilenet_v3_small': (lambda: torchvision.models.mobilenet_v3_small(num_classes=4), 3, 32),
     'efficientnet_b0': (lambda: torchvision.models.efficientnet_b0(num_classes=4), 3, 32),
-    'timm regnetx_002': (lambda: timm.create_model('regnetx_002', num_classes=4, in_chans=1, drop_rate=.3), 1,
-                         32),
+    'timm regnetx_002': (lambda: timm.create_model('regnetx_002', num_classes=4, in_chans=1,
+                                                   drop_rate=.3), 1, 32),
     'timm convnext_atto': (lambda: timm.create_model('convnext_atto', num_classes=4, in_chans=1,
                                                      drop_rate=.3), 1, 32),
     'timm vit_tiny': (lambda: timm.create_model('vit_tiny_patch16_224', num_classes=4, in_chans=1,
-                                                img_size=32, patch_size=8, depth=3,
-                                               drop_rate=.2, pos_drop_rate=.1, proj_drop_rate=.1), 1, 32),
+                                                img_size=32, patch_size=8, depth=3, drop_rate=.2,
+                                                pos_drop_rate=.1, proj_drop_rate=.1), 1, 32),
     'tsynd timm': (lambda: make_classifier('timm:mobilenetv3_small_050', 1, 4), 1, 32),
     'tsynd resnet18': (lambda: make_classifier('resnet18', 1, 4), 1, 12)}
 
@@ -300,7 +301,7 @@ def test_a_model_that_returns_something_else_is_an_error(out):
 @pytest.mark.parametrize('make,found', [(lambda: tiny(p=1.), 1.),
                                         (lambda: tiny(p=0.), '1 dropout layers, all with p = 0'),
                                         (lambda: nn.Linear(2, 2), 'no dropout layer')],
-                                        ids=['p=1','p=0','none'])
+                         ids=['p=1','p=0','none'])
 def test_models_without_useful_dropout_are_refused(make, found):
     model = make()
     for f in (check_dropout, MCDropout, lambda m: mc_logits(m, images())):
@@ -429,8 +430,8 @@ def scikit(y, p, task):
         return dict(accuracy=(y == (p > .5)).mean(), auc=skm.roc_auc_score(y, p, average='macro'),
                     balanced_accuracy=np.mean([skm.recall_score(a, b > .5, average='macro')
                                                for a,b in zip(y.T, p.T)]))
-    auc = skm.roc_auc_score(y, p[:,1]) if p.shape[1] == 2 else skm.roc_auc_score(y, p, multi_class='ovr',
-        average='macro')
+    auc = (skm.roc_auc_score(y, p[:,1]) if p.shape[1] == 2 else
+           skm.roc_auc_score(y, p, multi_class='ovr', average='macro'))
     return dict(accuracy=skm.accuracy_score(y, p.argmax(1)), auc=auc,
                 balanced_accuracy=skm.balanced_accuracy_score(y, p.argmax(1)))
 
@@ -468,11 +469,11 @@ def test_metrics_of_a_single_image(y, task, want):
 
 def test_an_absent_class_has_no_auc():
     p = np.eye(3)[[0,1,1,2]]*.8+.1
-    assert metrics([0,1,1,1], p, 'multi-class') == dict(accuracy=.75, auc=None,
-                                                        balanced_accuracy=pytest.approx((1+2/3)/2))
+    assert metrics([0,1,1,1], p, 'multi-class') == dict(
+        accuracy=.75, auc=None, balanced_accuracy=pytest.approx((1+2/3)/2))
     assert metrics(np.array([[1,0],[1,1]]), np.array([[.9,.2],[.8,.7]]), MULTI)['auc'] is None
-    assert metrics([1,1], np.array([[.1,.9],[.6,.4]]), 'binary-class') == dict(accuracy=.5, auc=None,
-        balanced_accuracy=.5)
+    assert metrics([1,1], np.array([[.1,.9],[.6,.4]]), 'binary-class') == dict(
+        accuracy=.5, auc=None, balanced_accuracy=.5)
 
 def test_probabilities_that_are_not_finite_are_refused():
     with refused('probabilities', found=1):

@@ -98,10 +98,9 @@ def test_every_option_reaches_the_configuration(monkeypatch, tmp_path):
     assert seen.pop() == (RunConfig('breastmnist', quick=True), Path('there'), 'data')
     assert said('run')[0] == 2 and seen.pop() == (RunConfig(), Path('runs')/'phantom-mi-seed0', None)
 
-@pytest.mark.parametrize('argv, see',
-                         [(('run','--subsett','5'), 'tsynd run --help'),
-                          (('study','x.toml','--job','2','more'), 'tsynd study --help'),
-                          (('report','a','b'), 'tsynd report --help')])
+@pytest.mark.parametrize('argv, see', [(('run','--subsett','5'), 'tsynd run --help'),
+                                       (('study','x.toml','--job','2','more'), 'tsynd study --help'),
+                                       (('report','a','b'), 'tsynd report --help')])
 def test_options_that_are_not_known(argv, see):
     code, out, err = said(*argv)
     assert (code == 2 and not out and err.count('\n') == 1 and err.startswith('tsynd: ')
@@ -273,8 +272,8 @@ def test_a_model_for_another_size_is_refused(here, no_training):
     refused(here, 'run', '--model', 'timm:vit_tiny_patch16_224', words=['timm:vit_tiny_patch16_224', '28'])
 
 def test_training_that_diverges_is_refused(here, monkeypatch):
-    monkeypatch.setattr('tsynd.models.classifier.Classifier.forward', lambda self,
-                        x: self.out(self.drop(self.trunk(x)))*math.nan)
+    monkeypatch.setattr('tsynd.models.classifier.Classifier.forward',
+                        lambda self, x: self.out(self.drop(self.trunk(x)))*math.nan)
     refused(here, 'run', *SMOKE, words=['loss ', 'is nan', 'must be finite', 'learning rate'])
 
 
@@ -326,8 +325,7 @@ def test_a_data_file_is_refused(here, no_training, monkeypatch, make, words, by)
     (['--root', 'data', '--size', 64], ['data/breastmnist_64.npz does not exist']),
     (['--root', 'new/folder'], ['new/folder/breastmnist.npz does not exist']),
     (['--root', 'file'], ['file/breastmnist.npz does not exist']),
-    ([], ['.medmnist/breastmnist.npz does not exist'])],
-    ids=str)
+    ([], ['.medmnist/breastmnist.npz does not exist'])], ids=str)
 def test_a_missing_file_without_a_network_is_refused(here, no_training, argv, words):
     (here/'data').mkdir(); (here/'file').touch()
     refused(here, 'run', 'breastmnist', *argv, words=[*words, 'could not be downloaded'])
@@ -370,9 +368,8 @@ def a_list(path): save_model(path, Autoencoder()); path.with_suffix('.json').wri
 @pytest.mark.parametrize('make, words', [
     (of_colour, ['3-channel', 'the data has 1']),
     (of_another_kind, ["'Classifier'", "expected 'Autoencoder'"]), (no_json, ['not a model saved by tsynd']),
-    (no_weights, ['does not exist']),
-    (cut_weights, ['not a model saved by tsynd']), (other_weights, []), (other_config, []), (a_list, [])],
-    ids=lambda v: getattr(v, '__name__', ''))
+    (no_weights, ['does not exist']), (cut_weights, ['not a model saved by tsynd']),
+    (other_weights, []), (other_config, []), (a_list, [])], ids=lambda v: getattr(v, '__name__', ''))
 @pytest.mark.parametrize('suffix', ['', '.json'], ids=['bare', 'json'])
 def test_an_autoencoder_is_refused(here, no_training, make, words, suffix):
     make(here/'model')
@@ -426,9 +423,8 @@ def test_a_folder_that_is_empty_or_new_is_filled(taken, out):
 
 MIDDLE = ['tsynd.experiments.experiment.load_data', 'tsynd.experiments.experiment.train_autoencoder',
           'tsynd.models.autoencoder.Autoencoder.measure_sigma',
-          'tsynd.targeting.synthesis.Synthesizer.measure',
-          'tsynd.experiments.experiment.robustness_table', 'tsynd.experiments.results.save_npz',
-          'tsynd.reports.run.gallery_plot', 'os.replace']
+          'tsynd.targeting.synthesis.Synthesizer.measure', 'tsynd.experiments.experiment.robustness_table',
+          'tsynd.experiments.results.save_npz', 'tsynd.reports.run.gallery_plot', 'os.replace']
 
 @pytest.mark.xdist_group('middle')
 @pytest.mark.parametrize('point', MIDDLE)
@@ -476,10 +472,9 @@ def test_signals_are_given_back_and_another_thread_sets_none(here):
 
 @pytest.mark.xdist_group('middle')
 @pytest.mark.parametrize('error', [RuntimeError, ValueError, OSError])
-@pytest.mark.parametrize('point',
-                         ['tsynd.experiments.experiment.load_data',
-                          'tsynd.targeting.synthesis.Synthesizer.measure',
-                          'tsynd.experiments.results.save_npz'])
+@pytest.mark.parametrize('point', ['tsynd.experiments.experiment.load_data',
+                                   'tsynd.targeting.synthesis.Synthesizer.measure',
+                                   'tsynd.experiments.results.save_npz'])
 def test_a_bug_shows_its_traceback_and_leaves_nothing(here, monkeypatch, point, error):
     def fails(*args, **kwargs): raise error('a bug of ours')
     monkeypatch.setattr(point, fails)
@@ -515,8 +510,8 @@ def test_the_report_is_drawn_again_just_so(made, tmp_path):
     (lambda f: (f/'metrics.json').write_text('{}'), ['metrics.json has no entry config']),
     (lambda f: (f/'synthetic.npz').write_bytes(b'x'),
      ['synthetic.npz is not a complete numpy archive', 'make the run again']),
-     (lambda f: (f/'synthetic.npz').unlink(), ['synthetic.npz does not exist', 'make the run again']),
-     (lambda f: shutil.rmtree(f), ['x is no folder', 'tsynd run'])])
+    (lambda f: (f/'synthetic.npz').unlink(), ['synthetic.npz does not exist', 'make the run again']),
+    (lambda f: shutil.rmtree(f), ['x is no folder', 'tsynd run'])])
 def test_a_folder_that_is_no_run_is_refused(made, here, edit, words):
     shutil.copytree(made, here/'x')
     edit(here/'x')

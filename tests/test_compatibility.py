@@ -15,8 +15,8 @@ FACTS = json.loads((OLD/'facts.json').read_text())
 
 
 def test_an_autoencoder_computes_what_it_did():
-    ae, x = load_autoencoder(OLD/'autoencoder', (1, 28, 28)), phantom(n_train=24, n_val=12,
-        n_test=40).test.batch(slice(0, 2))[0]
+    ae = load_autoencoder(OLD/'autoencoder', (1, 28, 28))
+    x = phantom(n_train=24, n_val=12, n_test=40).test.batch(slice(0, 2))[0]
     with torch.no_grad(): z, y = ae.encode(x), ae(x)
     assert z.mean().item() == pytest.approx(FACTS['z_mean'], abs=1e-6)
     assert y.mean().item() == pytest.approx(FACTS['y_mean'], abs=1e-6)

@@ -103,8 +103,8 @@ TWICE = 'a', 'b', 'clean', 'auc', 'd', ('50',)
 
 @pytest.mark.parametrize('family, found', [
     (['mi'], 'mi'), ([['mi', 'b', 'clean']], ['mi', 'b', 'clean']),
-    ([['a', 'b', 1, 'auc']], ['a', 'b', 1, 'auc']),
-    ([['a']*4], ['a']*4), ([['a', 'b', 'clean', 'auc']]*2, TWICE),
+    ([['a', 'b', 1, 'auc']], ['a', 'b', 1, 'auc']), ([['a']*4], ['a']*4),
+    ([['a', 'b', 'clean', 'auc']]*2, TWICE),
     ([['a', 'b', 'clean', 'auc', 50, 'd'], ['a', 'b', 'clean', 'auc']], TWICE), (None, None)])
 def test_bad_families_are_refused(family, found):
     r = results(table(dict(a=[.5, .6], b=[.1, .2])))

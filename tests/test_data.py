@@ -95,8 +95,8 @@ def test_seeded_covers_all_streams_and_nests_and_survives_exceptions():
 
 def test_there_are_twelve_sets_of_four_tasks():
     assert sorted(medmnist_info()) == sorted(NAMES) and len(NAMES) == 12
-    assert {v['task'] for v in medmnist_info().values()} == {'binary-class', 'multi-class',
-        'ordinal-regression', MULTI}
+    assert {v['task'] for v in medmnist_info().values()} == {
+        'binary-class', 'multi-class', 'ordinal-regression', MULTI}
 
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('name', NAMES)
@@ -107,8 +107,8 @@ def test_every_layout_is_read(tmp_path, name, size):
         data = load_medmnist(name, tmp_path, size, download=False)
     info, arrays = medmnist.INFO[name], make_arrays(name, size)
     C, ch, multi = len(info['label']), info['n_channels'], info['task'] == MULTI
-    assert (data.name, data.task.name, data.n_classes, data.shape, data.task.several) == (name, info['task'],
-        C, (ch,size,size), multi)
+    assert (data.name, data.task.name, data.n_classes, data.shape, data.task.several) == (
+        name, info['task'], C, (ch,size,size), multi)
     assert data.classes == [info['label'][str(i)] for i in range(C)]
     for part,n in zip(('train','val','test'), (40,24,24)):
         s, x, y = getattr(data, part), arrays[f'{part}_images'], arrays[f'{part}_labels']
@@ -244,8 +244,8 @@ def test_bad_arrays_get_one_sentence(tmp_path, case):
     with refused(at, str(path), *words): quiet_load(path, medmnist.INFO[name], name)
 
 @pytest.mark.parametrize('name,other', [('breastmnist','pathmnist'), ('breastmnist','chestmnist'),
-                                        ('chestmnist','breastmnist'),
-                                        ('breastmnist','octmnist'), ('pathmnist','organamnist')])
+                                        ('chestmnist','breastmnist'), ('breastmnist','octmnist'),
+                                        ('pathmnist','organamnist')])
 def test_another_set_under_the_name_is_refused(tmp_path, name, other):
     write_npz(tmp_path, other).rename(tmp_path/f'{name}.npz')
     with pytest.raises(InputError) as e: load_medmnist(name, tmp_path, download=False)
@@ -313,9 +313,8 @@ def test_an_archive_of_a_kind_that_cannot_be_read_is_refused(archive, at, value)
 # Missing files
 
 @pytest.mark.parametrize('name,near', [('brestmnist','breastmnist'), ('BreastMNIST','breastmnist'),
-                                       ('pneumonia','pneumoniamnist'),
-                                       ('fantom','phantom'), ('organmnist','organ'),
-                                       ('PATHMNIST','pathmnist')])
+                                       ('pneumonia','pneumoniamnist'), ('fantom','phantom'),
+                                       ('organmnist','organ'), ('PATHMNIST','pathmnist')])
 def test_unknown_names_get_suggestions(name, near):
     with refused('data set', 'did you mean', near, found=name): load_data(name)
 
@@ -427,8 +426,8 @@ def test_holes_of_ones_own():
     assert in_hole(data.test.factors, holes=mine).any() and in_hole(data.train.factors).any()
 
 def test_the_default_holes_are_the_stated_ones():
-    assert phantom(60, 10, 10, size=12).md5 == phantom(60, 10, 10, size=12, holes=HOLES).md5 != phantom(60,
-        10, 10, size=12, holes=False).md5
+    assert (phantom(60, 10, 10, size=12).md5 == phantom(60, 10, 10, size=12, holes=HOLES).md5
+            != phantom(60, 10, 10, size=12, holes=False).md5)
 
 def test_a_hole_that_leaves_nothing_is_refused():
     with refused('holes'): phantom(60, 10, 10, size=12, holes={'all': {'spiculation': (.01,1.)}})
@@ -515,8 +514,7 @@ def test_an_absent_class_is_named(multi, y):
 # Batches
 
 loaders = st.fixed_dictionaries(dict(N=st.integers(1, 40), C=st.integers(1, 5), bs=st.integers(1, 45),
-                                     n=st.none() | st.integers(1, 90),
-                                     seed=st.integers(0, 1000)))
+                                     n=st.none() | st.integers(1, 90), seed=st.integers(0, 1000)))
 
 def loader(o, **kwargs):
     C = min(o['C'], o['N'])

@@ -35,8 +35,9 @@ def test_the_shared_checks_say_what_they_found():
     with refused('colour', 'red, blue', found='rad'): check_known('colour', ['red','rad'], ['red','blue'])
     with refused('colour', 'flag: ', found='rad'): check_known('flag: colour', ['rad'], ['red'], 'colour')
 
-@pytest.mark.parametrize('message, field, found', [('steps is 0', 'radius', 0), ('radius is 1', 'radius', 1),
-    ('steps is 0', 'steps', 0), ('radius\nis 0', 'radius', 0), ('radius is wrong', 'radius', 0)])
+@pytest.mark.parametrize('message, field, found', [
+    ('steps is 0', 'radius', 0), ('radius is 1', 'radius', 1), ('steps is 0', 'steps', 0),
+    ('radius\nis 0', 'radius', 0), ('radius is wrong', 'radius', 0)])
 def test_what_the_tests_ask_for_can_be_missing(message, field, found):
     "A field that the message lacks, another value, another field, two lines, no value"
     error = InputError(message, field, found)

@@ -104,8 +104,8 @@ def test_the_processor_says_whether_it_multiplies_bfloat16(tmp_path, monkeypatch
     cpu = tmp_path/'cpuinfo'
     if flags is not None: cpu.write_text(f'model name\t: Some CPU\nflags\t\t: {flags}\n')
     assert has_bf16(torch.device('cpu'), cpu) == has and not has_bf16(torch.device('mps'), cpu)
-    monkeypatch.setattr('torch.cuda.is_bf16_supported', lambda including_emulation=True: including_emulation
-                        or 'by itself')
+    monkeypatch.setattr('torch.cuda.is_bf16_supported',
+                        lambda including_emulation=True: including_emulation or 'by itself')
     assert has_bf16(torch.device('cuda'), cpu) == 'by itself'
 
 @pytest.mark.parametrize('has', [True, False])
@@ -193,8 +193,8 @@ def test_metrics_are_complete(layout):
     assert (d['md5'] == hashlib.md5(layout.file.read_bytes()).hexdigest()
             and layout.info['python_class'] in d['source'])
     c = RunConfig(**m['config'])
-    assert (c.dataset, c.size, c.subset, c.epochs, c.T, c.steps, c.bs, c.ae_steps) == (layout.name,
-        layout.size, layout.subset, 1, 4, 1, 8, 4)
+    assert (c.dataset, c.size, c.subset, c.epochs, c.T, c.steps, c.bs, c.ae_steps) == (
+        layout.name, layout.size, layout.subset, 1, 4, 1, 8, 4)
     side = layout.size//4
     assert m['autoencoder']['latent_shape'] == [4, side, side] and m['autoencoder']['compression'] == .25
     assert all(math.isfinite(m['autoencoder'][k]) for k in ('psnr', 'psnr_train', 'ssim'))
@@ -218,16 +218,16 @@ def test_synthetic_images_and_their_provenance(layout):
     counts = [layout.m['arms'][a]['synthetic_images'] for a in ('tsynd', 'baseline')]
     assert n == counts[0] > 0 == counts[1]
     data = load_npz(layout.folder/'synthetic.npz',
-                    {k: v for k, v in layout.info.items() if not k.startswith('MD5')}, layout.name,
-                    layout.size)
-    assert [len(data.train), len(data.val), len(data.test)] == [n, min(layout.n[1], layout.subset),
-        layout.n[2]]
+                    {k: v for k, v in layout.info.items() if not k.startswith('MD5')},
+                    layout.name, layout.size)
+    assert [len(data.train), len(data.val), len(data.test)] == [
+        n, min(layout.n[1], layout.subset), layout.n[2]]
     assert set(i) <= set(layout.data.train.index.tolist())
     assert np.array_equal(syn['train_source'], real['train_images'][i])
     assert np.array_equal(syn['train_labels'], real['train_labels'][i])
     for k in ('images', 'labels'):
-        assert sorted(map(bytes, syn[f'val_{k}'])) == sorted(map(bytes,
-            real[f'val_{k}'][layout.data.val.index]))
+        held_back = real[f'val_{k}'][layout.data.val.index]
+        assert sorted(map(bytes, syn[f'val_{k}'])) == sorted(map(bytes, held_back))
         assert sorted(map(bytes, syn[f'test_{k}'])) == sorted(map(bytes, real[f'test_{k}']))
     assert syn['train_images'].shape == syn['train_reconstruction'].shape == syn['train_source'].shape
     assert (rows.radius == .3).all() and rows.distance_latent.between(0, .3*(1+1e-4)).all()
@@ -358,8 +358,8 @@ def test_measures_of_chestmnist_are_decisions_per_label(chest):
     for arm in ARMS:
         p = probabilities(load_classifier(chest.folder/'models'/arm), x, True)
         got, right = chest.m['arms'][arm]['metrics']['clean'], (p > .5) == (y > 0)
-        assert got['accuracy'] == pytest.approx(getACC(y, p, chest.info['task']), abs=1e-6) == pytest.approx(
-            right.mean(), abs=1e-6)
+        assert (got['accuracy'] == pytest.approx(getACC(y, p, chest.info['task']), abs=1e-6)
+                == pytest.approx(right.mean(), abs=1e-6))
         assert got['auc'] == pytest.approx(np.mean([roc_auc_score(y[:, c], p[:, c]) for c in range(14)]),
                                            abs=1e-6)
         assert len(np.unique(p > .5)) == 2, 'a model that says the same of everything proves nothing'
@@ -513,8 +513,8 @@ def test_synthesis_at_weight_zero_changes_nothing(base, tmp_path):
     ran = small(tmp_path/'x', weight=0.)
     arms = ran.m['arms']
     assert arms['baseline'] == base.m['arms']['baseline']
-    assert {k: arms['tsynd'][k] for k in ('metrics', 'history', 'batch_order')} == {k: arms['baseline'][k]
-        for k in ('metrics', 'history', 'batch_order')}
+    facts = ('metrics', 'history', 'batch_order')
+    assert {k: arms['tsynd'][k] for k in facts} == {k: arms['baseline'][k] for k in facts}
     assert same(ran.weights('tsynd'), ran.weights('baseline'))
     assert len(ran.rows) > 0 and not same(base.weights('tsynd'), base.weights('baseline'))
 
@@ -543,9 +543,9 @@ def test_objectives_share_their_baseline(base, tmp_path, objective):
         assert 'TSynD engine, entropy' in (ran.folder/'report.html').read_text(encoding='utf-8')
 
 @bases
-@pytest.mark.parametrize('config, n',
-                         [(dict(), (40, 24)), (dict(share=.5), (20, 12)), (dict(every=2), (16, 8)),
-                          (dict(warmup=.5), (24, 24)), (dict(epochs=3, warmup=0.), (72, 24))], ids=str)
+@pytest.mark.parametrize('config, n', [
+    (dict(), (40, 24)), (dict(share=.5), (20, 12)), (dict(every=2), (16, 8)), (dict(warmup=.5), (24, 24)),
+    (dict(epochs=3, warmup=0.), (72, 24))], ids=str)
 def test_synthetic_images_are_counted(tmp_path, config, n):
     "2 epochs of 3 batches of 8; the first batch is warm-up"
     ran = small(tmp_path/'x', **config)
@@ -558,10 +558,10 @@ def test_synthetic_images_are_counted(tmp_path, config, n):
 def test_other_classifiers_come_back_from_their_files(tmp_path, model):
     ran = small(tmp_path/'x', model=model, subset=8, bs=4, attack_n=4, epochs=1)
     for arm in ARMS:
-        expected = scores(ran.arrays['test_labels'], probabilities(load_classifier(ran.folder/'models'/arm),
-            ran.arrays['test_images'], False), 'binary-class')
-        assert {k: ran.m['arms'][arm]['metrics']['clean'][k] for k in expected} == pytest.approx(expected,
-            abs=1e-6)
+        probs = probabilities(load_classifier(ran.folder/'models'/arm), ran.arrays['test_images'], False)
+        expected = scores(ran.arrays['test_labels'], probs, 'binary-class')
+        clean = ran.m['arms'][arm]['metrics']['clean']
+        assert {k: clean[k] for k in expected} == pytest.approx(expected, abs=1e-6)
 
 
 # The parts
@@ -647,8 +647,8 @@ def test_pneumoniamnist_with_100_labels(medmnist_root, tmp_path):
     assert ran.files == FILES and d['md5'] == INFO['pneumoniamnist']['MD5']
     assert (d['train'], d['val'], d['test']) == (100, 100, 100) and ran.m['config']['subset'] == 100
     assert ran.rows.source_index.nunique() <= 100 and ran.rows.source_index.max() > 1000
-    expected = scores(ran.arrays['test_labels'], probabilities(load_classifier(ran.folder/'models'/'tsynd'),
-        ran.arrays['test_images'], False), d['task'])
+    probs = probabilities(load_classifier(ran.folder/'models'/'tsynd'), ran.arrays['test_images'], False)
+    expected = scores(ran.arrays['test_labels'], probs, d['task'])
     got = ran.m['arms']['tsynd']['metrics']['clean']
     assert {k: got[k] for k in expected} == pytest.approx(expected, abs=1e-6)
     assert '100 training images' in (ran.folder/'report.html').read_text(encoding='utf-8')

@@ -32,8 +32,7 @@ def dots(seed=0, ch=1, C=3, kernel=1):
     "A network whose score is a sum over positions, and to which a black position adds nothing"
     with seeded(seed):
         return nn.Sequential(nn.Conv2d(ch, 8, kernel, padding=kernel//2, bias=False), nn.ReLU(),
-                             nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                             nn.Linear(8, C))
+                             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, C))
 
 def spot(seed=0, ch=1, size=28, side=5):
     "A black image with one bright square, and where it is"
@@ -141,8 +140,7 @@ def of_timm(name): return lambda num_classes: timm.create_model(name, num_classe
     (torchvision.models.resnet50, 'layer2'), (torchvision.models.mobilenet_v3_small, 'features.3'),
     (torchvision.models.squeezenet1_1, None),
     (torchvision.models.densenet121, 'features.transition2.conv'), (torchvision.models.vgg11, 'features.14'),
-    (of_timm('regnetx_002'), 's2'),
-    (of_timm('convnext_atto'), None), (of_timm('efficientnet_b0'), None)])
+    (of_timm('regnetx_002'), 's2'), (of_timm('convnext_atto'), None), (of_timm('efficientnet_b0'), None)])
 def test_convolutional_networks_of_others(make, layer):
     with seeded(0): model = make(num_classes=3)
     x,before = images(2, 3, 64), state(model)
@@ -167,8 +165,8 @@ class Twice(nn.Module):
     "One layer visited twice, one whose output is not used, one whose output is overwritten"
     def __init__(self):
         super().__init__()
-        self.a,self.b,self.idle,self.out = nn.Conv2d(1, 4, 1),nn.Conv2d(4, 4, 1),nn.Conv2d(4, 4,
-            1),nn.Linear(4, 2)
+        self.a,self.b,self.idle = (nn.Conv2d(i, 4, 1) for i in (1, 4, 4))
+        self.out = nn.Linear(4, 2)
     def forward(self, x):
         a = self.b(F.relu_(self.a(x)))
         self.idle(a)
@@ -274,8 +272,8 @@ def test_model_is_left_as_it_was(method):
     assert same(state(model), before) and same([p.grad for p in model.parameters()], grads)
 
 @pytest.mark.parametrize('error', [RuntimeError, IndexError, KeyboardInterrupt])
-@pytest.mark.parametrize('visit', [lambda m,x: cam(m, x, 1), lambda m,x: cam(m, x, 1, 'gradcam'), lambda m,
-                                   x: minimise_class(m, x, 1),
+@pytest.mark.parametrize('visit', [lambda m,x: cam(m, x, 1), lambda m,x: cam(m, x, 1, 'gradcam'),
+                                   lambda m,x: minimise_class(m, x, 1),
                                    lambda m,x: faithfulness(m, x, 1, x[:,0])])
 @pytest.mark.parametrize('n', [0,1,2])
 def test_model_is_left_as_it_was_after_an_exception(visit, n, error):
@@ -356,8 +354,8 @@ def test_faithful_on_a_trained_network(trained):
     model,x = trained[0],trained[1][:10]
     maps = cam(model, x, 1)
     ours = faithfulness(model, x, 1, maps).mean()
-    assert ours > faithfulness(model, x, 1,
-                               torch.rand(10, 28, 28, generator=torch.Generator().manual_seed(0))).mean()+.05
+    noise = torch.rand(10, 28, 28, generator=torch.Generator().manual_seed(0))
+    assert ours > faithfulness(model, x, 1, noise).mean()+.05
     assert ours > faithfulness(model, x, 1, -maps).mean()+.1
 
 
@@ -414,8 +412,9 @@ def test_removed_pixels_are_means_of_their_neighbours(ch):
 
 def test_exact_numbers_of_pixels_are_removed(monkeypatch):
     seen,library = [],without
-    monkeypatch.setattr('tsynd.robustness.explanation.without', lambda x, gone,
-                        grain: (seen.append(len(set(gone.tolist()))), library(x, gone, grain))[1])
+    monkeypatch.setattr(
+        'tsynd.robustness.explanation.without',
+        lambda x, gone, grain: (seen.append(len(set(gone.tolist()))), library(x, gone, grain))[1])
     x,m = box(n=1)
     faithfulness(Box(), x, 1, m, shares=(.001,.25,.5))
     assert seen == [1,1,196,196,392,392]

@@ -1,7 +1,7 @@
-"""On a GPU: engine, draws, predictions, perturbations, corruptions and maps are those of the processor, up
-to rounding; all else runs, and leaves
-alone what it should. Left out where there is none, so run it once where there is: pytest -n 0
-tests/test_gpu.py"""
+"""On a GPU: engine, draws, predictions, perturbations, corruptions and maps are those of the processor,
+up to rounding; all else runs, and leaves alone what it should.
+
+Left out where there is none, so run it once where there is: pytest -n 0 tests/test_gpu.py"""
 import json, subprocess, sys
 
 import numpy as np, pytest, torch
@@ -22,7 +22,7 @@ from tsynd.targeting import LatentBank, OBJECTIVES, Synthesizer
 
 pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(),
                                  reason='there is no CUDA device on this machine'),
-                                 pytest.mark.xdist_group('gpu')]
+              pytest.mark.xdist_group('gpu')]
 MULTI = 'multi-label, binary-class'
 tasks = pytest.mark.parametrize('task', ['binary-class', MULTI])
 
@@ -119,8 +119,9 @@ def test_explanations(made):
     net.cuda()
     try:
         for k,m in maps.items(): assert (cam(net, x.cuda(), method=k).cpu()-m).abs().mean() < .02, k
-        assert (faithfulness(net, x.cuda(), ys['binary-class'][:4], maps['gradcam'])-faithfulness(net.cpu(),
-            x, ys['binary-class'][:4], maps['gradcam'])).abs().max() < .05
+        on_gpu = faithfulness(net, x.cuda(), ys['binary-class'][:4], maps['gradcam'])
+        on_cpu = faithfulness(net.cpu(), x, ys['binary-class'][:4], maps['gradcam'])
+        assert (on_gpu-on_cpu).abs().max() < .05
         net.cuda()
         for a in (None, ae.cuda()):
             start,end = minimise_class(net, x.cuda(), ys['binary-class'][:4], ae=a)
@@ -156,16 +157,15 @@ def test_off_leaves_training_bit_identical(made):
 def test_a_study(tmp_path):
     c = StudyConfig(name='gpu', datasets=['phantom'], n=[40], seeds=1,
                     arms={'baseline': {}, 'mi': dict(gate=0.)}, updates=6, ae_steps=6, attack_n=10,
-                    pgd_steps=2,
-                    eps=[2], corruptions=['speckle_noise'], test_n=30, device='cuda')
+                    pgd_steps=2, eps=[2], corruptions=['speckle_noise'], test_n=30, device='cuda')
     study = run_study(c, tmp_path/'s', jobs=1, progress=False)
     assert study.cells.status.eq('done').all(), [r.get('reason') for r in records(tmp_path/'s').values()]
     assert study.cells.weights.nunique() == study.cells.order.nunique() == 1
 
 def test_the_command(tmp_path):
     done = subprocess.run([sys.executable, '-c', 'from tsynd.cli import main; main()', 'run', '--quick',
-                           '--bf16', '--device', 'cuda', '--out', tmp_path/'r'], capture_output=True,
-                           text=True)
+                           '--bf16', '--device', 'cuda', '--out', tmp_path/'r'],
+                          capture_output=True, text=True)
     assert not done.returncode, done.stderr[-500:]
     assert (json.loads((tmp_path/'r'/'metrics.json').read_text())['config']['device'] == 'cuda'
             and (tmp_path/'r'/'report.html').exists())

@@ -127,8 +127,8 @@ def test_share_distance_and_direction_with_known_factors(hole):
     assert t.radii_after.tolist()[:2] == pytest.approx([.05/unit, .5/unit], abs=1e-5)
     # one towards, one away, one still
     assert t.cosine.tolist()[:2] == pytest.approx([1,-1], abs=1e-5) and math.isnan(t.cosine[2])
-    # (.8,.75) is malignant and (.35,.75) is .21+.30 = .51, malignant as well; (.2,.75) benign, (.3,.9) is
-    # .18+.36 = .54
+    # (.8,.75) is malignant and (.35,.75) is .21+.30 = .51, malignant as well;
+    # (.2,.75) is benign, and (.3,.9) is malignant with .18+.36 = .54
     assert t.true_label.dropna().tolist() == [1,0]
     assert set(hole.PLACED) <= set(t.columns)
 
@@ -148,8 +148,8 @@ def test_aimed_images_go_straight_and_no_farther_than_the_radius(hole):
 
 # The judge
 
-def test_errors_of_a_judge_that_is_always_right_are_nothing_and_of_one_that_guesses_are_not(hole,
-    monkeypatch):
+def test_errors_of_a_judge_that_is_always_right_are_nothing_and_of_one_that_guesses_are_not(
+        hole, monkeypatch):
     monkeypatch.setattr(hole, 'render', lambda f, seed: f.view(-1,1,1,8))
     monkeypatch.setattr(hole, 'redraw', lambda ae, x: x)
     right = pd.DataFrame(hole.judge_rows(Oracle(), None, 'corner', 0)).set_index(['where','images'])

@@ -66,15 +66,17 @@ def test_settings_and_pyproject_agree():
     ini, toml = ini['DEFAULT'], tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))
     project, nbdev = toml['project'], toml['tool']['nbdev']
     licences = {'apache2': 'Apache-2.0'}
-    stated = dict(name=ini['name'], description=ini['description'], keywords=ini['keywords'].split(),
+    stated = dict(
+        name=ini['name'], description=ini['description'], keywords=ini['keywords'].split(),
         authors=[dict(name=ini['author'], email=ini['author_email'])], license=licences[ini['license']],
         python=f">={ini['min_python']}", requirements=ini['requirements'].split(),
         dev=ini['dev_requirements'].split(),
         scripts=dict(s.split('=') for s in ini['console_scripts'].split()), repository=ini['git_url'],
         paths={k: ini[k] for k in ('nbs_path', 'lib_path', 'doc_path', 'branch')},
-        packages=[f"{ini['lib_path']}*"],
-        index={ini['lib_path']: f"{ini['lib_path']}._modidx:d"}, version=f"{ini['lib_path']}.__version__")
-    repeated = dict(name=project['name'], description=project['description'], keywords=project['keywords'],
+        packages=[f"{ini['lib_path']}*"], index={ini['lib_path']: f"{ini['lib_path']}._modidx:d"},
+        version=f"{ini['lib_path']}.__version__")
+    repeated = dict(
+        name=project['name'], description=project['description'], keywords=project['keywords'],
         authors=project['authors'], license=project['license'],
         python=project['requires-python'], requirements=project['dependencies'],
         dev=project['optional-dependencies']['dev'],
@@ -88,15 +90,15 @@ def test_settings_and_pyproject_agree():
     assert ini['version'] == read_version(ROOT/ini['lib_path'])
     assert 'Apache License' in (ROOT/'LICENSE').read_text(encoding='utf-8')
     citation = yaml.safe_load((ROOT/'CITATION.cff').read_text(encoding='utf-8'))
-    assert (citation['version'], citation['license'], citation['repository-code']) == (ini['version'],
-        project['license'], ini['git_url'])
+    assert (citation['version'], citation['license'], citation['repository-code']) == (
+        ini['version'], project['license'], ini['git_url'])
 
 
 @remakes
 def test_modules_are_what_the_notebooks_export(remade):
     def made(root):
-        return {f.relative_to(root).as_posix(): f.read_bytes() for p in ('tsynd/**/*.py', 'nbs/llms.txt')
-                for f in root.glob(p)}
+        return {f.relative_to(root).as_posix(): f.read_bytes()
+                for p in ('tsynd/**/*.py', 'nbs/llms.txt') for f in root.glob(p)}
     here, again = made(ROOT), made(remade)
     assert sorted(here) == sorted(again), 'a module without a notebook, or a notebook that was not exported'
     assert [f for f in here if here[f] != again[f]] == [], 'run nbdev-export'
@@ -118,8 +120,8 @@ def test_readme_is_what_the_index_makes(readme):
 def test_readme_can_be_followed():
     text = (ROOT/'README.md').read_text(encoding='utf-8')
     blocks = re.findall(r'^```bash\n(.*?)^```$', text, re.M | re.S)
-    tests, runs = [b for b in blocks if 'nbdev-test' in b], [b for b in blocks
-        if 'tsynd run' in b and 'pip install' in b]
+    tests = [b for b in blocks if 'nbdev-test' in b]
+    runs = [b for b in blocks if 'tsynd run' in b and 'pip install' in b]
     assert len(tests) == 1 and runs
     printed = subprocess.run(['bash', ROOT/'.ci'/'run', '-n'], capture_output=True, text=True,
                              check=True).stdout
@@ -174,14 +176,14 @@ def test_pictures_have_one_font_size():
             assert rcParams[k] == book[k] == book['font.size']
     own = re.compile(
         r'fontsize=(?!TYPE_SIZE\b)|labelsize=|set_fontsize|(?:font|title|label)[._]?size\W+[\d.]')
-    assert [where(f, c) for f in NOTEBOOKS for c in code(f) if own.search(c.source)
-            and 'def figure_style' not in c.source] == []
+    assert [where(f, c) for f in NOTEBOOKS for c in code(f)
+            if own.search(c.source) and 'def figure_style' not in c.source] == []
 
 
 @notebooks
 def test_definitions_are_short(nb):
-    lines = {where(nb, c): len([l for l in c.source.splitlines() if l.strip()]) for c in code(nb)
-             if DEFINITION.search(c.source)}
+    lines = {where(nb, c): len([l for l in c.source.splitlines() if l.strip()])
+             for c in code(nb) if DEFINITION.search(c.source)}
     assert {w: n for w, n in lines.items() if n > 30} == {}
 
 
@@ -233,8 +235,8 @@ def test_what_modules_import_is_required():
     "At a module's top stand only the standard library and what `pip install tsynd` brings; nbdev nowhere"
     project = tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))['project']
     def plain(name): return re.sub(r'[-_.]+', '-', re.match(r'[\w.-]+', name)[0]).lower()
-    required, brought = {plain(r)
-                         for r in project['dependencies']}, importlib.metadata.packages_distributions()
+    required = {plain(r) for r in project['dependencies']}
+    brought = importlib.metadata.packages_distributions()
     def allowed(top):
         return top in sys.stdlib_module_names or required & {plain(d) for d in brought.get(top, ())}
     tops = {(m, n.split('.')[0]) for m, tree in modules().items() for n in imported(tree, top_only=True)
@@ -268,8 +270,8 @@ def test_workflow_is_valid_and_calls_what_exists(file):
     flow = yaml.safe_load(file.read_text(encoding='utf-8'))
     assert flow['jobs'] and (True in flow or 'on' in flow)  # YAML 1.1 reads the key `on` as true
     path = os.pathsep.join([str(SCRIPTS), os.environ['PATH']])
-    lines = [l for job in flow['jobs'].values() for s in job['steps'] for l in s.get('run', '').splitlines()
-             if l.strip()]
+    lines = [l for job in flow['jobs'].values() for s in job['steps']
+             for l in s.get('run', '').splitlines() if l.strip()]
     words = [part.split()[0] for l in lines for part in re.split(r'&&|\|\||;|(?<!\|)\|(?!\|)', l)
              if part.strip()]
     assert [w for w in words if not (shutil.which(w, path=path) or os.access(ROOT/w, os.X_OK))] == []

@@ -27,10 +27,10 @@ def make_metrics(base=.7, ours=.75, ch=1, size=28, classes=('benign', 'malignant
                  objective='mi'):
     def arm(v, **kw):
         return dict(metrics={c: {k: v-.05*i for k in MEASURES} for i, c in enumerate(CONDITIONS)},
-                    optimizer_steps=340, images_seen=10880,
-                    synthetic_images=0,
+                    optimizer_steps=340, images_seen=10880, synthetic_images=0,
                     history=[dict(epoch=e, train_loss=.5, valid_loss=.6, valid_auc=.8) for e in range(3)],
                     **kw)
+    trace = [dict(step=s, mi_before=.1, mi_after=.2) for s in (40, 80, 120)]
     return dict(config=dict(dataset='somemnist', subset=100, size=size, objective=objective, epochs=3, bs=32,
                             lr=.001, seed=7, model='small_resnet', autoencoder=None),
                 versions=dict(tsynd='0.1.0'), conditions=list(CONDITIONS),
@@ -39,10 +39,7 @@ def make_metrics(base=.7, ours=.75, ch=1, size=28, classes=('benign', 'malignant
                           md5='0'*32, licence='CC BY 4.0', source='SomeMNIST'),
                 autoencoder=dict(latent_shape=[4, size//4, size//4], compression=.25, psnr=30.1, ssim=.91,
                                  psnr_train=31., epochs=10),
-                arms=dict(baseline=arm(base),
-                          tsynd=arm(ours,
-                                    trace=[dict(step=s, mi_before=.1, mi_after=.2) for s in (40, 80, 120)])
-                                    | dict(synthetic_images=120)),
+                arms=dict(baseline=arm(base), tsynd=arm(ours, trace=trace) | dict(synthetic_images=120)),
                 timing=dict(autoencoder=1., baseline=2., tsynd=3., evaluation=4., total=10.))
 
 
@@ -123,14 +120,13 @@ def test_every_layout(tmp_path, kind):
     assert figures == ['gallery.png', 'mi_images.png', 'mi_training.png', 'robustness.png', 'training.png']
     for f in figures:
         with Image.open(tmp_path/'run'/'figures'/f) as im: assert im.width >= 900
-    assert {a['href'] for a in page.get('a')} >= {f'figures/{f}' for f in figures} | {'metrics.json',
-        'synthetic.npz', 'provenance.csv'}
+    assert {a['href'] for a in page.get('a')} >= {f'figures/{f}' for f in figures} | {
+        'metrics.json', 'synthetic.npz', 'provenance.csv'}
 
 
 def test_multi_label(tmp_path):
     classes = ['atelectasis', 'cardiomegaly', 'effusion', 'infiltration', 'mass', 'nodule', 'pneumonia',
-               'pneumothorax', 'consolidation', 'edema', 'emphysema',
-               'fibrosis', 'pleural', 'hernia']
+               'pneumothorax', 'consolidation', 'edema', 'emphysema', 'fibrosis', 'pleural', 'hernia']
     labels = ['', ', '.join(classes), 'mass, nodule'] * 4
     page = check(make_run(tmp_path/'run', classes=classes, task='multi-label, binary-class', labels=labels))
     assert 'no label' in page.text and ', '.join(classes) in page.text
@@ -190,8 +186,8 @@ def test_hostile_strings(tmp_path):
         m['versions'] = {EVIL: EVIL}
         m['conditions'][1] = evil
         for a in m['arms'].values(): a['metrics'][evil] = a['metrics'].pop('perturbed')
-    page = check(make_run(tmp_path/'run', edit=edit, labels=[evil, '   ', '$x', '_', 'NA', 'None?', '-', '\\',
-        '<b>', '&amp;', '%', '{}']))
+    labels = [evil, '   ', '$x', '_', 'NA', 'None?', '-', '\\', '<b>', '&amp;', '%', '{}']
+    page = check(make_run(tmp_path/'run', edit=edit, labels=labels))
     assert 'alert(1)' in page.text and len(page.get('img')) == 4*9 + 4
     assert not [a for _, a in page.tags if 'evil' in str(a.get('src'))]
 
@@ -216,8 +212,8 @@ def test_the_sentence_follows_the_numbers(base, ours):
     points, said = round(100*(ours - base), 1), run_finding(run)
     assert ('better' in said, 'worse' in said, 'equal' in said) == (points > 0, points < 0, points == 0)
     assert f'{abs(points):.1f} points' in said or points == 0
-    assert re.search(rf'Of 12 comparisons {12*(points>0)} came out better, {12*(points<0)} worse and '
-                     rf'{12*(points==0)} equal', run_caution(run))
+    assert re.search(rf'Of 12 comparisons {12*(points>0)} came out better, '
+                     rf'{12*(points<0)} worse and {12*(points==0)} equal', run_caution(run))
 
 
 def test_a_mixed_result_is_told_as_one():
@@ -286,13 +282,13 @@ def test_what_means_nothing_is_not_told_as_a_result(tmp_path):
 
 @pytest.mark.parametrize('multilabel', [False, True])
 def test_python_lines_are_python(multilabel):
-    lines = python_lines(dict(dataset="it's", subset=None), 'multi-label, binary-class'
-                         if multilabel else 'multi-class')
+    lines = python_lines(dict(dataset="it's", subset=None),
+                         'multi-label, binary-class' if multilabel else 'multi-class')
     assert ('BCEWithLogitsLoss' in lines) == multilabel
     compile(lines, 'lines', 'exec')
     assert 'subset(load' not in lines and "it's" in lines
-    assert "subset(load_data('phantom', size=28, seed=3), 50, seed=3)" in python_lines(dict(subset=50,
-        seed=3))
+    assert ("subset(load_data('phantom', size=28, seed=3), 50, seed=3)"
+            in python_lines(dict(subset=50, seed=3)))
     own = python_lines(dict(autoencoder='runs/x/models/autoencoder', dropout=.2, balanced=False))
     compile(own, 'lines', 'exec')
     for line in ("autoencoder = load_autoencoder('runs/x/models/autoencoder', data.shape)",
@@ -304,13 +300,13 @@ def test_python_lines_are_python(multilabel):
 # The first screen
 
 def test_the_first_screen_says_what_was_compared_what_came_out_what_it_means_and_where_to_go():
-    compared, came_out, means, further = (re.sub(r'\s+', ' ', b)
-                                          for b in map(text_of,
-                                                       summary_html(run_with(.7, .75)).split('<h2>')[1:]))
+    sections = summary_html(run_with(.7, .75)).split('<h2>')[1:]
+    compared, came_out, means, further = (re.sub(r'\s+', ' ', text_of(s)) for s in sections)
     assert ('tell benign from malignant' in compared and 'same 100 labelled images' in compared
             and '120 synthetic images' in compared)
-    assert 'On 200 test images' in came_out and all(f'5.0 points better {of_what}' in came_out
-                                                    for _, of_what in comparison_words(run_with(.7, .75)))
+    assert 'On 200 test images' in came_out
+    assert all(f'5.0 points better {of_what}' in came_out
+               for _, of_what in comparison_words(run_with(.7, .75)))
     assert 'no evidence' in means and 'Of 12 comparisons' in means
     assert 'tsynd study' in further
     page = Page(summary_html(run_with(.7, .75)))
@@ -327,16 +323,15 @@ def test_every_term_of_the_first_screen_is_explained_there():
     run.m['conditions'] = ['clean', 'fog']
     for a in run.m['arms'].values():
         a['metrics'] = {c: dict(balanced_accuracy=.5) for c in run.m['conditions']}
-    assert re.findall('<b>([^<]*)</b>:', summary_html(run)) == ['A point', 'Balanced accuracy', 'Clean',
-        'fog']
+    assert re.findall('<b>([^<]*)</b>:', summary_html(run)) == [
+        'A point', 'Balanced accuracy', 'Clean', 'fog']
 
 
-@pytest.mark.parametrize('clean, changed, said',
-                         [(.8, .7, ['did better, on the test images as they are and on changed ones']),
-                          (.6, .5, ['did worse, on the test images']),
-                                                  (.8, .5,
-                                                   ['did better on the test', 'did worse on changed']),
-                                                   (.7, .6, ['did equally well, on the test images'])])
+@pytest.mark.parametrize('clean, changed, said', [
+    (.8, .7, ['did better, on the test images as they are and on changed ones']),
+    (.6, .5, ['did worse, on the test images']),
+    (.8, .5, ['did better on the test', 'did worse on changed']),
+    (.7, .6, ['did equally well, on the test images'])])
 def test_the_meaning_follows_the_numbers(clean, changed, said):
     run = run_with(.7, .7)
     for c in CONDITIONS:
@@ -404,10 +399,10 @@ BAD = {'no metrics': ('metrics.json', None, None), 'no provenance': ('provenance
        'half a json': ('metrics.json', '{"config": ', None), 'a list': ('metrics.json', '[]', 'config'),
        'no arms': ('metrics.json', '{"config":{},"data":{},"conditions":[],"arms":{"baseline":{}}}',
                    'arms.tsynd'),
-       **{f'{k} is {v}': ('metrics.json', (k, v), k) for k, v in {'data': 3, 'arms': [],
-           'conditions': 3, 'arms.baseline': [], 'arms.tsynd.metrics': 3}.items()},
-       **{f'{k} is null': ('metrics.json', (k, None), k) for k in ('data', 'config', 'arms',
-           'arms.tsynd', 'arms.baseline.metrics', 'data.classes')},
+       **{f'{k} is {v}': ('metrics.json', (k, v), k) for k, v in {
+           'data': 3, 'arms': [], 'conditions': 3, 'arms.baseline': [], 'arms.tsynd.metrics': 3}.items()},
+       **{f'{k} is null': ('metrics.json', (k, None), k) for k in (
+           'data', 'config', 'arms', 'arms.tsynd', 'arms.baseline.metrics', 'data.classes')},
        **{f'{k} holds {v!r}': ('metrics.json', (k, v), k.removesuffix('.clean')) for k, v in (
            ('conditions', ['clean', 3]), ('conditions', []), ('arms.tsynd.metrics.clean', 'x'),
            ('arms.baseline.metrics.clean', None), ('arms.baseline.history', 'x'), ('arms.tsynd.history', 3),

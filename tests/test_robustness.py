@@ -37,8 +37,7 @@ def curved(C=2, ch=1, seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return nn.Sequential(nn.Conv2d(ch, 8, 3), nn.BatchNorm2d(8), nn.Tanh(), nn.AdaptiveAvgPool2d(4),
-                             nn.Flatten(),
-                             nn.Dropout(.5), nn.Linear(128, C))
+                             nn.Flatten(), nn.Dropout(.5), nn.Linear(128, C))
 
 def loss(model, x, y, task='multi-class'): return attack_loss(predict(model, x), y, task)
 
@@ -134,8 +133,8 @@ def test_log_odds_are_cross_entropy_in_disguise(C):
                           atol=1e-5)
     l64 = logits[:4].double().requires_grad_()
     assert torch.autograd.gradcheck(lambda l: attack_loss(l, y[:4]), l64)
-    ours, usual = (torch.autograd.grad(f(l64).sum(), l64)[0] for f in
-                   (lambda l: attack_loss(l, y[:4]), lambda l: F.cross_entropy(l, y[:4], reduction='none')))
+    ours, usual = (torch.autograd.grad(f(l64).sum(), l64)[0] for f in (
+        lambda l: attack_loss(l, y[:4]), lambda l: F.cross_entropy(l, y[:4], reduction='none')))
     assert torch.equal(ours.sign(), usual.sign())
 
 def test_several_labels_sum_their_cross_entropies():
@@ -173,8 +172,8 @@ def test_scaled_logits_hide_nothing(factor):
 @given(eps=st.floats(0, 1), seed=st.integers(0, 5), C=st.sampled_from([2,4]),
        task=st.sampled_from(['multi-class',MULTI]))
 def test_attacks_stay_in_the_box_and_in_range(eps, seed, C, task):
-    model, x, y = curved(C, seed=seed), images(seed=seed).round(decimals=1), several(6,
-        C) if task == MULTI else labels(6, C)
+    model, x = curved(C, seed=seed), images(seed=seed).round(decimals=1)
+    y = several(6, C) if task == MULTI else labels(6, C)
     for adv in (fgsm(model, x, y, eps, task), pgd(model, x, y, eps, steps=3, restarts=2, task=task)):
         assert (adv-x).abs().max() <= eps+1e-6 and adv.min() >= 0 and adv.max() <= 1 and adv.shape == x.shape
 
@@ -223,8 +222,8 @@ def test_more_never_helps_the_defender(task):
 def test_a_wrong_prediction_is_worse_than_a_larger_loss():
     "Three classes: the log-odds can be larger where the prediction is still right"
     image = lambda v: torch.full((1,1,1,1), v)
-    wrong, right = (image(.1), torch.tensor([.1]), torch.tensor([True])), (image(.2), torch.tensor([.5]),
-        torch.tensor([False]))
+    wrong = image(.1), torch.tensor([.1]), torch.tensor([True])
+    right = image(.2), torch.tensor([.5]), torch.tensor([False])
     assert keep_worse(wrong, right)[0] == .1 and keep_worse(right, wrong)[0] == .1
     assert torch.tensor([[1., .9, .9]]).argmax() == 0
     assert attack_loss(torch.tensor([[1., .9, .9]]), torch.tensor([0])) > 0
@@ -315,8 +314,8 @@ def test_a_model_without_a_gradient_is_refused(attack):
 
 # The table
 
-@pytest.mark.parametrize('task,C',
-                         [('binary-class',2), ('multi-class',5), ('ordinal-regression',4), (MULTI,3)])
+@pytest.mark.parametrize('task,C', [
+    ('binary-class',2), ('multi-class',5), ('ordinal-regression',4), (MULTI,3)])
 @pytest.mark.parametrize('ch,size', [(1,28), (3,28), (3,64)])
 def test_table_for_every_task_and_shape(task, C, ch, size):
     x = images(16, ch, size)
@@ -330,15 +329,15 @@ def test_table_for_every_task_and_shape(task, C, ch, size):
 def test_table_on_a_stratified_subset():
     x, y, calls = images(40), torch.tensor([0]*32 + [1]*8), []
     kw = dict(eps=(0.,.1), attack_n=10, steps=3, restarts=2, strengths=(.5,1.), seed=3)
-    table = robustness_table(curved(), x, y, 'binary-class', progress=lambda done,
-                             total: calls.append((done,total)), **kw)
+    table = robustness_table(curved(), x, y, 'binary-class',
+                             progress=lambda done, total: calls.append((done,total)), **kw)
     assert list(table) == ['clean','perturbed ×0.5','perturbed','PGD 0/255','PGD 25.5/255']
     assert [r['n'] for r in table.values()] == [40,40,40,10,10]
     assert calls[-1][0] == calls[-1][1] and all(a[0] < b[0] for a,b in zip(calls, calls[1:]))
     i = stratified_order(y, 3)[:10]
     assert y[i].sum() == 2 and strata(y[i]).unique().tolist() == [0,1]
-    assert abs(table['PGD 0/255']['accuracy'] - (predict(curved(),
-                                                         x[i]).argmax(1) == y[i]).float().mean()) < 1e-6
+    assert abs(table['PGD 0/255']['accuracy']
+               - (predict(curved(), x[i]).argmax(1) == y[i]).float().mean()) < 1e-6
     assert robustness_table(curved(), x, y, 'binary-class', **kw) == table
 
 def test_table_shows_the_time_left(capsys):
@@ -366,8 +365,8 @@ def test_first_rung_is_the_attack_and_no_rung_is_higher():
     a = [r['accuracy'] for r in ladder.values()]
     assert a == sorted(a, reverse=True) and a[0] > a[-1]
     assert list(ladder) == ['clean','PGD 25.5/255','PGD 51/255','PGD 102/255']
-    assert robustness_table(model, x, y, 'binary-class', eps=(0.,), ladder=True,
-                            **kw)['PGD 0/255']['accuracy'] == pytest.approx(ladder['clean']['accuracy'])
+    nothing = robustness_table(model, x, y, 'binary-class', eps=(0.,), ladder=True, **kw)['PGD 0/255']
+    assert nothing['accuracy'] == pytest.approx(ladder['clean']['accuracy'])
 
 def test_ladder_goes_on_when_nothing_is_left():
     model, x = linear(), images(20)

@@ -109,8 +109,8 @@ def test_a_fraction_of_any_size_is_compared():
     with refused('x', found=Fraction(10**400)): check_range('x', Fraction(10**400), lo=0, hi=1)
 
 def test_what_is_shown_is_short():
-    values = 'x'*10**6, list(range(10**6)), 10**400, 10**5000, [[10**5000]], {str(i): i
-        for i in range(10**4)}, [[[[[[[[[[]]]]]]]]]]
+    values = ('x'*10**6, list(range(10**6)), 10**400, 10**5000, [[10**5000]],
+              {str(i): i for i in range(10**4)}, [[[[[[[[[[]]]]]]]]]])
     for v in values: assert len(shown(v)) < 500 and '\n' not in shown(v)
     assert shown(.3) == '0.3' and shown("a'b") == repr("a'b")
 
@@ -162,29 +162,26 @@ GOOD = 'datasets = ["phantom"]\nn = [20]\nseeds = 2\n[arms.baseline]\n[arms.mi]\
 DIGITS = '9'*5000
 
 @pytest.mark.parametrize('old, new', [
-    *(('seeds = 2', f'seeds = {v}') for v in ('1e9', '1000000000', DIGITS, '9'*400, '-1', 'true', '"2"',
-                                              'nan', 'inf', '[1]', '{}', '1979-05-27', '['*1000+']'*1000,
-                                              '['*100+']'*100)),
-    *(('seeds = 2', f'seeds = 2\n{line}') for line in ('bs = 1000000000', 'bs = 1e9',
-                                                       'first_seed = 9223372036854775807', 'lr = 1e308',
-                                                       'lr = 1e999', 'lr = nan', 'size = 100000',
-                                                       f'size = {DIGITS}',
-        'updates = 10000000000', 'epochs = 9999999', 'ae_steps = 1000000000', 'ae_bs = 1000000',
-        'pgd_steps = 1000000', 'eps = [nan]', f'eps = [{"1, "*500}1]', f'eps = [{DIGITS}]', 'dropout = 1.0',
-        'attack_n = 0',
+    *(('seeds = 2', f'seeds = {v}') for v in (
+        '1e9', '1000000000', DIGITS, '9'*400, '-1', 'true', '"2"', 'nan', 'inf', '[1]', '{}', '1979-05-27',
+        '['*1000+']'*1000, '['*100+']'*100)),
+    *(('seeds = 2', f'seeds = 2\n{line}') for line in (
+        'bs = 1000000000', 'bs = 1e9', 'first_seed = 9223372036854775807', 'lr = 1e308', 'lr = 1e999',
+        'lr = nan', 'size = 100000', f'size = {DIGITS}', 'updates = 10000000000', 'epochs = 9999999',
+        'ae_steps = 1000000000', 'ae_bs = 1000000', 'pgd_steps = 1000000', 'eps = [nan]',
+        f'eps = [{"1, "*500}1]', f'eps = [{DIGITS}]', 'dropout = 1.0', 'attack_n = 0',
         'name = "a\\u0000b"', 'name = "a\\nb"', 'name = "a/b"', 'name = ".."', 'name = ""',
         f'name = "{"x"*101}"', 'model = "\\u0000"', 'device = "a\\nb"', 'split = 5', 'seeds = 3',
-        '"\\u0000" = 1', f'{"k"*5000} = 1',
-        'headline = [[[[[[[["mi"]]]]]]]]',
+        '"\\u0000" = 1', f'{"k"*5000} = 1', 'headline = [[[[[[[["mi"]]]]]]]]',
         f'headline = [["mi", "baseline", "clean", "auc", {"["*100}{"]"*100}]]',
         f'headline = [["mi", "baseline", "clean", "auc", {DIGITS[:400]}]]', 'corruptions = ["\\u0000"]')),
-    *(('[20]', f'[{v}]') for v in ('1e9', '1000000000', DIGITS[:400], '"half"', '20, 20',
-                                   ', '.join(map(str, range(2, 200))))),
-    *(('["phantom"]', v) for v in ('["a/b"]', '["a\\u0000b"]', '[["phantom"]]', '["phantom", "phantom"]',
-                                   f'["{"x"*5000}"]')),
-    *(('radius = 0.5', v) for v in ('radius = 1e308', 'radius = nan', f'radius = {"9"*400}',
-                                    'radius = [[[]]]', 'radius = "far"', 'steps = 1000000000', 'gate = {}',
-                                    'longer = 1e308', 'lr = 1e308', 'lr = [1]', 'arm = ["mi"]',
+    *(('[20]', f'[{v}]') for v in (
+        '1e9', '1000000000', DIGITS[:400], '"half"', '20, 20', ', '.join(map(str, range(2, 200))))),
+    *(('["phantom"]', v) for v in (
+        '["a/b"]', '["a\\u0000b"]', '[["phantom"]]', '["phantom", "phantom"]', f'["{"x"*5000}"]')),
+    *(('radius = 0.5', v) for v in (
+        'radius = 1e308', 'radius = nan', f'radius = {"9"*400}', 'radius = [[[]]]', 'radius = "far"',
+        'steps = 1000000000', 'gate = {}', 'longer = 1e308', 'lr = 1e308', 'lr = [1]', 'arm = ["mi"]',
         'arm = "\\u0000"', '"\\u0000" = 1', 'radius = 0.5\nradius = 0.6')),
     ('arms.mi', 'arms."a\\nb"'), ('arms.mi', f'arms."{"x"*200}"'),
     ('[arms.baseline]', '\n'.join(f'[arms.a{i}]\narm = "baseline"' for i in range(1100))),
@@ -232,9 +229,10 @@ VALUES = DIGITS, '9'*400, '-1', '1e308', 'nan', 'inf', '-inf', 'x'*5000, 'a\nb',
 @pytest.mark.parametrize('option', [f'--{n}' for n, kind, *_ in options() if kind in (int, float)])
 def test_a_hostile_number_is_refused(no_training, option, value): stopped(['run', f'{option}={value}'])
 
-@pytest.mark.parametrize('argv', [*(['run', v] for v in VALUES[:10] if v[0] != '-'),
-                                  *(['run', f'--{o}={v}'] for o in ('model', 'device', 'objective',
-                                      'autoencoder') for v in VALUES if v or o != 'autoencoder'),
+@pytest.mark.parametrize('argv', [
+    *(['run', v] for v in VALUES[:10] if v[0] != '-'),
+    *(['run', f'--{o}={v}'] for o in ('model', 'device', 'objective', 'autoencoder')
+      for v in VALUES if v or o != 'autoencoder'),
     *(['run', f'--{o}={v}', 'breastmnist', '--size=28'] for o in ('root', 'out')
       for v in ('a\nb', 'a\0b', '\ud800')), ['run', '--out', 'x'*5000], ['run', '--x'*5000], ['x'*5000],
     *(['study', 'x.toml', f'--jobs={v}'] for v in VALUES),

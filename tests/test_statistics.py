@@ -195,10 +195,9 @@ def test_rare_class_is_refused():
     with refused('measure', found='auc'): image_bootstrap(p, p, y)
 
 @pytest.mark.parametrize('how, field, said', [
-    (dict(p_arm='logits'), 'probabilities', '0 and 1'),
-    (dict(p_reference='fewer'), 'probabilities', '(2, '), (dict(y=np.zeros(7)), 'probabilities', ', 7, '),
-    (dict(measure='nll'), 'measure', 'auc'), (dict(replicates=5), 'replicates', ''),
-    (dict(level=1.5), 'level', ''),
+    (dict(p_arm='logits'), 'probabilities', '0 and 1'), (dict(p_reference='fewer'), 'probabilities', '(2, '),
+    (dict(y=np.zeros(7)), 'probabilities', ', 7, '), (dict(measure='nll'), 'measure', 'auc'),
+    (dict(replicates=5), 'replicates', ''), (dict(level=1.5), 'level', ''),
     (dict(p_arm='nan'), 'probabilities', '0 and 1')])
 def test_bootstrap_refuses(how, field, said):
     p, y = networks()

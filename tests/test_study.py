@@ -74,9 +74,9 @@ ARM = '[arms.baseline]\n[arms.mi]\nradius = 0.5'
 @pytest.mark.parametrize('old, new, field, found', [
     ('seeds = 2', '', 'seeds', None), ('seeds', 'sedes', 'sedes', 2), ('seeds = 2', 'seeds = 0', 'seeds', 0),
     ('[20]', '[1]', 'n', 1), ('[20]', '["all"]', 'n', 'all'), ('[20]', '20', 'n', 20),
-    ('[20]', '[]', 'n', []),
-    ('radius', 'raduis', 'raduis', .5), ('arms.mi', 'arms.mu', 'arm', 'mu'), ('0.5', '-1.0', 'radius', -1.),
-    ('radius = 0.5', 'lr = 0.0', 'lr of arm mi', 0.), ('radius = 0.5', 'longer = 0', 'longer of arm mi', 0),
+    ('[20]', '[]', 'n', []), ('radius', 'raduis', 'raduis', .5), ('arms.mi', 'arms.mu', 'arm', 'mu'),
+    ('0.5', '-1.0', 'radius', -1.), ('radius = 0.5', 'lr = 0.0', 'lr of arm mi', 0.),
+    ('radius = 0.5', 'longer = 0', 'longer of arm mi', 0),
     ('["phantom"]', '["phantom", "phantom"]', 'datasets', ['phantom']*2),
     ('["phantom"]', '[]', 'datasets', []),
     (ARM, 'arms = 3', 'arms', 3), (ARM, '[arms]\nmi = 1', 'arm mi', 1), (ARM, '[arms]', 'arms', {}),
@@ -311,7 +311,8 @@ def test_what_has_grown_is_what_was_planned_whole(part, tmp_path):
     first = records(tmp_path/'s')
     s = here(PART, tmp_path/'s')
     assert (s.results.equals(part)
-            and records(tmp_path/'s')['phantom-20-0-long'] == first['phantom-20-0-long'] and len(first) == 1)
+            and records(tmp_path/'s')['phantom-20-0-long'] == first['phantom-20-0-long']
+            and len(first) == 1)
 
 def test_packed_cells_are_read_and_unpacked_to_go_on(study, tmp_path):
     lines = (study.folder/'cells.jsonl').read_bytes().splitlines(True)

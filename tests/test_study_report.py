@@ -39,9 +39,9 @@ def record(c, d, n, s, a, i):
     p = np.clip(.5 + (y-.5)*.4 + g.normal(0, .2, 40), 0, 1)
     return dict(id=f'{d}-{n}-{s}-{a}', dataset=d, n=n, seed=s, arm=a, status='done',
                 versions=dict(tsynd='0.1.0'), seconds=10.*(1+i)*(1+s), seconds_autoencoder=5.,
-                seconds_measuring=3.,
-                steps=300, images_seen=9600, synthetic=0, weights=f'w{s}', order=f'o{s}', subset=f's{n}{s}',
-                measures=measures, shape=[40, 2], p=packed(np.stack([1-p, p], 1)), y=y.tolist())
+                seconds_measuring=3., steps=300, images_seen=9600, synthetic=0, weights=f'w{s}',
+                order=f'o{s}', subset=f's{n}{s}', measures=measures, shape=[40, 2],
+                p=packed(np.stack([1-p, p], 1)), y=y.tolist())
 
 
 def make(folder, edit=lambda r: r, arms=ARMS, n=(50, 100), seeds=4, datasets=('breastmnist',),
@@ -75,8 +75,8 @@ def check(folder):
     for _, a in page.tags:
         for k in ('src', 'srcset', 'href'):
             v = a.get(k)
-            assert v is None or v.startswith('data:image/png;base64,') or v[0] == '#' and v[1:] in ids, (k,
-                v[:80])
+            assert (v is None or v.startswith('data:image/png;base64,')
+                    or v[0] == '#' and v[1:] in ids), (k, v[:80])
     assert all(len(a.get('alt', '')) > 20 for a in page.get('img'))
     assert len(page.get('img')) == len(page.get('source'))
     assert not re.search(r'\b(nan|None|inf)\b', page.text)
@@ -93,15 +93,14 @@ def drop(*measures):
 def several_labels(r):
     return dict(r, y=np.stack([np.arange(40) % 2, np.arange(40) % 3 == 0], 1).astype(int).tolist())
 
-LAYOUTS = dict(plain={}, one_seed=dict(seeds=1), one_arm=dict(arms=dict(baseline={}), headline=[]),
-               full=dict(n=['full'], datasets=['pathmnist'], **PROTOCOL), mixed=dict(n=[50, 'full']),
-               phantom=dict(datasets=['phantom', 'breastmnist']), part=dict(test_n=40),
-               bare=dict(edit=drop('PGD', 'corrupted', 'severity', 'perturbed')),
-               labels=dict(edit=several_labels),
-               no_baseline=dict(arms=dict(mi={}, pgd={}), headline=[['pgd', 'mi', 'clean', 'auc']]),
-               default=dict(headline=[]),
-               lost=dict(edit=lambda r: None if (r['arm'], r['seed']) in (('pgd', 0), ('mi', 1), ('mi', 2))
-                         else r))
+LAYOUTS = dict(
+    plain={}, one_seed=dict(seeds=1), one_arm=dict(arms=dict(baseline={}), headline=[]),
+    full=dict(n=['full'], datasets=['pathmnist'], **PROTOCOL), mixed=dict(n=[50, 'full']),
+    phantom=dict(datasets=['phantom', 'breastmnist']), part=dict(test_n=40),
+    bare=dict(edit=drop('PGD', 'corrupted', 'severity', 'perturbed')), labels=dict(edit=several_labels),
+    no_baseline=dict(arms=dict(mi={}, pgd={}), headline=[['pgd', 'mi', 'clean', 'auc']]),
+    default=dict(headline=[]),
+    lost=dict(edit=lambda r: None if (r['arm'], r['seed']) in (('pgd', 0), ('mi', 1), ('mi', 2)) else r))
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_every_layout(tmp_path, layout):
@@ -119,8 +118,9 @@ def test_many_arms_with_long_names(tmp_path):
 def test_hostile_strings(tmp_path):
     def edit(r):
         if r['seed'] == 1 and r['n'] == 50: return dict(r, status='failed', reason=EVIL)
-        return dict(r, versions={EVIL: EVIL}, measures=r['measures'] | {EVIL: r['measures']['perturbed'],
-            'corrupted '+EVIL: r['measures']['perturbed']})
+        perturbed = r['measures']['perturbed']
+        more = {EVIL: perturbed, 'corrupted '+EVIL: perturbed}
+        return dict(r, versions={EVIL: EVIL}, measures=r['measures'] | more)
     folder = make(tmp_path/'s', edit, arms={'baseline': {}, EVIL: dict(arm='mi')},
                   headline=[[EVIL, 'baseline', 'clean', 'auc']], seeds=3)
     page = check(folder)
@@ -140,10 +140,10 @@ def test_the_headline_is_that_of_the_statistics(f):
     assert page.text.count('open') == 3 and page.text.count('out of reach') == 3          # four seeds
     assert want.image_lo.notna().tolist() == [True, True, False]
 
-@pytest.mark.parametrize('measure, difference, p, said',
-                         [('auc', .1, .05, 'better'), ('auc', .1, .051, 'open'), ('auc', -.1, .01, 'worse'),
-                          ('ece', -.1, .01, 'better'), ('ece', .1, .01, 'worse'), ('nll', .1, .01, 'worse'),
-                          ('auc', 0., 0., 'open')])
+@pytest.mark.parametrize('measure, difference, p, said', [
+    ('auc', .1, .05, 'better'), ('auc', .1, .051, 'open'), ('auc', -.1, .01, 'worse'),
+    ('ece', -.1, .01, 'better'), ('ece', .1, .01, 'worse'), ('nll', .1, .01, 'worse'),
+    ('auc', 0., 0., 'open')])
 def test_verdicts(measure, difference, p, said):
     assert verdicts(pd.DataFrame([dict(measure=measure, difference=difference, p_holm=p)])) == [said]
 
@@ -167,8 +167,8 @@ def test_a_likelihood_is_given_in_nats_and_not_drawn(tmp_path):
 def test_severity_zero_is_of_the_images_that_are_corrupted(tmp_path):
     "Which are the attacked ones, where these are fewer than all"
     def start(g): return severity_plot(g).fig.axes[0].lines[0].get_ydata()[0]
-    few = lambda r: dict(
-        r, measures=r['measures'] | {'PGD 0/255': dict(accuracy=.1, auc=.1, balanced_accuracy=.123)})
+    few = lambda r: dict(r, measures=r['measures'] | {
+        'PGD 0/255': dict(accuracy=.1, auc=.1, balanced_accuracy=.123)})
     assert start(found(tmp_path/'few', few)) == .123
     all_ = found(tmp_path/'all', drop('PGD 0'))
     t = all_.means
@@ -196,10 +196,10 @@ def test_every_loss_is_marked_and_counted(f):
     assert lost == page.count('▾ ') == page.count('> worse<') == page.count('class="n lost"') > 5
     assert f'{lost} are losses' in study_caution(f) and f'Of {sum(keep)} mean' in study_caution(f)
 
-@pytest.mark.parametrize('d, measure, lost',
-                         [(-.0006, 'auc', True), (-.0004, 'auc', False), (.01, 'auc', False),
-                          (.01, 'ece', True), (-.01, 'ece', False), (.0006, 'nll', True),
-                          (.0004, 'nll', False), (.01, 'seconds', False), (np.nan, 'auc', False)])
+@pytest.mark.parametrize('d, measure, lost', [
+    (-.0006, 'auc', True), (-.0004, 'auc', False), (.01, 'auc', False), (.01, 'ece', True),
+    (-.01, 'ece', False), (.0006, 'nll', True), (.0004, 'nll', False), (.01, 'seconds', False),
+    (np.nan, 'auc', False)])
 def test_losses(d, measure, lost): assert is_loss(d, measure) == lost
 
 def test_the_tables_hold_all_arms_and_conditions(f):
@@ -214,8 +214,9 @@ def test_the_tables_hold_all_arms_and_conditions(f):
 def test_failed_and_missing_cells_are_told(tmp_path):
     def edit(r):
         if r['arm'] == 'pgd' and r['seed'] == 2:
+            if r['n'] != 50: return None
             return dict(id=r['id'], dataset=r['dataset'], n=r['n'], arm='pgd', seed=2, status='failed',
-                        reason='RuntimeError: the disk is full') if r['n'] == 50 else None
+                        reason='RuntimeError: the disk is full')
         return r
     g = found(tmp_path/'s', edit)
     text = Page(study_facts_html(g)).text
@@ -225,9 +226,8 @@ def test_failed_and_missing_cells_are_told(tmp_path):
     assert '1 more without a partner' in contrasts_html(g)
 
 def test_pairing_is_checked(f):
-    assert dict(pairing(f.study.cells)) == {k: 'equal in all 8 groups of arms'
-                                            for k in ('training subset', 'initial weights',
-                                                      'order of batches')}
+    assert dict(pairing(f.study.cells)) == dict.fromkeys(
+        ('training subset', 'initial weights', 'order of batches'), 'equal in all 8 groups of arms')
     cells = f.study.cells.copy()
     cells.loc[4, 'weights'] = 'other'
     assert dict(pairing(cells))['initial weights'] == 'differs in 1 of 8 groups of arms'
@@ -272,8 +272,8 @@ def test_without_a_baseline_the_first_arm_is_named(tmp_path):
 @pytest.mark.parametrize('key', PROTOCOL)
 def test_any_departure_hides_them_and_is_named(tmp_path, key):
     g = found(tmp_path/'s', n=['full'], seeds=2, **PROTOCOL | {key: OTHER[key]})
-    assert departures(g) == [f'{key} is {OTHER[key]}, not '
-                             f'{PROTOCOL[key] if key != "test_n" else "the whole split"}']
+    assert departures(g) == [
+        f'{key} is {OTHER[key]}, not {PROTOCOL[key] if key != "test_n" else "the whole split"}']
     assert '0.901' not in official_html(g) and f'{key} is {OTHER[key]}' in official_html(g)
 
 def test_subsets_and_other_sets_have_no_official_numbers(tmp_path):
@@ -364,9 +364,10 @@ def test_cost_is_relative_to_the_same_cell(f, tmp_path):
               else r | dict(seconds=r['seconds']*(9 if r['n'] == 'full' else 1)), n=(50, 'full'))
     assert costs(g).set_index('arm').relative.tolist() == [1, 2, 3]
     assert cost_plot(f).alt.endswith("mi, at 2.0 times the seconds of the baseline.")
-    moved = found(tmp_path/'t',
-                  lambda r: r | (dict(precision='float32', seconds=9*r['seconds'])
-                                 if (r['arm'], r['n']) == ('mi', 100) else dict(precision='bfloat16')))
+    def dearer(r):
+        if (r['arm'], r['n']) != ('mi', 100): return r | dict(precision='bfloat16')
+        return r | dict(precision='float32', seconds=9*r['seconds'])
+    moved = found(tmp_path/'t', dearer)
     t = costs(moved).set_index('arm')
     # half of the cells of mi were trained on a slower machine
     assert t.relative.tolist() == [1, 2, 3] and t.seconds.tolist() == [25, 50, 75]

@@ -128,8 +128,8 @@ def test_longer_radius_more_mi_and_nothing_left_behind(real):
 
 # The gradient
 
-def objective_of(o, ae, mc, y, kind,
-                 prepare=lambda x: x): return lambda z: OBJECTIVES[o](mc(prepare(ae.decode(z))), y, kind)
+def objective_of(o, ae, mc, y, kind, prepare=lambda x: x):
+    return lambda z: OBJECTIVES[o](mc(prepare(ae.decode(z))), y, kind)
 
 @tasks
 @pytest.mark.parametrize('o', ['mi','entropy','cross_entropy'])
@@ -273,8 +273,8 @@ def test_mi_of_several_labels_counts_every_label():
 @given(st.integers(0, 10**6))
 def test_cross_entropy_is_that_of_the_mean_prediction(seed):
     g = torch.Generator().manual_seed(seed)
-    x, y, Y = 3*torch.randn(5, 4, 3, generator=g, dtype=torch.float64), torch.randint(3, (4,),
-        generator=g), torch.randint(2, (4,3), generator=g).double()
+    x, y = 3*torch.randn(5, 4, 3, generator=g, dtype=torch.float64), torch.randint(3, (4,), generator=g)
+    Y = torch.randint(2, (4,3), generator=g).double()
     torch.testing.assert_close(cross_entropy(x, y), -x.softmax(-1).mean(0)[torch.arange(4), y].log())
     torch.testing.assert_close(cross_entropy(x, Y, SEVERAL),
                                F.binary_cross_entropy(x.sigmoid().mean(0), Y, reduction='none').sum(-1))
@@ -331,8 +331,8 @@ def test_the_columns_say_what_they_mean():
 
 def test_a_table_before_measuring_has_what_is_known():
     ae, model, x, y = made()
-    assert list(Synthesizer(ae, T=4)(model, x, y).table().columns) == ['source_index','gate',
-        'distance_latent']
+    assert list(Synthesizer(ae, T=4)(model, x, y).table().columns) == [
+        'source_index', 'gate', 'distance_latent']
 
 def test_joined_batches_are_the_batches():
     ae, model, x, y = made(n=6)
@@ -432,8 +432,8 @@ def test_one_draw_is_enough_for_all_but_mi(o):
     (lambda x: x+math.nan, '576 pixels'),
     (lambda x: x.where(x != x[0,0,0,0], torch.tensor(math.inf)), '1 pixels'),
     (lambda x: x[:,:,:10], '(B, 1, H, W)'), (lambda x: x.repeat(1,3,1,1), '(4, 3, 12, 12)'),
-    (lambda x: x[0], '(B, 1, H, W)')], ids=['twice','shifted','bytes','NaN','inf','10×12','colour',
-                                            'one image'])
+    (lambda x: x[0], '(B, 1, H, W)')], ids=[
+        'twice','shifted','bytes','NaN','inf','10×12','colour','one image'])
 def test_bad_images_are_refused(change, said):
     ae, model, x, y = made()
     for o in OBJECTIVES:
@@ -450,12 +450,12 @@ def test_a_classifier_without_dropout_is_refused(model):
     ae, _, x, y = made()
     with refused('dropout'): synthesize(ae, model, x, y)
 
-@pytest.mark.parametrize('y,kind', [(torch.tensor([0,1,2,0]), ONE), (torch.tensor([0,1,-1,0]), ONE),
-                                    (torch.zeros(4, 2), ONE), (torch.zeros(3).long(), ONE),
-                                     (torch.zeros(4), SEVERAL), (torch.zeros(4, 3), SEVERAL),
-                                     (torch.tensor([0,1,1,0]), SEVERAL)],
-                         ids=['class 2 of 2','class -1','rows for classes','too few','numbers for rows',
-                              '3 labels of 2','classes for rows'])
+@pytest.mark.parametrize('y,kind', [
+    (torch.tensor([0,1,2,0]), ONE), (torch.tensor([0,1,-1,0]), ONE), (torch.zeros(4, 2), ONE),
+    (torch.zeros(3).long(), ONE), (torch.zeros(4), SEVERAL), (torch.zeros(4, 3), SEVERAL),
+    (torch.tensor([0,1,1,0]), SEVERAL)], ids=[
+        'class 2 of 2','class -1','rows for classes','too few','numbers for rows','3 labels of 2',
+        'classes for rows'])
 @pytest.mark.parametrize('o', ['mi','cross_entropy'])
 def test_labels_that_do_not_fit_are_refused(y, kind, o):
     ae, model, x, _ = made()
@@ -518,8 +518,8 @@ def test_one_step_of_the_engine_is_that_step(task, o, step):
     want = z0.flatten(1) + move*(r/move.pow(2).sum(1, keepdim=True).sqrt()).clamp(max=1)
     torch.testing.assert_close(syn.z.flatten(1), want)
     torch.testing.assert_close(syn.trace, u.detach()[None])
-    assert (moved(syn, ae) <= .3+1e-9).all() and ((moved(syn, ae) < .29).any()
-                                                  if step < 1 else (moved(syn, ae) > .29).any())
+    far = moved(syn, ae)
+    assert (far <= .3+1e-9).all() and ((far < .29).any() if step < 1 else (far > .29).any())
 
 def test_several_steps_go_on_from_the_start_and_end_no_lower():
     ae, model, x, y = made(dtype=torch.float64)
@@ -534,8 +534,10 @@ def test_several_steps_go_on_from_the_start_and_end_no_lower():
 def starts(monkeypatch):
     "Where each ascent started, with its centres and radius"
     seen, f = [], ascend
-    monkeypatch.setattr('tsynd.targeting.synthesis.ascend', lambda U, z0, r, steps, step,
-                        start: (seen.append((start, z0, r)), f(U, z0, r, steps, step, start))[1])
+    def watched(U, z0, r, steps, step, start):
+        seen.append((start, z0, r))
+        return f(U, z0, r, steps, step, start)
+    monkeypatch.setattr('tsynd.targeting.synthesis.ascend', watched)
     return seen
 
 @pytest.mark.parametrize('jitter', [0., .2, 1.])
@@ -739,8 +741,8 @@ def calls_of(ae, monkeypatch):
 @pytest.mark.parametrize('warm', [True, False])
 def test_each_image_is_encoded_once(warm, monkeypatch):
     ae, model, x, y = made(n=6)
-    z, seen, bank, engine = encoded(ae, x), calls_of(ae, monkeypatch), LatentBank(warm), Synthesizer(ae, T=3,
-        steps=1, gate=.5)
+    z, seen, bank = encoded(ae, x), calls_of(ae, monkeypatch), LatentBank(warm)
+    engine = Synthesizer(ae, T=3, steps=1, gate=.5)
     for epoch in range(4):
         order = torch.randperm(6, generator=torch.Generator().manual_seed(epoch))
         for i in order.split(4):
@@ -762,8 +764,8 @@ def test_indices_come_in_any_order(batches):
         bank.store(torch.tensor(b), z0+1)
     assert bank.encoded == len(images)
     every = torch.tensor(list(images))
-    assert torch.equal(bank.recall(ae, torch.stack(list(images.values())), every)[1],
-                       ae.encode(torch.stack(list(images.values())))+1)
+    x = torch.stack(list(images.values()))
+    assert torch.equal(bank.recall(ae, x, every)[1], ae.encode(x)+1)
 
 def test_a_bank_makes_room_a_few_times_only():
     ae,bank,places,x = Grid(),LatentBank(),set(),torch.rand(256,1,8,8, dtype=torch.float64)
@@ -792,8 +794,8 @@ def test_a_warm_start_is_where_the_last_ascent_ended(warm, starts):
     assert (moved(syns[-1], ae) <= .3+1e-5).all()
 
 def test_a_moved_back_image_starts_where_it_was_left_and_a_dropped_one_at_its_source(starts):
-    i, y, model, gates, x = (torch.arange(40), torch.ones(40).long(), Smooth(size=8).double().eval(), [],
-                             paths(40)[1])
+    i, y, gates, x = torch.arange(40), torch.ones(40).long(), [], paths(40)[1]
+    model = Smooth(size=8).double().eval()
     engine = Synthesizer(Grid(), T=3, steps=1, step=1., radius=.3, gate=.5)
     for cut in torch.linspace(.45, .55, 9).tolist():
         bank = LatentBank()
@@ -837,8 +839,7 @@ def test_a_fingerprint_does_not_depend_on_batch_mates_or_strides():
     together = _fingerprint(x)
     for other in (torch.cat([_fingerprint(x[i:i+1]) for i in range(9)]),
                   _fingerprint(x.contiguous(memory_format=torch.channels_last)),
-                  _fingerprint(x.double()).float(),
-                  _fingerprint((x-.48)/.23*.23+.48)):
+                  _fingerprint(x.double()).float(), _fingerprint((x-.48)/.23*.23+.48)):
         torch.testing.assert_close(other, together, rtol=0, atol=1e-6)
 
 def test_a_bank_changes_nothing_but_the_start():
@@ -898,12 +899,12 @@ def test_autocast_is_afterwards_as_before(error, outer):
 @tasks
 def test_all_of_it_in_float64(task):
     ae, model, x, y = made(task, dtype=torch.float64)
-    judge, bank, engine = made(task, seed=9, dtype=torch.float64)[1], LatentBank(), Synthesizer(ae, T=4,
-        steps=1, jitter=.2, task=TASKS[task][2], gate=.5)
+    judge, bank = made(task, seed=9, dtype=torch.float64)[1], LatentBank()
+    engine = Synthesizer(ae, T=4, steps=1, jitter=.2, task=TASKS[task][2], gate=.5)
     for _ in range(2):
         syn = engine.measure(model, engine(model, x, y, index=torch.arange(4), judge=judge, bank=bank))
-    assert {getattr(syn, f.name).dtype for f in fields(Synthetic)
-            if f.name not in ('y','index')} == {torch.float64}
+    assert {getattr(syn, f.name).dtype for f in fields(Synthetic) if f.name not in ('y','index')} == {
+        torch.float64}
 
 
 # Picking

@@ -62,8 +62,8 @@ def test_one_kind_agrees_with_itself(task, seed, C):
         torch.testing.assert_close(task.attack_loss(logits, y).sigmoid(), 1-right[:,0], atol=1e-5, rtol=1e-4)
     else: torch.testing.assert_close(task.attack_loss(logits, y), -right.log().sum(1), atol=1e-3, rtol=1e-4)
     assert torch.equal(task.lost(logits, y), (task.wrong_share(logits, y) == 1) & (not task.several))
-    assert 1-task.wrong_share(logits, y).mean().item() == pytest.approx(task.metrics(y, p)['accuracy'],
-        abs=1e-6)
+    assert 1-task.wrong_share(logits, y).mean().item() == pytest.approx(
+        task.metrics(y, p)['accuracy'], abs=1e-6)
 
 @kinds
 def test_labels_survive_a_file(task, tmp_path):

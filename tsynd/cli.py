@@ -54,8 +54,8 @@ def options()->list: # (name, type, default, help) each
 def _help(row):
     from tsynd.core.errors import limits
     from tsynd.core.settings import bounds, type_of
-    span = {k: v for k,v in bounds(row.kind).items() if k != 'integer'} if type_of(row.kind) in (int,
-        float) else {}
+    numeric = type_of(row.kind) in (int, float)
+    span = {k: v for k,v in bounds(row.kind).items() if k != 'integer'} if numeric else {}
     more = limits(**span), '' if row.value is None or row.value is False else f'default: {row.value}'
     return f"{row.words} ({'; '.join(filter(None, more))})" if any(more) else row.words
 
@@ -91,14 +91,13 @@ def _add(p, name, kind, default, text):
 def parser()->argparse.ArgumentParser:
     "The command line of tsynd"
     raw = argparse.RawDescriptionHelpFormatter
-    p = _Parser(prog='tsynd', formatter_class=raw, epilog=EXAMPLES,
-                description='Train medical image classifiers on the images they are least sure about '
-                            '(TSynD).')
+    p = _Parser(
+        prog='tsynd', formatter_class=raw, epilog=EXAMPLES,
+        description='Train medical image classifiers on the images they are least sure about (TSynD).')
     p.add_argument('--version', action='store_true', help='print the version')
     sub = p.add_subparsers(dest='command', metavar='command')
     r = sub.add_parser('run', help='compare a classifier without and with TSynD', description=RUN,
-                       epilog=EXAMPLES,
-                       formatter_class=raw, argument_default=argparse.SUPPRESS)
+                       epilog=EXAMPLES, formatter_class=raw, argument_default=argparse.SUPPRESS)
     r.add_argument('--root', metavar='DIR', help=ROOT)
     r.add_argument('--out', metavar='DIR',
                    help='a new folder for the results (default: runs/ and a name made of the options)')
@@ -145,8 +144,8 @@ def _run(root=None, out=None, **config):
     d = result.data
     if not result.metrics['arms']['tsynd']['synthetic_images']: _warn(NOTHING)
     print(f"{d}\n\n{result.table().to_string(na_rep='–')}\n")
-    print("percent; dropout off; difference in points; one seed is an illustration, not evidence\n\nreport: "
-          f"{out/'report.html'}")
+    print("percent; dropout off; difference in points; one seed is an illustration, not evidence\n\n"
+          f"report: {out/'report.html'}")
 
 # %% ../nbs/cli.ipynb #bc7c1338
 def _study(config, out, root, jobs, dry_run):
@@ -214,8 +213,8 @@ def _check_texts(args):
     from tsynd.core.errors import InputError, printable, shown
     for k,v in args.items():
         if isinstance(v, str) and not printable(v):
-            raise InputError(f'{k} is {shown(v)}, expected a text without line breaks, NUL and broken '
-                             f'characters', k, v)
+            raise InputError(f'{k} is {shown(v)}, expected a text without line breaks, '
+                             'NUL and broken characters', k, v)
 
 # %% ../nbs/cli.ipynb #4ff02ada
 def main(argv=None # default: the command line

@@ -18,13 +18,13 @@ from tsynd.reports import figure_style
 CLAIMS = pd.read_csv(Path(__file__).parent/'claims.csv', index_col='id').astype({'n': str})
 SETS = dict(breast='Breast', pneumonia='Pneumonia')
 LOOKS = dict(auc=('clean', 'AUC'), accuracy=('clean', 'acc.'), balanced=('clean', 'bal.'),
-    perturbed_auc=('perturbed', 'AUC'), perturbed=('perturbed', 'bal.'),
-             corrupted_auc=('corrupted', 'AUC'), corrupted=('corrupted', 'bal.'), pgd2=('PGD',
-                 '2/255'), pgd4=('PGD', '4/255'), pgd8=('PGD', '8/255'))
+             perturbed_auc=('perturbed', 'AUC'), perturbed=('perturbed', 'bal.'),
+             corrupted_auc=('corrupted', 'AUC'), corrupted=('corrupted', 'bal.'),
+             pgd2=('PGD', '2/255'), pgd4=('PGD', '4/255'), pgd8=('PGD', '8/255'))
 TABLE = tuple(k for k in LOOKS if k != 'pgd8')
 VERDICT = dict(better='#0072B2', worse='#D55E00')
 HUES = dict(zip(['baseline','random','mi','trivialaugment','fgsm','pgd','mi_fgsm','pixel_mi'],
-    zip(['.2','.6','#0072B2','#CC79A7','#56B4E9','#D55E00','#009E73','#E69F00'], 'oxsv*DP^')))
+                zip(['.2','.6','#0072B2','#CC79A7','#56B4E9','#D55E00','#009E73','#E69F00'], 'oxsv*DP^')))
 
 
 # Numbers in words
@@ -69,27 +69,31 @@ def say(text):
 
 def against(pairs, dataset, looks=TABLE, n=100, study=''):
     "A row per pair of arms, a column per measure: paired differences in points"
-    return pd.DataFrame({LOOKS[k]: {name: number(f'{study}{pair}/{dataset}/{n}/{k}')
-        for name,pair in pairs.items()} for k in looks}).rename_axis(SETS[dataset])
+    return pd.DataFrame({
+        LOOKS[k]: {name: number(f'{study}{pair}/{dataset}/{n}/{k}') for name,pair in pairs.items()}
+        for k in looks}).rename_axis(SETS[dataset])
 
 def by_size(columns, sizes=(50, 100, 200)):
     "A row per data set and size, a column per (pair, measure)"
     def names(pair, k):
         q = claim(f'{pair}/breast/{sizes[0]}/{k}')
         return f'{q.arm} − {q.reference}', ', '.join(LOOKS[k]).replace('clean, ', '').replace('PGD,', 'PGD')
-    return pd.DataFrame({names(pair, k): {(SETS[d], n): number(f'{pair}/{d}/{n}/{k}') for d in SETS
-        for n in sizes} for pair,k in columns})
+    return pd.DataFrame({
+        names(pair, k): {(SETS[d], n): number(f'{pair}/{d}/{n}/{k}') for d in SETS for n in sizes}
+        for pair,k in columns})
 
 
 # Figures
 
 def questions(study=''):
     "The declared questions, a row each"
-    t = CLAIMS[CLAIMS.verdict.isin(['better','worse','open']) & (CLAIMS.source == ('studies/headline'
-        if not study else f'studies/{study}')) & CLAIMS.p_holm.notna()]
+    t = CLAIMS[CLAIMS.verdict.isin(['better','worse','open'])
+               & (CLAIMS.source == ('studies/headline' if not study else f'studies/{study}'))
+               & CLAIMS.p_holm.notna()]
     names = dict(auc='AUC', balanced_accuracy='balanced acc.')
     return t.assign(question=[f"{q.arm} − {q.reference}\n{names[q.measure]}"
-        + (f', {q.condition}' if q.condition != 'clean' else '') for q in t.itertuples()])
+                              + (f', {q.condition}' if q.condition != 'clean' else '')
+                              for q in t.itertuples()])
 
 def bars(ax, rows, at, colors, mark='o'):
     "A mark and its interval per row"
@@ -124,8 +128,8 @@ def curves(at, xlabel, arms=tuple(HUES)):
             for arm in arms:
                 color,mark = HUES[arm]
                 ax.plot(list(at), [claim(f'{arm}/{d}/100/{k}').value for k in at.values()], color=color,
-                    marker=mark, ms=4, lw=1.4, label=arm)
+                        marker=mark, ms=4, lw=1.4, label=arm)
             ax.set(title=SETS[d], xlabel=xlabel, xticks=list(at)); ax.axhline(50, color='.6', lw=.8, ls=':')
         axs[0].set_ylabel('balanced accuracy, %')
         fig.legend(*axs[0].get_legend_handles_labels(), loc='outside lower center', ncols=4, columnspacing=1,
-            handletextpad=.4)
+                   handletextpad=.4)

@@ -1,5 +1,5 @@
-"""What radius and objective rest on: one setting changed at a time, 100 labelled images, measured on
-validation images only.
+"""What radius and objective rest on: one setting changed at a time,
+100 labelled images, measured on validation images only.
 
     MEDMNIST_ROOT=path/to/medmnist python nbs/measurements/defaults.py [seeds]
 
@@ -30,8 +30,8 @@ OUT = Path(__file__).with_suffix('.csv')
 
 
 def measure(data, autoencoder, seed, settings):
-    cbs = [] if settings is None else [TSynD(autoencoder, seed=seed, keep=1, measure_every=10**9,
-                                             **(BASE | settings))]
+    cbs = ([] if settings is None else
+           [TSynD(autoencoder, seed=seed, keep=1, measure_every=10**9, **(BASE | settings))])
     start = time.perf_counter()
     learn = train_classifier(data, epochs=75, seed=seed, cbs=cbs)
     seconds = time.perf_counter()-start
@@ -42,8 +42,8 @@ def measure(data, autoencoder, seed, settings):
 
 
 def main(seeds=1):
-    done = set() if not OUT.exists() else set(
-        pd.read_csv(OUT)[['dataset','seed', 'arm']].itertuples(index=False, name=None))
+    done = (set() if not OUT.exists() else
+            set(pd.read_csv(OUT)[['dataset','seed','arm']].itertuples(index=False, name=None)))
     for seed in range(seeds):
         for name in ('breastmnist', 'pneumoniamnist'):
             todo = [a for a in ARMS if (name, seed, a) not in done]

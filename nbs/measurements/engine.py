@@ -1,14 +1,11 @@
-"""How cheap may the synthesis be? Variants of the engine against the unlimited setting, 100 labelled images,
-in bfloat16.
+"""How cheap may the synthesis be? Variants of the engine against the unlimited setting,
+100 labelled images, in bfloat16.
 
-    MEDMNIST_ROOT=path/to/medmnist python nbs/measurements/engine.py search|final [seeds] [part of the name
-    of an arm ...]
+    MEDMNIST_ROOT=path/to/medmnist python nbs/measurements/engine.py search|final [seeds] [part of an arm ...]
 
-`search` tries many variants and looks at validation images only (78 and 100 of them); `final` compares what
-was chosen with
-the unlimited setting on the test images. Appends to engine_search.csv or engine_final.csv beside it and
-leaves out what is
-there already, so it can be stopped and started again."""
+`search` tries many variants and looks at validation images only (78 and 100 of them); `final` compares
+what was chosen with the unlimited setting on the test images. Appends to engine_search.csv or
+engine_final.csv beside it and leaves out what is there already, so it can be stopped and started again."""
 import os, sys, time
 from pathlib import Path
 
@@ -49,9 +46,8 @@ SEARCH = {'baseline': None,
           'K=1, warm, share 1/4, radius .6': dict(one, warm=True, share=.25, radius=.6)}
 SEARCH = {a: s if s is None else {**dict(gate=.5), **s} for a,s in SEARCH.items()}
 FINAL = {'baseline': None, 'unlimited': dict(four, gate=.5), 'default': {},
-         'default, weight 4': dict(weight=4.),
-         'budget 1.3': dict(budget=1.3), 'budget 1.3, weight 6': dict(budget=1.3, weight=6.),
-         'default, naive': dict(naive=True)}
+         'default, weight 4': dict(weight=4.), 'budget 1.3': dict(budget=1.3),
+         'budget 1.3, weight 6': dict(budget=1.3, weight=6.), 'default, naive': dict(naive=True)}
 FOLDER = Path(__file__).parent
 
 
@@ -79,8 +75,8 @@ def measure(data, autoencoder, seed, settings, split):
 
 def main(which='search', seeds=1, *only):
     out,arms = FOLDER/f'engine_{which}.csv',dict(search=SEARCH, final=FINAL)[which]
-    done = set() if not out.exists() else set(
-        pd.read_csv(out)[['dataset','seed', 'arm']].itertuples(index=False, name=None))
+    done = (set() if not out.exists() else
+            set(pd.read_csv(out)[['dataset','seed','arm']].itertuples(index=False, name=None)))
     for seed in range(int(seeds)):
         for name in ('breastmnist', 'pneumoniamnist'):
             todo = [a for a in arms if (name, seed, a) not in done
@@ -93,8 +89,8 @@ def main(which='search', seeds=1, *only):
                            **measure(data, autoencoder, seed, arms[arm],
                                      dict(search='val', final='test')[which]))
                 cols = pd.read_csv(out, nrows=0).columns if out.exists() else COLUMNS
-                pd.DataFrame([row]).reindex(columns=cols).to_csv(out, mode='a', header=not out.exists(),
-                    index=False)
+                pd.DataFrame([row]).reindex(columns=cols).to_csv(
+                    out, mode='a', header=not out.exists(), index=False)
                 print(row, flush=True)
 
 

@@ -1,24 +1,19 @@
-"""Do targeted images fill a hole in the training data? The phantom with a region of factor space left out,
-every way to synthesise.
+"""Do targeted images fill a hole in the training data?
+The phantom with a region of factor space left out, every way to synthesise.
 
     python nbs/measurements/hole.py [seeds]
     python nbs/measurements/hole.py fit [seeds]
     python nbs/measurements/hole.py search [seeds]
 
 Small ResNets, about 200 updates each, with 400 labelled phantoms, none of them from the hole; the *oracle*
-has as many, a quarter
-of them from it. Where an image lies is read off by a judge: a network that has learned the factors from
-renders of the whole
-factor space and from the same renders passed through the autoencoders. Writes, beside it: hole.csv, one row
-per seed, hole and
-arm; hole_judge.csv, the judge's own error; hole_reach.csv, single ascents from 200 sources at several radii
-with the baseline's
-network; hole_moves.csv, where the sources of seed 0 went. What is there already is left out. `fit` asks
-a second judge that is no network: the renderer, fitted to the images of the smallest radius, in
-hole_fit.csv. `search` is baseline
-and oracle on more regions, in hole_search.csv. Classifiers and judge train in bfloat16 where the processor
-multiplies it, as for seeds
-0 to 2 on record; for seeds 3 and 4 it did not."""
+has as many, a quarter of them from it. Where an image lies is read off by a judge: a network that has
+learned the factors from renders of the whole factor space and from the same renders passed through the
+autoencoders. Writes, beside it: hole.csv, one row per seed, hole and arm; hole_judge.csv, the judge's own
+error; hole_reach.csv, single ascents from 200 sources at several radii with the baseline's network;
+hole_moves.csv, where the sources of seed 0 went. What is there already is left out. `fit` asks a second
+judge that is no network: the renderer, fitted to the images of the smallest radius, in hole_fit.csv.
+`search` is baseline and oracle on more regions, in hole_search.csv. Classifiers and judge train in
+bfloat16 where the processor multiplies it, as for seeds 0 to 2 on record; for seeds 3 and 4 it did not."""
 import os, sys, time
 from dataclasses import replace
 from functools import cache
@@ -158,8 +153,8 @@ def fit_rows(model, ae, data, target, hole, seed):
                    share_before=inside(before, hole).float().mean().item(),
                    share=inside(after, hole).float().mean().item(),
                    distance_before=distance(before, hole).mean().item(),
-                   distance_after=distance(after, hole).mean().item(), rms_before=left.mean().item(),
-                   rms_after=more.mean().item(),
+                   distance_after=distance(after, hole).mean().item(),
+                   rms_before=left.mean().item(), rms_after=more.mean().item(),
                    **{f'error {k}': (after-known)[:,FACTORS.index(k)].abs().mean().item()
                       for k in ('spiculation','shadow')},
                    **{f'error {k} before': (before-f)[:,FACTORS.index(k)].abs().mean().item()
@@ -201,17 +196,16 @@ def place(judge, ae, syn, target, hole):
     gone,way,left = ((b-a).flatten(1) for a,b in ((syn.z0, syn.z), (syn.z0, target), (syn.z, target)))
     moved = gone.norm(dim=1) > 1e-6
     cosine = torch.where(moved, torch.cosine_similarity(gone, way), torch.nan)
-    return pd.DataFrame(dict(index=syn.index, x_before=before[:,1], y_before=before[:,3], x_after=after[:,1],
-                             y_after=after[:,3],
+    return pd.DataFrame(dict(
+        index=syn.index, x_before=before[:,1], y_before=before[:,3], x_after=after[:,1], y_after=after[:,3],
         share_before=inside(before, hole).float(), share=inside(after, hole).float(),
-        distance_before=distance(before, hole),
-        distance_after=distance(after, hole), radii_before=way.norm(dim=1)/unit,
-        radii_after=left.norm(dim=1)/unit, cosine=cosine,
+        distance_before=distance(before, hole), distance_after=distance(after, hole),
+        radii_before=way.norm(dim=1)/unit, radii_after=left.norm(dim=1)/unit, cosine=cosine,
         realised=syn.distance_latent,
         true_label=torch.where(inside(after, hole), (phantom_labels(after) == syn.y).float(), torch.nan)))
 
-PLACED = ['share_before','share','distance_before','distance_after','radii_before','radii_after','cosine',
-          'realised','true_label']
+PLACED = ['share_before','share','distance_before','distance_after','radii_before','radii_after',
+          'cosine','realised','true_label']
 
 def scores(model, hole, seed):
     "Accuracy and AUC on fresh renders, in the hole and outside"
@@ -240,8 +234,8 @@ def noticed(model, ae, hole, seed):
     x = torch.cat([redraw(ae, render(draw(300, 50+seed, hole, want), 950+seed)) for want in (True, False)])
     with torch.no_grad(): u = uncertainty(mc_logits(model, x, 32, seed=1))
     there = torch.arange(600) < 300
-    return {f'noticed {k}': roc_auc_score(there, v.numpy()) for k,v in (('mi', u.epistemic),
-        ('entropy', u.total))}
+    return {f'noticed {k}': roc_auc_score(there, v.numpy())
+            for k,v in (('mi', u.epistemic), ('entropy', u.total))}
 
 
 def append(name, rows):
@@ -267,8 +261,7 @@ def train(data, arm, ae, target, seed):
     return learn.model, cat(look[0].syns) if look and look[0].syns else None
 
 ARM_COLUMNS = ['seed','hole','arm','in auc','in accuracy','in balanced_accuracy','out auc','out accuracy',
-               'out balanced_accuracy','noticed mi',
-               'noticed entropy','images',*PLACED,'seconds']
+               'out balanced_accuracy','noticed mi','noticed entropy','images',*PLACED,'seconds']
 
 def measure(arm, hole, seed, data, ae, target, judge):
     start = time.perf_counter()
@@ -278,12 +271,11 @@ def measure(arm, hole, seed, data, ae, target, judge):
         row |= dict(images=len(syn), **place(judge, ae, syn, target[syn.index], hole)[PLACED].mean())
     if arm == 'baseline' and (seed, hole) not in finished('hole_reach.csv', 'seed', 'hole'):
         rows,tables = zip(*reach(model, judge, ae, data, target, hole, seed))
-        kept = [t.assign(hole=hole, mover=r['mover']) for r,t in zip(rows, tables) if r['radius'] == RADIUS
-                and seed == 0]
+        kept = [t.assign(hole=hole, mover=r['mover']) for r,t in zip(rows, tables)
+                if r['radius'] == RADIUS and seed == 0]
         if kept:
-            append('hole_moves.csv',
-                   pd.concat(kept)[['hole','mover','index','x_before','y_before','x_after','y_after',
-                                    'share_before','share']])
+            append('hole_moves.csv', pd.concat(kept)[[
+                'hole','mover','index','x_before','y_before','x_after','y_after','share_before','share']])
         append('hole_reach.csv', rows)
     append('hole.csv',
            pd.DataFrame([dict(row, seconds=time.perf_counter()-start)]).reindex(columns=ARM_COLUMNS))
@@ -310,8 +302,8 @@ def fit(seeds=3):
     for seed,hole in product(range(int(seeds)), HOLES):
         if (seed, hole) in finished('hole_fit.csv', 'seed', 'hole'): continue
         data,ae,target = prepare(seed, hole)
-        append('hole_fit.csv',
-               fit_rows(train(data, 'baseline', ae, target, seed)[0], ae, data, target, hole, seed))
+        model,_ = train(data, 'baseline', ae, target, seed)
+        append('hole_fit.csv', fit_rows(model, ae, data, target, hole, seed))
 
 def search(seeds=1):
     for seed in range(int(seeds)):
@@ -319,8 +311,8 @@ def search(seeds=1):
             data = phantom(N, seed=seed, holes={hole: REGIONS[hole]})
             for arm in ('baseline', 'oracle'):
                 if (seed, hole, arm) in finished('hole_search.csv', 'seed', 'hole', 'arm'): continue
-                model,_ = train(with_hole_images(data, hole, seed) if arm == 'oracle' else data, arm, None,
-                                None, seed)
+                images = with_hole_images(data, hole, seed) if arm == 'oracle' else data
+                model,_ = train(images, arm, None, None, seed)
                 append('hole_search.csv', [dict(seed=seed, hole=hole, arm=arm, **scores(model, hole, seed))])
 
 def main(seeds=3):

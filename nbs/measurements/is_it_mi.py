@@ -1,14 +1,12 @@
-"""Is it MI at all? Where the dropout sits, and what the mutual information then says that the entropy does
-not.
+"""Is it MI at all? Where the dropout sits,
+and what the mutual information then says that the entropy does not.
 
     MEDMNIST_ROOT=path/to/medmnist python nbs/measurements/is_it_mi.py [seeds]
 
-Small ResNets, about 300 updates each, with 100 labelled images of BreastMNIST and PneumoniaMNIST and 200 of
-the phantom, whose
-holes are left out of training; 'phantom, filled' is the control, trained with images of the holes. One row
-per data set, seed,
-placement and T in is_it_mi.csv beside it. What is there already is left out, so it can be stopped and
-started again."""
+Small ResNets, about 300 updates each, with 100 labelled images of BreastMNIST and PneumoniaMNIST and 200
+of the phantom, whose holes are left out of training; 'phantom, filled' is the control, trained with images
+of the holes. One row per data set, seed, placement and T in is_it_mi.csv beside it. What is there already
+is left out, so it can be stopped and started again."""
 import math, os, sys, time
 from pathlib import Path
 
@@ -114,9 +112,8 @@ def look(logits, far, norm, margin, wrong, hole=None):
     u = uncertainty(logits); mi,h = u.epistemic.numpy(),u.total.numpy()
     rho = lambda a,b: spearmanr(a, b).statistic
     res = {'mean mi': mi.mean(), 'mean entropy': h.mean(), 'rho entropy': rho(mi, h),
-           'rho norm': rho(mi, norm),
-           'rho margin': rho(mi, margin), 'rho norm | entropy': rho(residual(mi, h), residual(norm, h)),
-           **scores(u, wrong, 'error')}
+           'rho norm': rho(mi, norm), 'rho margin': rho(mi, margin),
+           'rho norm | entropy': rho(residual(mi, h), residual(norm, h)), **scores(u, wrong, 'error')}
     both = uncertainty(torch.cat([logits, far], 1))
     res |= scores(both, (torch.arange(logits.shape[1]+N_FAR) >= logits.shape[1]).numpy(), 'far')
     if hole is None: return res
@@ -155,15 +152,15 @@ def measure(data, far, seed, models, plain):
 
 
 def main(seeds=3):
-    done = set() if not OUT.exists() else set(
-        pd.read_csv(OUT)[['dataset','seed', 'placement']].itertuples(index=False, name=None))
+    done = (set() if not OUT.exists() else
+            set(pd.read_csv(OUT)[['dataset','seed','placement']].itertuples(index=False, name=None)))
     for seed in range(seeds):
         for name in FAR:
             todo = [p for p in PLACEMENTS[:4 if name.endswith('filled') else None]
                     if (name, seed, p) not in done]
             if not todo: continue
-            data = phantom(seed=seed, holes=name == 'phantom') if name.startswith('phantom') else subset(
-                load_data(name), 100, seed=seed)
+            data = (phantom(seed=seed, holes=name == 'phantom') if name.startswith('phantom') else
+                    subset(load_data(name), 100, seed=seed))
             far = load_data(FAR[name]).test.batch(slice(N_FAR))[0]
             head = train(data, 'head', seed) if {'head','injected','ensemble'} & set(todo) else None
             for p in todo:

@@ -1,15 +1,13 @@
-"""Are the labels of synthetic images true? Judged by a classifier that took no part, with and without the
-label gate.
+"""Are the labels of synthetic images true?
+Judged by a classifier that took no part, with and without the label gate.
 
     MEDMNIST_ROOT=path/to/medmnist python nbs/measurements/labels.py [seeds]
 
-The judge never saw the 100 (phantom: 200) images that are trained on. On real data it has learned from all
-others of the
-training and validation splits; on the phantom from 4000 fresh renders over the whole range of its factors.
-It has seen each
-image as it is and as the autoencoder draws it. Its own error is that on the real sources and on their
-reconstructions.
-Appends to labels.csv beside it and leaves out what is there already."""
+The judge never saw the 100 (phantom: 200) images that are trained on. On real data it has learned
+from all others of the training and validation splits; on the phantom from 4000 fresh renders over the
+whole range of its factors. It has seen each image as it is and as the autoencoder draws it. Its own
+error is that on the real sources and on their reconstructions. Appends to labels.csv beside it and
+leaves out what is there already."""
 import os, sys
 from dataclasses import replace
 from pathlib import Path
@@ -64,8 +62,8 @@ class Look(Callback):
 
 
 def main(seeds=3):
-    done = set() if not OUT.exists() else set(
-        pd.read_csv(OUT)[['dataset','seed','radius', 'gate']].itertuples(index=False, name=None))
+    done = (set() if not OUT.exists() else
+            set(pd.read_csv(OUT)[['dataset','seed','radius','gate']].itertuples(index=False, name=None)))
     for seed in range(int(seeds)):
         for name in ('phantom', 'breastmnist', 'pneumoniamnist'):
             todo = [(r, g) for r,g in SETTINGS if (name, seed, r, g) not in done]

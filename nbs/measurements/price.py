@@ -3,10 +3,8 @@
     MEDMNIST_ROOT=path/to/medmnist python nbs/measurements/price.py [repeats]
 
 The arms of the headline study with their settings, 60 updates on 100 images of BreastMNIST, one thread, in
-turn; processor time, and
-so that of the machine it is run on. The autoencoder is trained beforehand and not counted. Writes price.csv
-beside it, a row per
-repeat, each divided by the baseline of the same repeat."""
+turn; processor time, and so that of the machine it is run on. The autoencoder is trained beforehand and
+not counted. Writes price.csv beside it, a row per repeat, each divided by the baseline of the same repeat."""
 import os, sys
 from dataclasses import replace
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""What does synthesis cost, in plain training steps? Ratios within one run, in bfloat16, one thread, on
-random images.
+"""What does synthesis cost, in plain training steps?
+Ratios within one run, in bfloat16, one thread, on random images.
 
     python nbs/measurements/speed.py [part of a setting's name ...]
 
-Appends to speed.csv beside it and leaves out settings that are there already. On the CPU it counts processor
-time, so that
-other work on the machine does not show; on a GPU, which it uses as well where there is one, elapsed time."""
+Appends to speed.csv beside it and leaves out settings that are there already. On the CPU it counts
+processor time, so that other work on the machine does not show; on a GPU, which it uses as well
+where there is one, elapsed time."""
 import gc, os, subprocess, sys, time
 from pathlib import Path
 from statistics import mean, median
@@ -51,8 +51,8 @@ def parts(model, size, B, device):
     with seeded(0):
         net = make_classifier(model).to(device, memory_format=torch.channels_last).train()
         ae = Autoencoder().to(device, memory_format=torch.channels_last).eval()
-        x,y,z = torch.rand(B, 1, size, size, device=device), torch.randint(2, (B,),
-            device=device), torch.randn(B, 4, size//4, size//4, device=device)
+        x,y = torch.rand(B, 1, size, size, device=device), torch.randint(2, (B,), device=device)
+        z = torch.randn(B, 4, size//4, size//4, device=device)
     judge,opt,index = MovingAverage(net),torch.optim.Adam(net.parameters(), 1e-3),torch.arange(B)
     cast = lambda: torch.autocast(device.type, torch.bfloat16)
     def plain():
@@ -101,8 +101,8 @@ def learner(model, size, B, device, settings, batches, skip):
     "Mean time of a batch in a real `Learner` after the first `skip`, and the callback"
     data = phantom(n_train=B*4, n_val=8, n_test=8, size=size)
     with seeded(0):
-        cb = None if settings is None else TSynD(Autoencoder().to(memory_format=torch.channels_last),
-                                                 warmup=0, keep=0, **settings)
+        cb = (None if settings is None else
+              TSynD(Autoencoder().to(memory_format=torch.channels_last), warmup=0, keep=0, **settings))
         net = make_classifier(model).to(memory_format=torch.channels_last)
         learn = classifier_learner(data, net, bs=B, device=device,
                                    cbs=[BF16(), Stopwatch(), Lap(), *([cb] if cb else [])])
@@ -138,14 +138,13 @@ def measure(model, size, B, device, repeats):
     # in turn, so that a slow minute of the machine meets them all
     for r in range(3):
         for name,settings in LEARNERS.items():
-            trained[name].append(learner(model, size, B, device, settings,
-                                         *((56, 16) if name.startswith('budget') else (28, 4)
-                                           if name == 'default' else (12, 4))))
+            length = (56, 16) if name.startswith('budget') else (28, 4) if name == 'default' else (12, 4)
+            trained[name].append(learner(model, size, B, device, settings, *length))
     t = {k: median(s for s,_ in v) for k,v in trained.items()}
     for name,v in trained.items():
         cb = v[-1][1]
-        made = 0 if cb is None else B*(cb.share/cb.every
-                                       if cb.clock is None else mean(c.clock.share*c.clock.rate for _,c in v))
+        made = 0 if cb is None else B*(cb.share/cb.every if cb.clock is None else
+                                       mean(c.clock.share*c.clock.rate for _,c in v))
         rows.append(dict(kind='training', what=name, ms=1e3*t[name], ratio=t[name]/t['plain'],
                          images_per_second=made/(t[name]-t['plain']) if made else None))
     if device.type == 'cpu':
@@ -161,8 +160,8 @@ def main(*only):
             if only and not any(o in setting for o in only): continue
             if OUT.exists() and setting in set(pd.read_csv(OUT).setting): continue
             rows = measure(model, size, B, torch.device(device), 3 if model == 'resnet18' else 7)
-            pd.DataFrame([dict(setting=setting, **r) for r in rows]).round(4).to_csv(OUT, mode='a',
-                header=not OUT.exists(), index=False)
+            pd.DataFrame([dict(setting=setting, **r) for r in rows]).round(4).to_csv(
+                OUT, mode='a', header=not OUT.exists(), index=False)
             print(pd.DataFrame(rows).round(2).to_string(), flush=True)
 
 

@@ -1,5 +1,5 @@
-"""What does the weight of the synthetic loss do where labels are many? All 546 of BreastMNIST, validation
-images, in bfloat16.
+"""What does the weight of the synthetic loss do where labels are many?
+All 546 of BreastMNIST, validation images, in bfloat16.
 
     MEDMNIST_ROOT=path/to/medmnist python nbs/measurements/weight.py [seeds]
 
@@ -23,8 +23,8 @@ OUT = Path(__file__).with_suffix('.csv')
 
 
 def main(seeds=2):
-    done = set() if not OUT.exists() else set(pd.read_csv(OUT)[['seed','arm']].itertuples(index=False,
-        name=None))
+    done = (set() if not OUT.exists() else
+            set(pd.read_csv(OUT)[['seed','arm']].itertuples(index=False, name=None)))
     data = load_data('breastmnist')
     for seed in range(int(seeds)):
         todo = [a for a in ARMS if (seed, a) not in done]

@@ -1,15 +1,13 @@
-"""Where do several steps of an attack find more than a single one? Image by image, during single-step
-adversarial training.
+"""Where do several steps of an attack find more than a single one?
+Image by image, during single-step adversarial training.
 
     MEDMNIST_ROOT=path/to/medmnist python nbs/measurements/where.py
 
 Trains the arm fgsm of the headline study at 100 images on the two seeds of its search, and looks at every
-tenth batch after the first
-fifth of the training: for each image its MI, the entropy and the loss of the clean image, the loss after one
-step and after seven.
-Writes where.csv beside it: for each data set and each of these four, the share of the additional loss (and
-of the images that only
-seven steps turn wrong) that falls to the third of each batch with the lowest, middle and highest value."""
+tenth batch after the first fifth of the training: for each image its MI, the entropy and the loss of the
+clean image, the loss after one step and after seven. Writes where.csv beside it: for each data set and
+each of these four, the share of the additional loss (and of the images that only seven steps turn wrong)
+that falls to the third of each batch with the lowest, middle and highest value."""
 import os
 from pathlib import Path
 

@@ -1,128 +1,97 @@
 """The configurations of the studies in this folder, in the order in which they are made and run.
 
-    python nbs/studies/make.py rate        writes rate.toml: four learning rates for the baseline; the best
-    is used in all arms
-    python nbs/studies/make.py search      reads the finished rate and writes search.toml: four settings for
-    each arm that a declared question names
-    python nbs/studies/make.py headline    reads the finished search and writes headline.toml
-    python nbs/studies/make.py official    writes official.toml: the protocol of MedMNIST's authors, all
-    training images, the package as it is shipped
-    python nbs/studies/make.py official_xrays  writes official_xrays.toml: the same on PneumoniaMNIST, for a
-    GPU
-    python nbs/studies/make.py full        reads headline.toml and writes full.toml: the arms of the attack
-    suite on all training images
-    python nbs/studies/make.py search_more reads the finished rate and writes search_more.toml: four settings
-    for each of five more arms
-    python nbs/studies/make.py more        reads the finished search_more and adds those arms to headline.toml
-    python nbs/studies/make.py wide        adds adversarial training in a box of 8/255 to headline.toml
-    python nbs/studies/make.py far         adds random steps that go as far as those of MI to headline.toml
-    python nbs/studies/make.py wide_mi     adds MI together with a single-step attack in a box of 8/255 to
-    headline.toml
-    python nbs/studies/make.py far_pixels  adds random steps that go as far as those of MI in the decoded
-    image to headline.toml
-    python nbs/studies/make.py search_targeted  reads the finished rate and writes search_targeted.toml: four
-    settings of mi_pgd
-    python nbs/studies/make.py targeted    reads the finished search_targeted and adds mi_pgd to headline.toml
-    python nbs/studies/make.py precision   reads headline.toml and writes precision.toml: MI again, in float32
-    python nbs/studies/make.py same        reads headline.toml and writes same.toml: MI at 100 images in
-    float32
-    python nbs/studies/make.py half        reads headline.toml and writes half.toml: mi_pgd and two controls
-    that spend as many steps
+    python nbs/studies/make.py NAME
+
+rate             writes rate.toml: four learning rates for the baseline; the best is used in all arms
+search           reads the finished rate and writes search.toml: four settings for each arm that a declared
+                 question names
+headline         reads the finished search and writes headline.toml
+official         writes official.toml: the protocol of MedMNIST's authors, all training images, the package
+                 as it is shipped
+official_xrays   writes official_xrays.toml: the same on PneumoniaMNIST, for a GPU
+full             reads headline.toml and writes full.toml: the arms of the attack suite on all training images
+search_more      reads the finished rate and writes search_more.toml: four settings for each of five more arms
+more             reads the finished search_more and adds those arms to headline.toml
+wide             adds adversarial training in a box of 8/255 to headline.toml
+far              adds random steps that go as far as those of MI to headline.toml
+wide_mi          adds MI together with a single-step attack in a box of 8/255 to headline.toml
+far_pixels       adds random steps that go as far as those of MI in the decoded image to headline.toml
+search_targeted  reads the finished rate and writes search_targeted.toml: four settings of mi_pgd
+targeted         reads the finished search_targeted and adds mi_pgd to headline.toml
+precision        reads headline.toml and writes precision.toml: MI again, in float32
+same             reads headline.toml and writes same.toml: MI at 100 images in float32
+half             reads headline.toml and writes half.toml: mi_pgd and two controls that spend as many steps
 
 Each is run by `tsynd study nbs/studies/X.toml --out nbs/studies/X`. Rate and search look at validation
-images (78 and 100 of
-them) of seeds that the headline does not use. All arms have the same number of trials, on the same two seeds
-of both data sets.
+images (78 and 100 of them) of seeds that the headline does not use. All arms have the same number of
+trials, on the same two seeds of both data sets.
 
 The criterion, declared before anything was run: skill on clean images, 2 AUC - 1, plus skill under PGD
-2/255, 2 balanced
-accuracy - 1 but at least 0, averaged over data sets and seeds. A classifier that has learned nothing has no
-skill in either.
-Ties go to the setting that comes first.
+2/255, 2 balanced accuracy - 1 but at least 0, averaged over data sets and seeds. A classifier that has
+learned nothing has no skill in either. Ties go to the setting that comes first.
 
-Not searched: two controls, as random steps have the settings of MI, so that they are comparable at the same
-distance, and
-reconstruction has MI's weight; mi_default, the package as it is shipped; and "baseline, longer", which
-trains as long as MI and
-its autoencoder take.
+Not searched: two controls, as random steps have the settings of MI, so that they are comparable at the
+same distance, and reconstruction has MI's weight; mi_default, the package as it is shipped; and "baseline,
+longer", which trains as long as MI and its autoencoder take.
 
 The declared questions are asked at 100 images, where the search was; 50 and 200 are description. Between
-search and headline two
-things changed for speed: autoencoders train in bfloat16 (the same PSNR to .01 dB), and attacks climb a
-ladder of radii.
+search and headline two things changed for speed: autoencoders train in bfloat16 (the same PSNR to .01 dB),
+and attacks climb a ladder of radii.
 
-The headline was run twice, from the same file. The first run, kept in uneven/, cut an epoch into batches of
-32, so that 100 images
-ended with a batch of four; that showed when the baseline's AUC at 100 images lay below that at 50. Since
-then an epoch is dealt
-evenly over its batches (100 images are four of 25), and headline/ holds the second run, with the same seeds,
-arms, settings and
-questions. Rate and search were not repeated: what they chose was chosen with the batch of four. To run
-uneven/ again, take the
+The headline was run twice, from the same file. The first run, kept in uneven/, cut an epoch into batches
+of 32, so that 100 images ended with a batch of four; that showed when the baseline's AUC at 100 images
+lay below that at 50. Since then an epoch is dealt evenly over its batches (100 images are four of 25),
+and headline/ holds the second run, with the same seeds, arms, settings and questions. Rate and search
+were not repeated: what they chose was chosen with the batch of four. To run uneven/ again, take the
 package as it was at commit 6c4ec8d.
 
-The two arms of wide were added when ten seeds of the second run had been seen, to ask whether it is its
-larger steps that make
-MI climbed in the pixels so hard to attack. They have the settings that the search chose for a box of 4/255,
-no declared question
-names them, and they are measured like all others, at up to 8/255.
+The two arms of wide were added when ten seeds of the second run had been seen, to ask whether it
+is its larger steps that make MI climbed in the pixels so hard to attack. They have the settings
+that the search chose for a box of 4/255, no declared question names them, and they are measured
+like all others, at up to 8/255.
 
-The arm of far was added when all results at 100 images were known. "random" copies the distances of MI in
-the network that it
-trains itself, and there MI goes little more than half as far as in a training of its own (.54 on the breast
-images, .62 on the
-X-rays, by the cells on record). 1.75 lies between the factors that make up for it.
+The arm of far was added when all results at 100 images were known. "random" copies the distances of
+MI in the network that it trains itself, and there MI goes little more than half as far as in a
+training of its own (.54 on the breast images, .62 on the X-rays, by the cells on record). 1.75 lies
+between the factors that make up for it.
 
-The arm of wide_mi came last. With a box of 4/255, MI and the single-step attack together had missed PGD
-training by more than the
-3 points that were the aim. Is it the box? Its other settings are those that the search chose for 4/255.
+The arm of wide_mi came last. With a box of 4/255, MI and the single-step attack together had missed
+PGD training by more than the 3 points that were the aim. Is it the box? Its other settings are those
+that the search chose for 4/255.
 
-Cells of 50 and 200 images were made on two machines, and the processor of the second multiplies no bfloat16,
-so it trained in
-float32; each cell says which. precision asks what that changes: MI once more in float32, with the seeds,
-subsets, initial weights
-and batches of cells that were trained in bfloat16. Its three seeds were declared before it was run.
+Cells of 50 and 200 images were made on two machines, and the processor of the second multiplies no
+bfloat16, so it trained in float32; each cell says which. precision asks what that changes: MI once more in
+float32, with the seeds, subsets, initial weights and batches of cells that were trained in bfloat16. Its
+three seeds were declared before it was run.
 
 The arm of far_pixels came after that, when a reader had noticed that "random, as far" goes as far in the
-latents, but its images
-move little more than half as far (breast) to two thirds as far (X-rays) in the pixels, where attacks act.
-2.8 lies between the
-factors that would make up for it if pixels moved in proportion (3.2 and 2.5, by the cells on record). Ten
-seeds, in float32.
+latents, but its images move little more than half as far (breast) to two thirds as far (X-rays) in the
+pixels, where attacks act. 2.8 lies between the factors that would make up for it if pixels moved in
+proportion (3.2 and 2.5, by the cells on record). Ten seeds, in float32.
 
-same was added when a reader had objected that MI in bfloat16 is compared there with random steps in float32,
-where MI seems to gain
-a point on perturbed X-rays. It is MI in float32, with the ten seeds of far_pixels, the X-rays first.
-Declared before it was run: is
-MI ahead of those random steps on the X-rays, in AUC on perturbed and in balanced accuracy on corrupted ones?
+same was added when a reader had objected that MI in bfloat16 is compared there with random steps in
+float32, where MI seems to gain a point on perturbed X-rays. It is MI in float32, with the ten seeds of
+far_pixels, the X-rays first. Declared before it was run: is MI ahead of those random steps on the X-rays,
+in AUC on perturbed and in balanced accuracy on corrupted ones?
 
-mi_pgd is what single images suggested when TSynD with a single-step attack had missed its aim, to be within
-3 points of PGD training
-at 4/255. During single-step training (nbs/measurements/where.py, seeds of the search) most of what seven
-steps find beyond one is
-found in the third of the images with the highest MI: three quarters on the X-rays, three fifths on the
-breast images. So several
-steps there, one elsewhere. It has as many trials as the others, on validation images, with the criterion
-above; the weight of the
+mi_pgd is what single images suggested when TSynD with a single-step attack had missed its aim, to be
+within 3 points of PGD training at 4/255. During single-step training (nbs/measurements/where.py, seeds of
+the search) most of what seven steps find beyond one is found in the third of the images with the highest
+MI: three quarters on the X-rays, three fifths on the breast images. So several steps there, one elsewhere.
+It has as many trials as the others, on validation images, with the criterion above; the weight of the
 attacked images is that of PGD training. Declared before any of its cells was run: at 100 images, on both
-sets, is it within 3 points of pgd in
-balanced accuracy under PGD 4/255, not clearly behind in AUC on clean and balanced accuracy on corrupted
-images, and cheaper,
-autoencoder included where it needs one?
+sets, is it within 3 points of pgd in balanced accuracy under PGD 4/255, not clearly behind in AUC on clean
+and balanced accuracy on corrupted images, and cheaper, autoencoder included where it needs one?
 
 half was added when all of that was known: is it MI that helps mi_pgd, or only how many steps it takes? All
-of it in float32, on one
-machine: mi_pgd again, the same steps on a half drawn by lot (random_pgd), and PGD training with four steps
-everywhere, which is what
-mi_pgd takes on average. Declared before it was run: on each set, does mi_pgd differ from either of them in
-balanced accuracy under
-PGD 4/255? Seeds are run whole, in their order, until the machine's time is over, and not until something is
-found.
+of it in float32, on one machine: mi_pgd again, the same steps on a half drawn by lot (random_pgd), and PGD
+training with four steps everywhere, which is what mi_pgd takes on average. Declared before it was run: on
+each set, does mi_pgd differ from either of them in balanced accuracy under PGD 4/255? Seeds are run whole,
+in their order, until the machine's time is over, and not until something is found.
 
 The five arms of search_more were added when ten seeds of the others had been seen. No declared question
-names them, they are
-description; their trials, criterion and seeds are those of the others, and were declared before any of their
-cells was run."""
+names them, they are description; their trials, criterion and seeds are those of the others, and were
+declared before any of their cells was run."""
 import sys
 from dataclasses import replace
 from itertools import product
@@ -145,25 +114,25 @@ TRIALS = dict(
     pgd=grid(weight=[1., 4.], steps=[3, 7]), mi_fgsm=grid(weight=[1., 4.], attack_weight=[1., 4.]))
 
 MORE = dict(mixup=grid(alpha=[.1, .2, .4, .8]), trivialaugment=grid(p=[.25, .5, .75, 1.]),
-            fgsm=grid(weight=[1., 2., 4., 8.]),
-            joint=grid(weight=[1., 4.], radius=[.15, .3]), mi_mixup=grid(weight=[1., 4.], radius=[.3, .6]))
+            fgsm=grid(weight=[1., 2., 4., 8.]), joint=grid(weight=[1., 4.], radius=[.15, .3]),
+            mi_mixup=grid(weight=[1., 4.], radius=[.3, .6]))
 
 TARGETED = dict(mi_pgd=grid(weight=[0., 1.], part=[1/3, 1/2]))
 
 def label(arm, s): return ', '.join([arm, *(f'{k} {v:.3g}' for k,v in s.items())])
 
 def trials(name, arms, seeds, **kw):
-    return StudyConfig(name, BOTH, [100], seeds,
-                       {label(a, s): dict(arm=a, **s) for a,ss in arms.items() for s in ss}, first_seed=100,
-                       split='val', attack_n=100, eps=[2], pgd_steps=10, corruptions=[], **UNWRITTEN, **kw)
+    return StudyConfig(
+        name, BOTH, [100], seeds, {label(a, s): dict(arm=a, **s) for a,ss in arms.items() for s in ss},
+        first_seed=100, split='val', attack_n=100, eps=[2], pgd_steps=10, corruptions=[], **UNWRITTEN, **kw)
 
 def finished(name):
     study = read_study(HERE/name)
     left = (len(study.config.arms)*len(BOTH)*study.config.seeds - (study.cells.status == 'done').sum()
             if len(study.cells) else 'all')
     if left:
-        sys.exit(f'{left} cells of {name} are not done; run tsynd study nbs/studies/{name}.toml --out '
-                 f'nbs/studies/{name}')
+        sys.exit(f'{left} cells of {name} are not done; '
+                 f'run tsynd study nbs/studies/{name}.toml --out nbs/studies/{name}')
     return study
 
 def skill(study):
@@ -196,9 +165,8 @@ def targeted(): return more('search_targeted', TARGETED)
 
 def wide(*arms):
     c = read_config(HERE/'headline.toml')
-    return replace(c,
-                   arms=c.arms | {f'{a}, 8/255': dict(c.arms[a], arm=a, eps=8/255)
-                                  for a in arms or ('pgd', 'fgsm')})
+    return replace(c, arms=c.arms | {f'{a}, 8/255': dict(c.arms[a], arm=a, eps=8/255)
+                                     for a in arms or ('pgd', 'fgsm')})
 
 def wide_mi(): return wide('mi_fgsm')
 
@@ -219,9 +187,9 @@ def headline():
     arms |= dict(random=arms['mi'], reconstruction=dict(weight=arms['mi']['weight']), mi_default={})
     mi = label('mi', arms['mi'])
     cost = study.cells.groupby('arm')[['seconds','seconds_autoencoder']].median().loc[mi].sum()
-    # on the machine that ran the search
-    arms['baseline, longer'] = dict(arm='baseline',
-                                    longer=round(float(cost/baseline_seconds(study.config)), 1))
+    # to be run on the machine that ran the search
+    times = float(cost/baseline_seconds(study.config))
+    arms['baseline, longer'] = dict(arm='baseline', longer=round(times, 1))
     family = [*HEADLINE, ('mi', 'baseline, longer', 'clean', 'auc')]
     return StudyConfig('headline', BOTH, [100, 50, 200], 12, arms, headline=[[*c, 100] for c in family],
                        lr=study.config.lr, **UNWRITTEN)
@@ -229,8 +197,8 @@ def headline():
 def official():
     "No search, so MI has the package's defaults; attacks are a glance at 100 images, not a measurement"
     return StudyConfig('official', BOTH[:1], ['full'], 5, dict(baseline={}, mi_default={}), **PROTOCOL,
-                       headline=[['mi_default','baseline','clean','auc']],
-                       attack_n=100, eps=[4], corruptions=[], **UNWRITTEN)
+                       headline=[['mi_default','baseline','clean','auc']], attack_n=100, eps=[4],
+                       corruptions=[], **UNWRITTEN)
 
 def official_xrays():
     "The same protocol, five seeds, on a data set that is too large for it on a processor"

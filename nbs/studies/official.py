@@ -1,36 +1,26 @@
-"""The protocol of MedMNIST's authors, nearer to the letter: what the studies "official" and "official_xrays"
-left out of it.
+"""The protocol of MedMNIST's authors, nearer to the letter, with what both "official" studies left out.
 
-    MEDMNIST_ROOT=path/to/medmnist python nbs/studies/official.py [--dataset NAME] [--init
-    torchvision|pytorch] [--dropout P] [--seeds N] [--device cpu|cuda]
+    MEDMNIST_ROOT=path/to/medmnist python nbs/studies/official.py [--dataset NAME]
+        [--init torchvision|pytorch] [--dropout P] [--seeds N] [--device cpu|cuda]
 
-The studies train in bfloat16 with dropout, and measure the network of the last epoch. Here their baseline is
-trained in float32 (on a
-GPU PyTorch's convolutions take TF32, as they do for whoever runs the authors' script on a recent one), with
-the dropout named, in the
-same order, and measured on the test images twice: after the last epoch, and after the one with the highest
-AUC on the validation
-images, which is the one that the authors publish. Its first weights are torchvision's, as in the studies, or
-with `--init pytorch`
+The studies train in bfloat16 with dropout, and measure the network of the last epoch. Here their baseline
+is trained in float32 (on a GPU PyTorch's convolutions take TF32, as they do for whoever runs the authors'
+script on a recent one), with the dropout named, in the same order, and measured on the test images twice:
+after the last epoch, and after the one with the highest AUC on the validation images, which is the one
+that the authors publish. Its first weights are torchvision's, as in the studies, or with `--init pytorch`
 those that PyTorch gives a convolution that nobody has told otherwise, as in the authors' network (drawn on
-the device, so that
-another one has others). Writes official.csv beside it, two rows per training, and leaves out what is there
-already; several processes
-share the work.
+the device, so that another one has others). Writes official.csv beside it, two rows per training, and
+leaves out what is there already; several processes share the work.
 
-Declared before anything was run: without dropout, after the chosen epoch, are the means of five seeds within
-a point and a half of
-the published .901 (AUC) and .863 (accuracy)? With dropout in float32 it is description: it tells precision
-and
-dropout apart. (When four seeds were done, we noticed that one thing still differs: the first weights of our
-trunk are torchvision's,
-theirs are PyTorch's default.)
+Declared before anything was run: without dropout, after the chosen epoch, are the means of five seeds
+within a point and a half of the published .901 (AUC) and .863 (accuracy)? With dropout in float32 it is
+description: it tells precision and dropout apart. (When four seeds were done, we noticed that one thing
+still differs: the first weights of our trunk are torchvision's, theirs are PyTorch's default.)
 
-Declared before a GPU was at hand: the same question with PyTorch's first weights, no dropout, seeds 0 to 4
-on the breast images.
-Description, if there is time: seeds 5 to 19, with both kinds of first weights and at both epochs, as five
-seeds tell little; and
-the X-rays (published: AUC .944, accuracy .854), five seeds, both kinds."""
+Declared before a GPU was at hand: the same question with PyTorch's first weights, no dropout, seeds 0
+to 4 on the breast images. Description, if there is time: seeds 5 to 19, with both kinds of first
+weights and at both epochs, as five seeds tell little; and the X-rays (published: AUC .944, accuracy
+.854), five seeds, both kinds."""
 import os
 from argparse import ArgumentParser
 from pathlib import Path
@@ -76,12 +66,11 @@ def trained(c, dataset, init, dropout, seed, device):
     cb,witness = BestEpoch(data.val, test),Witness()
     start = [PlainStart(seed)] if init == 'pytorch' else []
     train_classifier(data, c.model, c.epochs, c.lr, seed, dropout, cbs=[*start, cb, witness], fit=fit_steps,
-                     bs=c.bs, even=False, balanced=c.balanced,
-                     device=device)
+                     bs=c.bs, even=False, balanced=c.balanced, device=device)
     return [dict(dataset=dataset, init=init, dropout=dropout, seed=seed, device=device,
                  weights=witness.checksum, measured=k, epoch=r['epoch'],
                  **{m: round(r[m], 4) for m in ('auc','accuracy','balanced_accuracy')})
-                 for k,r in (('chosen', cb.best), ('last', cb.last))]
+            for k,r in (('chosen', cb.best), ('last', cb.last))]
 
 def done(*training):
     return OUT.exists() and training in set(pd.read_csv(OUT)[list(SAME)].itertuples(index=False, name=None))

@@ -3,16 +3,13 @@
     MEDMNIST_ROOT=path/to/medmnist python nbs/studies/suite.py [seeds] [arm ...]
     MEDMNIST_ROOT=path/to/medmnist python nbs/studies/suite.py --again SEED [arm ...]
 
-Trains the study's cells at 100 images once more, with the same seed and so to the same network (its AUC must
-be the one on
-record, to three digits, or the script stops), and attacks 200 test images at 4/255. Writes suite.csv beside
-it, one row per
-network and attack, and leaves out what is there already.
+Trains the study's cells at 100 images once more, with the same seed and so to the same network (its AUC
+must be the one on record, to three digits, or the script stops), and attacks 200 test images at 4/255.
+Writes suite.csv beside it, one row per network and attack, and leaves out what is there already.
 
 `--again` trains the cells of one seed anew, on a GPU, and writes suite_again.csv. Same seed, subset, first
-weights and batches, but
-another device, and so not the networks on record: other draws from the same distribution. Several processes
-share the work."""
+weights and batches, but another device, and so not the networks on record: other draws from the same
+distribution. Several processes share the work."""
 import os, sys
 from dataclasses import replace
 from pathlib import Path
@@ -41,8 +38,9 @@ def trained(c, cell, folder, recorded):
     x,y = (t.to(c.device) for t in held.batch(slice(None)))
     now = metrics(y.cpu(), probabilities(predict(model, x)), data.task)['auc']
     if recorded and abs(now-recorded['measures']['clean']['auc']) > 5e-4:
-        sys.exit(f"{cell.id} has an AUC of {now:.4f}, but {recorded['measures']['clean']['auc']:.4f} on "
-                 f"record; run on the machine and with the versions of the study")
+        sys.exit(f"{cell.id} has an AUC of {now:.4f}, but "
+                 f"{recorded['measures']['clean']['auc']:.4f} on record; "
+                 "run on the machine and with the versions of the study")
     i = stratified_order(y.cpu(), 0)[:IMAGES]
     return model, data, x[i], y[i]
 
@@ -56,8 +54,8 @@ def attacked(c, cell, folder, recorded=None):
                  masked=check['masked'], verdict=check['verdict']) for r in rows]
 
 def done(out):
-    return set() if not out.exists() else set(
-        pd.read_csv(out)[['dataset','seed', 'arm']].itertuples(index=False, name=None))
+    return (set() if not out.exists() else
+            set(pd.read_csv(out)[['dataset','seed','arm']].itertuples(index=False, name=None)))
 
 def write(out, rows):
     with FileLock(f'{out}.lock'):
@@ -72,8 +70,8 @@ def main(seeds=1, *arms):
         write(out, attacked(c, cell, study.folder, found[cell.id]))
 
 def again(seed, *arms):
-    out,c,folder = HERE/'suite_again.csv',replace(read_study(HERE/'headline').config,
-                                                  device='cuda'),HERE/'suite_again'
+    out,folder = HERE/'suite_again.csv',HERE/'suite_again'
+    c = replace(read_study(HERE/'headline').config, device='cuda')
     folder.mkdir(exist_ok=True)
     for cell in [Cell(d, N, int(seed), a) for d in c.datasets for a in arms or FOUR]:
         try:

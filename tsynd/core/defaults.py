@@ -42,8 +42,9 @@ class SynthesisSettings(Settings):
                       'largest RMS displacement per latent, in its standard deviations'] = .3
     step: Annotated[number(0, 10, open_lo=True), 'length of the first step, in units of the radius'] = .33
     jitter: Annotated[number(0, 1), 'random step before the ascent, in units of the radius'] = 0.
-    gate: Annotated[number(0, 1), "probability that a judge (in training: the classifier's moving average) "
-                                  "must give the source's label; 0: no gate"] = .8
+    gate: Annotated[number(0, 1),
+                    "probability that a judge (in training: the classifier's moving average) must give "
+                    "the source's label; 0: no gate"] = .8
 
 # %% ../../nbs/core/06_defaults.ipynb #3e779ef0
 @dataclass(kw_only=True)

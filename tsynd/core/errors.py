@@ -13,9 +13,9 @@ from numbers import Integral, Real
 class InputError(ValueError):
     "Something the user can correct: a file, a parameter, or a model that does not fit the data"
     def __init__(self,
-                 message:str, # one sentence: what, found, expected, what to do
+                 message:str,  # one sentence: what, found, expected, what to do
                  field:str='', # what to correct, as the message names it: a parameter, a key, a file
-                 found=None   # what was found there, where it can be told
+                 found=None    # what was found there, where it can be told
                 ):
         super().__init__(message)
         self.message,self.field,self.found = message,str(field),found

@@ -31,7 +31,7 @@ def show_images(x:Tensor,    # (N,ch,H,W) in [0,1], or uint8
     "A grid of images; returns the figure's axes"
     import matplotlib.pyplot as plt
     n = len(x); nrows = math.ceil(n/ncols)
-    # of text over each row
+    # lines of text over each row
     lines = [0]*nrows if titles is None else [max(len(str(t).splitlines()) for t in titles[i:i+ncols])
                                               for i in range(0, n, ncols)]
     if axs is None:
@@ -39,10 +39,10 @@ def show_images(x:Tensor,    # (N,ch,H,W) in [0,1], or uint8
     for a in np.ravel(axs): a.axis('off')
     for i,(a,im) in enumerate(zip(np.ravel(axs), x.detach().cpu())):
         a.imshow(im.permute(1,2,0).squeeze(-1), cmap='gray', vmin=0, vmax=255 if im.dtype==torch.uint8 else 1)
-        # white ends somewhere
+        # a thin frame, as a white image would have no edge
         a.add_patch(plt.Rectangle((0,0), 1, 1, transform=a.transAxes, fill=False, ec='.8', lw=.5,
                                   clip_on=False))
         if titles is not None: a.set_title(titles[i], fontsize=TYPE_SIZE, pad=2)
-    np.ravel(axs)[0].figure.subplots_adjust(wspace=.06, hspace=.06+.24*max(lines[1:], default=0), left=.01,
-                                            right=.99, top=.93, bottom=.01)
+    np.ravel(axs)[0].figure.subplots_adjust(wspace=.06, hspace=.06+.24*max(lines[1:], default=0),
+                                            left=.01, right=.99, top=.93, bottom=.01)
     return axs

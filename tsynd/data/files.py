@@ -37,8 +37,8 @@ def check_images(a:np.ndarray, # the array to check
     "Raise `InputError` unless `a` is a non-empty uint8 stack of `size`×`size` images"
     want = f"N×{size}×{size}{'×3' if ch==3 else ''} uint8"
     if a.dtype != np.uint8:
-        nan = (f", {int(np.isnan(a).sum())} pixels are NaN" if a.dtype.kind == 'f' and np.isnan(a).any()
-               else '')
+        nan = (f", {int(np.isnan(a).sum())} pixels are NaN"
+               if a.dtype.kind == 'f' and np.isnan(a).any() else '')
         raise InputError(f"{where} has dtype {a.dtype}{nan}, expected {want}", where, a.dtype)
     if a.ndim != 3+(ch==3) or a.shape[1:3] != (size,size) or (ch==3 and a.shape[3] != 3):
         raise InputError(f"{where} has shape {'×'.join(map(str, a.shape))}, expected {want}", where, a.shape)
@@ -59,8 +59,8 @@ def check_labels(a:np.ndarray, # the array to check
         found,want = ('×'.join(map(str, s)) for s in (a.shape, shapes[0]))
         raise InputError(f"{where} has shape {found}, expected {want}, one row per image", where, a.shape)
     if a.min() < 0 or a.max() > top:
-        raise InputError(f"{where} holds labels from {a.min()} to {a.max()}, expected 0 to {top}", where,
-                         (a.min(), a.max()))
+        raise InputError(f"{where} holds labels from {a.min()} to {a.max()}, expected 0 to {top}",
+                         where, (a.min(), a.max()))
 
 # %% ../../nbs/data/02_files.ipynb #dfc62e1a
 def _split(arrays, part, path, info, size):
@@ -68,7 +68,7 @@ def _split(arrays, part, path, info, size):
     for k in (f'{part}_images', f'{part}_labels'):
         if k not in arrays:
             raise InputError(f"{path} has no array {k}, expected the six arrays of a MedMNIST file; "
-                                             "is it another data set?", k)
+                             "is it another data set?", k)
     x,y = arrays[f'{part}_images'], arrays[f'{part}_labels']
     check_images(x, f'{path}: {part}_images', ch, size)
     check_labels(y, f'{path}: {part}_labels', len(x), C, task)
@@ -90,8 +90,8 @@ def load_npz(path:str|Path, # a file in MedMNIST's layout
     with open(path, 'rb') as f: md5 = hashlib.file_digest(f, 'md5').hexdigest()
     want = info.get('MD5' if size==28 else f'MD5_{size}')
     if want and md5 != want:
-        warnings.warn(f"{path} has MD5 {md5}, not {want} as published: the layout is right, but these are "
-                      f"not the official images")
+        warnings.warn(f"{path} has MD5 {md5}, not {want} as published: the layout is right, "
+                      "but these are not the official images")
     classes = [info['label'][k] for k in sorted(info['label'], key=int)]
     return ImageData(name, info['task'], classes, **splits, md5=md5, licence=info.get('license',''),
                      source=info.get('source', ''))

@@ -77,8 +77,8 @@ def _check_split(s, where, C, task):
         raise InputError(f"{where}: images are {found}, expected a uint8 tensor of shape (N, 1 or 3, H, W)",
                          f'{where}: images', found)
     if len(s.index) != len(x):
-        raise InputError(f"{where}: index has {len(s.index)} positions, expected {len(x)}, one for each "
-                         f"image", f'{where}: index', len(s.index))
+        raise InputError(f"{where}: index has {len(s.index)} positions, expected {len(x)}, "
+                         "one for each image", f'{where}: index', len(s.index))
     task.check_labels(s.y, len(x), C, f'{where}: labels')
 
 # %% ../../nbs/data/00_images.ipynb #6744183e

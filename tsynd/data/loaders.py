@@ -52,8 +52,8 @@ class ImageDL(DataLoader):
 # %% ../../nbs/data/05_loaders.ipynb #9707f7d3
 @patch
 def _draw(self:ImageDL, g):
-    groups = [np.flatnonzero(self._strata==c)
-              for c in np.unique(self._strata)] if self.balanced else [np.arange(len(self.dataset))]
+    groups = ([np.flatnonzero(self._strata==c) for c in np.unique(self._strata)] if self.balanced
+              else [np.arange(len(self.dataset))])
     sizes = self.n//len(groups) + (g.permutation(len(groups)) < self.n % len(groups))
     take = lambda i,k: np.concatenate([g.permutation(i) for _ in range(max(1, math.ceil(k/len(i))))])[:k]
     idxs = np.concatenate([take(i, k) for i,k in zip(groups, sizes)])

@@ -50,9 +50,9 @@ def _download(name, path, size):
     except (RuntimeError, OSError):
         for p in made: p.is_dir() and p.rmdir()
         url = medmnist.INFO[name]['url' if size==28 else f'url_{size}']
-        raise InputError(f"{path} does not exist and could not be downloaded; fetch {url} yourself, put it "
-                         f"there, "
-                         "or name another folder with --root or MEDMNIST_ROOT", path) from None
+        raise InputError(f"{path} does not exist and could not be downloaded; fetch {url} yourself, "
+                         "put it there, or name another folder with --root or MEDMNIST_ROOT",
+                         path) from None
 
 # %% ../../nbs/data/03_named.ipynb #834fa261
 def _nearest(name, names):
@@ -75,8 +75,8 @@ def load_medmnist(name:str,           # such as 'breastmnist'
     path = medmnist_path(name, root, size)
     if not os.path.isfile(path):
         if not download:
-            raise InputError(f"{path} does not exist; download it or name another folder with --root or "
-                             f"MEDMNIST_ROOT", path)
+            raise InputError(f"{path} does not exist; download it or name another folder "
+                             "with --root or MEDMNIST_ROOT", path)
         _download(name, path, size)
     info = infos[name]
     source = f"{info['python_class']} from MedMNIST v2 (Yang et al. 2023), {info['license']}"

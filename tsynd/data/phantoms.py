@@ -82,15 +82,15 @@ def phantom(n_train:int=200, # training images, none of them in a hole
     for k,n in dict(n_train=n_train, n_val=n_val, n_test=n_test).items():
         check_range(k, n, lo=0, hi=10**6, integer=True)
     if isinstance(size, bool) or not isinstance(size, Integral) or size%4 or not 12 <= size <= 512:
-        raise InputError(f"size is {shown(size)}, but the phantom needs a multiple of 4, at least 12 and at "
-                         f"most 512", 'size', size)
+        raise InputError(f"size is {shown(size)}, but the phantom needs a multiple of 4, "
+                         "at least 12 and at most 512", 'size', size)
     g = torch.Generator().manual_seed(1000003*seed + 17)
     def split(k, n, holes):
         f = torch.rand(8*n+64, 8, generator=g)
         if holes: f = f[~in_hole(f, holes=None if holes is True else holes)]
         if len(f) < n:
-            raise InputError(f"holes leave only {len(f)} of {8*n+64} phantoms, expected at least {n}; make "
-                             f"them smaller", 'holes', len(f))
+            raise InputError(f"holes leave only {len(f)} of {8*n+64} phantoms, expected at least {n}; "
+                             "make them smaller", 'holes', len(f))
         f = f[:n]
         x = (render_phantom(f, size, seed=3*seed+k)*255).round().to(torch.uint8)
         return Split(x, phantom_labels(f), torch.arange(n), f)

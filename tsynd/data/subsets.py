@@ -23,9 +23,9 @@ def strata(y:Tensor # (N,) class numbers or (N,C) float zeros and ones
     return task_of(y).strata(y)
 
 # %% ../../nbs/data/04_subsets.ipynb #533629bb
-def stratified_order(y:Tensor, # (N,) class numbers or (N,C) zeros and ones
+def stratified_order(y:Tensor,  # (N,) class numbers or (N,C) zeros and ones
                      seed:int=0 # of the order within each class
-                    )->Tensor: # (N,) int64, a permutation
+                    )->Tensor:  # (N,) int64, a permutation
     "An order in which every prefix is stratified and has as many classes as it can hold"
     g = torch.Generator().manual_seed(seed)
     s, key = strata(y), torch.empty(len(y), dtype=torch.float64)

@@ -54,12 +54,12 @@ def arm(name:str, sentence:str, source:str):
     return enter
 
 # %% ../../nbs/experiments/03_arms.ipynb #bff2e118
-def callbacks(name:str,       # a key of `ARMS`
-              ae=None,        # trained `Autoencoder`; the arms without synthesis need none
-              # of everything the arm draws, but for MixUp, which draws from PyTorch's own stream
-              seed:int=0,
-              **settings      # of the arm
-             )->list:         # of fastai callbacks
+def callbacks(
+    name:str,   # a key of `ARMS`
+    ae=None,    # trained `Autoencoder`; the arms without synthesis need none
+    seed:int=0, # of everything the arm draws, but for MixUp, which draws from PyTorch's own stream
+    **settings  # of the arm
+)->list:        # of fastai callbacks
     "The callbacks of an arm; raises `InputError` on an unknown arm or setting"
     if name not in list(ARMS):
         raise InputError(f"arm is {shown(name)}, expected one of {', '.join(ARMS)}", 'arm', name)
@@ -189,8 +189,8 @@ _UNIT = "this callback expects [0, 1]; leave fastai's Normalize out and normalis
 def _class_numbers(y):
     if y.ndim == 1: return y.long()
     raise InputError(f"targets are {y.dtype} of shape {tuple(y.shape)}, expected class numbers "
-                     f"of shape ({len(y)},), or float zeros and ones of shape ({len(y)}, C)", 'targets',
-                     tuple(y.shape))
+                     f"of shape ({len(y)},), or float zeros and ones of shape ({len(y)}, C)",
+                     'targets', tuple(y.shape))
 
 # %% ../../nbs/experiments/03_arms.ipynb #42f44f0b
 @arm('pgd', 'Adversarial training, several steps in a box of pixels', 'Madry et al. 2018, arXiv 1706.06083')
@@ -236,7 +236,7 @@ class TrivialAugment(Callback):
     order,run_valid = -4,False
     def __init__(self,
                  p:float=A.p, # share of images that are augmented, in [0,1]
-                 seed:int=0  # of all that is drawn
+                 seed:int=0   # of all that is drawn
                 ):
         checked(A(p=p))
         self.p,self.seed,self.augment = p,seed,_wide()

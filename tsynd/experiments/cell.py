@@ -80,8 +80,8 @@ def group_autoencoder(c:StudyConfig, cell:Cell, data, folder:Path):
                 save_model(part/'autoencoder', ae, seconds=cpu_time(c)-start)
                 os.replace(part, path)
     except Timeout: raise Busy from None
-    return load_autoencoder(path/'autoencoder', data.shape,
-                            device(c.device)), json.loads((path/'autoencoder.json').read_text())['seconds']
+    ae = load_autoencoder(path/'autoencoder', data.shape, device(c.device))
+    return ae, json.loads((path/'autoencoder.json').read_text())['seconds']
 
 # %% ../../nbs/experiments/05_cell.ipynb #9c577ae8
 def cpu_time(c): # on one thread the processor's time, which does not see what else the machine does
@@ -113,10 +113,9 @@ def train_cell(c:StudyConfig, cell:Cell, data, ae)->tuple: # (classifier, facts)
                              cbs=[order, witness, *precision_callbacks(c), *cbs],
                              fit=fit, bs=c.bs, even=c.protocol == 'tsynd', balanced=c.balanced,
                              device=device(c.device))
-    seen = pd.DataFrame([h for cb in cbs for h in getattr(cb, 'history',
-                                                          [])]).reindex(columns=['distance_latent',
-                                                              'distance_pixel','gate','mi_before',
-                                                                  'mi_after']).mean()
+    columns = ['distance_latent', 'distance_pixel', 'gate', 'mi_before', 'mi_after']
+    history = [h for cb in cbs for h in getattr(cb, 'history', [])]
+    seen = pd.DataFrame(history).reindex(columns=columns).mean()
     return learn.model, dict(seconds=cpu_time(c)-start, precision=precision(c), steps=int(learn.train_iter),
                              images_seen=len(learn.recorder.values)*len(data.train),
                              synthetic=sum(getattr(cb, 'n_images', 0) for cb in cbs),

@@ -59,12 +59,11 @@ class StudyConfig(derived(TrainingSettings, bf16=True)):
                     'label: settings; `arm` among them names the arm where the label does not']
     first_seed: Annotated[whole(0, 2**31-1-10**4), 'a search takes other seeds than what it is for'] = 0
     headline: Annotated[list[list[Any]], Len(0, 1000),
-                        'contrasts declared beforehand, [arm, reference, condition, '
-                        'measure]; by default those of '
-                        '`tsynd.experiments.HEADLINE`'] = field(default_factory=list)
+                        'contrasts declared beforehand, [arm, reference, condition, measure]; '
+                        'by default those of `tsynd.experiments.HEADLINE`'] = field(default_factory=list)
     protocol: Annotated[Literal['tsynd','medmnist'],
-                        'one-cycle schedule and even batches, or schedule and batches '
-                        "of MedMNIST's authors"] = 'tsynd'
+                        'one-cycle schedule and even batches, '
+                        "or schedule and batches of MedMNIST's authors"] = 'tsynd'
     split: Annotated[Literal['test','val'], 'to measure on; a search takes val'] = 'test'
     test_n: Annotated[whole(1, 10**7)|None, 'images to measure on, stratified; by default all'] = None
     attack_n: Annotated[whole(1, 10**6), 'of them to attack and to corrupt, stratified'] = 200

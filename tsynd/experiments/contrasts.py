@@ -150,8 +150,8 @@ def questions(results:pd.DataFrame, # as `tidy` makes them
             out.append((*what, d, tuple(sizes or subsets or there)))
     twice = [q for i,q in enumerate(out) if q in out[:i]]
     if twice:
-        raise InputError(f"headline contrast {twice[0]!r} is there twice, expected once", 'headline',
-                         twice[0])
+        raise InputError(f"headline contrast {twice[0]!r} is there twice, expected once",
+                         'headline', twice[0])
     return out
 
 # %% ../../nbs/experiments/10_contrasts.ipynb #0fa0b744

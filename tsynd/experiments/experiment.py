@@ -116,8 +116,7 @@ def _autoencoder(c, data, progress):
     if c.autoencoder: ae = load_autoencoder(c.autoencoder, data.shape, device(c.device))
     else:
         ae = train_autoencoder(data, c.ae_steps, bs=c.ae_bs, seed=c.seed, device=device(c.device),
-                               progress=progress,
-                                 cbs=precision_callbacks(c))
+                               progress=progress, cbs=precision_callbacks(c))
     held_out,seen = quality(ae, data.test.x[:500]),quality(ae, data.train.x[:500])
     facts = dict(latent_shape=list(ae.latent_shape(data.shape)), compression=held_out['latents_per_pixel'],
                  steps=None if c.autoencoder else c.ae_steps,

@@ -21,8 +21,8 @@ from .experiment import epochs_of, precision_callbacks
 from .study_configuration import check_machine, make_arm
 
 # %% ../../nbs/experiments/08_forecast.ipynb #a0085838
-# per data set, size and arm
-def estimate(c:StudyConfig, root=None, updates:int=6, images:int=16)->pd.DataFrame:
+def estimate(c:StudyConfig, root=None, updates:int=6, images:int=16
+            )->pd.DataFrame: # per data set, size and arm
     "Seconds to train and to measure one cell, from a few updates and images, on this machine as it is now"
     check_machine(c)
     threads = torch.get_num_threads()
@@ -57,5 +57,5 @@ def _probe(short, cell, data, ae, few, held, c): # seconds per update, and of me
     model,facts = train_cell(short, cell, data, ae)
     middle = time.perf_counter()
     measure_cell(short, cell, model, data, few)
-    return (middle-start)/facts['steps'], (time.perf_counter()-middle)/len(few)*max(len(few),
-        min(c.attack_n, len(held)))
+    each = (time.perf_counter()-middle)/len(few) # seconds to measure an image
+    return (middle-start)/facts['steps'], each*max(len(few), min(c.attack_n, len(held)))

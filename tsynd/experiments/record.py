@@ -57,9 +57,8 @@ def records(folder:Path)->dict: # cell id: record; the last one where a cell was
         try: r = json.loads(l); found[r['id']] = r
         except (ValueError, TypeError, KeyError):
             path,start = Path(folder)/'cells.jsonl',l[:40].decode(errors='replace')
-            raise InputError(f"{path} has {start!r} in line "
-                             f"{i}, expected the record of a cell; remove that line, and tsynd study runs "
-                             f"the cell again", path, start) from None
+            raise InputError(f"{path} has {start!r} in line {i}, expected the record of a cell; "
+                             "remove that line, and tsynd study runs the cell again", path, start) from None
     return found
 
 # %% ../../nbs/experiments/06_record.ipynb #8db76b0f
@@ -88,8 +87,8 @@ def _whole(r, folder): # a record with nothing missing
     needed = ('status', *KEYS, *(('measures','y','p','shape') if r.get('status') == 'done' else ()))
     if lacks := [k for k in needed if k not in r]:
         raise InputError(f"{folder/'cells.jsonl'} has no {', '.join(lacks)} in the record of {r['id']}, "
-                         "expected all that tsynd study writes; remove that line, and tsynd study runs the "
-                         f"cell again", folder/'cells.jsonl', lacks)
+                         "expected all that tsynd study writes; remove that line, and tsynd study runs "
+                         "the cell again", folder/'cells.jsonl', lacks)
     return r
 
 def read_study(folder:str|Path)->Study:
@@ -101,10 +100,9 @@ def read_study(folder:str|Path)->Study:
     c,found = read_folder(folder),records(folder)
     rs = [_whole(found[x.id], folder) for x in cells(c) if x.id in found]
     done = [r for r in rs if r['status'] == 'done']
-    rows = [[*(r[k] for k in KEYS), condition, m, v] for r in done for condition,d in r['measures'].items()
-            for m,v in d.items()]
+    rows = [[*(r[k] for k in KEYS), condition, m, v]
+            for r in done for condition,d in r['measures'].items() for m,v in d.items()]
     preds = {r['id']: (np.array(r['y']), unpack_probabilities(r['p'], r['shape'])) for r in done}
-    return Study(folder, c,
-                 pd.DataFrame([{**{k: r.get(k) for k in ('id', *KEYS, *FACTS)}, **r.get('versions', {})}
-                               for r in rs]),
-                               pd.DataFrame(rows, columns=[*KEYS,'condition','measure','value']), preds)
+    facts = [{**{k: r.get(k) for k in ('id', *KEYS, *FACTS)}, **r.get('versions', {})} for r in rs]
+    return Study(folder, c, pd.DataFrame(facts),
+                 pd.DataFrame(rows, columns=[*KEYS,'condition','measure','value']), preds)

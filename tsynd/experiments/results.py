@@ -52,15 +52,15 @@ def new_folder(out:str|Path):
     made,names = [],[]
     try:
         if out.is_dir() and any(out.iterdir()) or out.is_file():
-            raise InputError(f"{out} exists and is not an empty folder; choose another with --out, or remove "
-                             f"it", out)
+            raise InputError(f"{out} exists and is not an empty folder; "
+                             "choose another with --out, or remove it", out)
         made = [p for p in (out, *out.parents) if not p.exists()]
         out.mkdir(parents=True, exist_ok=True)
         tmp = Path(tempfile.mkdtemp(prefix='.unfinished-', dir=out))
     except OSError as e:
         _remove(made)
-        raise InputError(f"{out} cannot be written ({e.strerror}); choose another folder with "
-                         f"--out", out, e.strerror) from None
+        raise InputError(f"{out} cannot be written ({e.strerror}); choose another folder with --out",
+                         out, e.strerror) from None
     try:
         yield tmp
         names = [p.name for p in tmp.iterdir()]
@@ -77,14 +77,14 @@ def _remove(folders): # empty ones, innermost first; others stay
         with suppress(OSError): p.rmdir()
 
 # %% ../../nbs/experiments/02_results.ipynb #e8e9d4ea
-def run(c:RunConfig,           # what to run
-        out:str|Path,          # a new folder for the results
-        root:str|Path=None,    # folder of MedMNIST's npz files; default: $MEDMNIST_ROOT, then ~/.medmnist
-        progress:bool=True,    # show progress bars?
-        # called with the folder of results before they are moved into place, to add a report
-        finish=None,
-        data:ImageData=None    # images of your own; default: those that `c` names
-       )->Result:
+def run(
+    c:RunConfig,         # what to run
+    out:str|Path,        # a new folder for the results
+    root:str|Path=None,  # folder of MedMNIST's npz files; default: $MEDMNIST_ROOT, then ~/.medmnist
+    progress:bool=True,  # show progress bars?
+    finish=None,         # called with the folder before it is moved into place, to add a report
+    data:ImageData=None  # images of your own; default: those that `c` names
+)->Result:
     "The whole comparison, from the data file to the folder of results; raises `InputError`"
     with new_folder(out) as folder:
         data = prepare_data(c, root, data)

@@ -44,7 +44,7 @@ def t_interval(d,               # (k,) differences, one per seed
     return float(d.mean()-margin), float(d.mean()+margin)
 
 # %% ../../nbs/experiments/09_statistics.ipynb #186cdaa2
-def sign_flip(d,        # (k,) differences, one per seed
+def sign_flip(d,         # (k,) differences, one per seed
               seed:int=0 # of the draws beyond 16 seeds
              )->float:
     "Two-sided p-value: how often flipped signs give a mean as far from zero"

@@ -76,8 +76,9 @@ def _take(c, cell, folder, root, run, parent, tried): # run `cell` unless it is 
             before = len(tries.read_bytes()) if tries.exists() else 0
             try:
                 tries.write_bytes(b'.'*(before+1))
-                record = run_cell(c, cell, folder, root) if before < 5 else dict(id=cell.id, **asdict(cell),
-                    status='failed', reason='its process was killed five times')
+                record = (run_cell(c, cell, folder, root) if before < 5 else
+                          dict(id=cell.id, **asdict(cell), status='failed',
+                               reason='its process was killed five times'))
                 append(folder, dict(record, run=run))
             except (Busy, KeyboardInterrupt): tries.write_bytes(b'.'*before); raise
             tries.unlink(); tried.add(cell.id)
@@ -154,6 +155,6 @@ def _open(c, folder):
         folder.mkdir(parents=True, exist_ok=True)
         if new != old: write_whole(path, to_toml(c).encode())
     except OSError as e:
-        raise InputError(f"{folder} cannot be the folder of a study ({e.strerror}); choose another with "
-                         f"--out", folder, e.strerror) from None
+        raise InputError(f"{folder} cannot be the folder of a study ({e.strerror}); "
+                         "choose another with --out", folder, e.strerror) from None
     return folder

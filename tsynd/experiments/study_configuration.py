@@ -28,8 +28,8 @@ def _toml(path, most=10**6): # bytes
         with open(path, 'rb') as f: text = f.read(most+1)
         if len(text) <= most: return tomllib.loads(text.decode())
     except OSError as e:
-        raise InputError(f"{path} cannot be read ({e.strerror}); give a TOML file that describes a "
-                         f"study", path, e.strerror) from None
+        raise InputError(f"{path} cannot be read ({e.strerror}); give a TOML file that describes a study",
+                         path, e.strerror) from None
     except RecursionError:
         raise InputError(f"{path} is not TOML that can be read (too many lists in lists)", path) from None
     except ValueError as e:
@@ -87,8 +87,7 @@ def _measured(c, dataset):
 def _check_question(c, q):
     if not 4 <= len(q) <= 6 or not all(isinstance(v, str) for v in q[:4]) or q[0] == q[1]:
         raise InputError(f"headline {shown(q)} is no question, expected [arm, other arm, condition, "
-                         f"measure], "
-                         "then sizes and data sets if not all", 'headline', q)
+                         "measure], then sizes and data sets if not all", 'headline', q)
     sizes,sets = (v if isinstance(v, list) else [v] for v in [*q[4:], [], []][:2])
     sizes = [str(v) if isinstance(v, int) else v for v in sizes]
     asked = ('arm', q[:2], c.arms), ('size', sizes, [*map(str, c.n)]), ('data set', sets, c.datasets)

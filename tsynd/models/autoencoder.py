@@ -76,8 +76,8 @@ def encode(self:Autoencoder,
     "Latents of a batch of images; raises `InputError` if they do not fit"
     ch = self.config['ch']
     if x.ndim != 4 or x.shape[1] != ch or x.shape[2]%4 or x.shape[3]%4:
-        raise InputError(f"images have shape {tuple(x.shape)}, but the autoencoder expects (B, {ch}, H, W) "
-                         f"with H and W multiples of 4", 'images', tuple(x.shape))
+        raise InputError(f"images have shape {tuple(x.shape)}, but the autoencoder expects "
+                         f"(B, {ch}, H, W) with H and W multiples of 4", 'images', tuple(x.shape))
     return _at_least_float32(self.unit(self.enc(x*2-1)))
 
 # %% ../../nbs/models/02_autoencoder.ipynb #85378c84
@@ -104,15 +104,15 @@ class ReconstructionTarget(Callback):
 # %% ../../nbs/models/02_autoencoder.ipynb #042472a0
 def _rounds(steps): return 10 if steps % 10 == 0 else 1
 
-def autoencoder_learner(data:ImageData, # its training and validation images
-                        ae:Autoencoder, # to be trained
-                        # weight updates in all, in ten epochs; in one if no multiple of ten
-                        steps:int=AutoencoderSettings.steps,
-                        bs:int=AutoencoderSettings.bs, # images in a batch
-                        seed:int=0,     # of the batch order, at least 0
-                        device=None,    # default: the CPU
-                        cbs=()          # further fastai callbacks
-                       )->Learner:
+def autoencoder_learner(
+    data:ImageData, # its training and validation images
+    ae:Autoencoder, # to be trained
+    steps:int=AutoencoderSettings.steps, # weight updates in all, in ten epochs; in one if no multiple of ten
+    bs:int=AutoencoderSettings.bs,       # images in a batch
+    seed:int=0,     # of the batch order, at least 0
+    device=None,    # default: the CPU
+    cbs=()          # further fastai callbacks
+)->Learner:
     "A fastai `Learner` that teaches `ae` to reconstruct the training images; in ten epochs, or one"
     mk = lambda s, **kw: ImageDL(s, bs=bs, seed=seed, device=device, **kw)
     dls = DataLoaders(mk(data.train, shuffle=True, n=steps//_rounds(steps)*bs), mk(data.val),
@@ -183,6 +183,6 @@ def load_autoencoder(path:str|Path, # as given to `save_model`
     "A saved autoencoder, in eval mode; raises `InputError` if it does not fit"
     ae = rebuild(path, Autoencoder, *read_model(path, 'Autoencoder'), device)
     if shape is not None and ae.config['ch'] != shape[0]:
-        raise InputError(f"{path} is an autoencoder for {ae.config['ch']}-channel images, but the data has "
-                         f"{shape[0]}", path, ae.config['ch'])
+        raise InputError(f"{path} is an autoencoder for {ae.config['ch']}-channel images, "
+                         f"but the data has {shape[0]}", path, ae.config['ch'])
     return ae

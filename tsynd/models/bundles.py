@@ -16,7 +16,7 @@ from torch import nn
 from ..core.errors import InputError
 
 # %% ../../nbs/models/01_bundles.ipynb #76b7c718
-def save_model(path:str|Path, # without suffix
+def save_model(path:str|Path,   # without suffix
                model:nn.Module, # has a `config`
                **facts          # further facts for the JSON file
               ):
@@ -33,8 +33,8 @@ def read_model(path:str|Path, # with or without suffix
     path = str(path).removesuffix('.safetensors').removesuffix('.json')
     for f in (f'{path}.json', f'{path}.safetensors'):
         if not os.path.isfile(f):
-            raise InputError(f"{f} does not exist; a model is a .safetensors and a .json file of the same "
-                             f"name", f)
+            raise InputError(f"{f} does not exist; a model is a .safetensors and a .json file "
+                             "of the same name", f)
     try: facts,weights = json.loads(Path(f'{path}.json').read_text()),load_file(f'{path}.safetensors')
     except Exception as e:
         found = type(e).__name__

@@ -46,9 +46,8 @@ class _Block(nn.Module):
         super().__init__()
         self.f = nn.Sequential(nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU(),
                                nn.Conv2d(o, o, 3, 1, 1, bias=False), nn.BatchNorm2d(o))
-        self.skip = nn.Sequential() if (i,stride)==(o,
-                                                    1) else nn.Sequential(nn.Conv2d(i, o, 1, stride,
-                                                        bias=False), nn.BatchNorm2d(o))
+        self.skip = (nn.Sequential() if (i,stride)==(o,1) else
+                     nn.Sequential(nn.Conv2d(i, o, 1, stride, bias=False), nn.BatchNorm2d(o)))
     def forward(self, x): return F.relu(self.f(x) + self.skip(x))
 
 # %% ../../nbs/models/04_classifier.ipynb #e2e5f71c
@@ -58,8 +57,8 @@ def small_resnet(ch:int=1,        # image channels, 1 or 3
                 )->Classifier:
     "A small residual network (24, 48, 96 channels) for two cores"
     trunk = nn.Sequential(nn.Conv2d(ch, 24, 3, 1, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU(),
-                          _Block(24, 24, 1), _Block(24, 48, 2), _Block(48, 96, 2), nn.AdaptiveAvgPool2d(1),
-                          nn.Flatten())
+                          _Block(24, 24, 1), _Block(24, 48, 2), _Block(48, 96, 2),
+                          nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return Classifier(trunk, 96, n_classes, p)
 
 # %% ../../nbs/models/04_classifier.ipynb #8e4aee13
@@ -70,19 +69,19 @@ def resnet18(ch:int=1,        # image channels, 1 or 3
     "ResNet-18 with MedMNIST's stem for small images"
     from torchvision.models import resnet18
     trunk = resnet18(weights=None)
-    trunk.conv1, trunk.maxpool, trunk.fc = nn.Conv2d(ch, 64, 3, 1, 1,
-                                                     bias=False), nn.Identity(), nn.Identity()
+    trunk.conv1 = nn.Conv2d(ch, 64, 3, 1, 1, bias=False)
+    trunk.maxpool, trunk.fc = nn.Identity(), nn.Identity()
     return Classifier(trunk, 512, n_classes, p)
 
 # %% ../../nbs/models/04_classifier.ipynb #e1dc3008
 def _timm(name, ch, n_classes, p):
     try: import timm
     except ImportError:
-        raise InputError(f"model is 'timm:{name}', but timm is not installed; pip install timm", 'model',
-                         f'timm:{name}') from None
+        raise InputError(f"model is 'timm:{name}', but timm is not installed; pip install timm",
+                         'model', f'timm:{name}') from None
     if not timm.is_model(name):
-        raise InputError(f"model is 'timm:{name}', but timm has no model of that name; see "
-                         f"timm.list_models()", 'model', f'timm:{name}')
+        raise InputError(f"model is 'timm:{name}', but timm has no model of that name; "
+                         "see timm.list_models()", 'model', f'timm:{name}')
     trunk = timm.create_model(name, pretrained=False, in_chans=ch, num_classes=0)
     return Classifier(trunk, getattr(trunk, 'head_hidden_size', None) or trunk.num_features, n_classes, p)
 

@@ -31,12 +31,12 @@ def check_dropout(model:nn.Module): # any
     if not layers:
         idle = sum(isinstance(m, DROPOUT) for m in model.modules())
         found = f'{idle} dropout layers, all with p = 0' if idle else 'no dropout layer'
-        raise InputError(f"the classifier has {found}, but its uncertainty is measured with dropout; add "
-                         f"nn.Dropout before its last layer", 'dropout', found)
+        raise InputError(f"the classifier has {found}, but its uncertainty is measured with dropout; "
+                         "add nn.Dropout before its last layer", 'dropout', found)
     for n,m in layers:
         if m.p >= 1:
-            raise InputError(f"dropout layer {n} of the classifier has p = {m.p}, which drops everything, "
-                             f"expected 0 < p < 1", 'dropout', m.p)
+            raise InputError(f"dropout layer {n} of the classifier has p = {m.p}, "
+                             "which drops everything, expected 0 < p < 1", 'dropout', m.p)
 
 # %% ../../nbs/models/05_dropout.ipynb #c38481f5
 def uncompiled(model:nn.Module # any
@@ -46,17 +46,17 @@ def uncompiled(model:nn.Module # any
 
 class MCDropout:
     "A context in which calling it with images gives the logits of T dropout draws, with masks held fixed"
-    def __init__(self,
-                 model:nn.Module, # classifier with dropout layers
-                 T:int=SynthesisSettings.T, # number of draws
-                 seed:int=0,      # of the masks
-                 # run every draw through the whole model? default: only where sharing the trunk is impossible
-                 full:bool=None
-                ):
+    def __init__(
+        self,
+        model:nn.Module, # classifier with dropout layers
+        T:int=SynthesisSettings.T, # number of draws
+        seed:int=0,      # of the masks
+        full:bool=None   # run every draw through the whole model? default: only where no trunk can be shared
+    ):
         check_dropout(model)
         check_range('T', T, lo=1, integer=True)
-        self.model,self.T,self.gen,self.masks = (uncompiled(model),int(T),torch.Generator().manual_seed(seed),
-                                                 {})
+        self.model,self.T = uncompiled(model),int(T)
+        self.gen,self.masks = torch.Generator().manual_seed(seed),{}
         self.full = getattr(model, '_mc_full', False) if full is None else full
 
     def __enter__(self):
@@ -111,8 +111,8 @@ def _run(self:MCDropout, x, expanded):
     finally:
         for h in hooks: h.remove()
     if not self.calls:
-        raise InputError("the classifier has dropout layers, but its forward pass reaches none of them; put "
-                         "nn.Dropout before its last layer", 'dropout')
+        raise InputError("the classifier has dropout layers, but its forward pass reaches none of them; "
+                         "put nn.Dropout before its last layer", 'dropout')
     if out.ndim != 2 or len(out) != rows:
         raise RuntimeError(f'the model returned {tuple(out.shape)}, expected {rows} rows of logits')
     return out.unflatten(0, (self.T, -1))
@@ -123,7 +123,7 @@ def _check_rows(self:MCDropout, name, out):
     if len(out) == self.rows or len(out) % self.rows == 0 and out.shape[1:2] != (self.rows,): return
     raise InputError(f"dropout layer {name} of the classifier sees shape {tuple(out.shape)}, expected all "
                      f"images of all draws, {self.rows}, as its first dimension; make the model batch-first, "
-                     f"or put dropout elsewhere", 'dropout', tuple(out.shape))
+                     "or put dropout elsewhere", 'dropout', tuple(out.shape))
 
 # %% ../../nbs/models/05_dropout.ipynb #b3f2609d
 @patch

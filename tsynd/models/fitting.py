@@ -20,9 +20,9 @@ class FiniteLoss(Callback):
     def after_loss(self):
         loss = self.learn.loss_grad.detach()
         if not torch.isfinite(loss).all():
-            raise InputError(f"loss is {float(loss)} in epoch {self.epoch}, batch {self.iter}, but must be "
-                             f"finite; "
-                             "check the images for NaN or lower the learning rate", 'loss', float(loss))
+            raise InputError(f"loss is {float(loss)} in epoch {self.epoch}, batch {self.iter}, "
+                             "but must be finite; check the images for NaN or lower the learning rate",
+                             'loss', float(loss))
 
 # %% ../../nbs/models/00_fitting.ipynb #d1220581
 class TrainingBar(Callback):

@@ -20,8 +20,8 @@ def frozen(*models:nn.Module): # any number of them
     mods = [m for model in models for m in model.modules()]
     params = [p for model in models for p in model.parameters()]
     modes, flags = [m.training for m in mods], [p.requires_grad for p in params]
-    bufs = [(m._buffers, k, b, b.clone(), b._version) for m in mods for k,b in m._buffers.items()
-            if b is not None]
+    bufs = [(m._buffers, k, b, b.clone(), b._version)
+            for m in mods for k,b in m._buffers.items() if b is not None]
     try:
         with torch.random.fork_rng(devices=sorted({p.device.index for p in params if p.is_cuda})):
             for m in mods: m.training = False

@@ -69,11 +69,11 @@ def run_facts_html(run:RunFolder)->Markup:
 
 # %% ../../nbs/reports/09_run.ipynb #469e1599
 RUN_FILES = {'metrics.json': 'every number of this page',
-         'synthetic.npz': 'the synthetic images of the last epoch, in the layout of a MedMNIST file',
-         'provenance.csv': 'one row per synthetic image: where it came from, what the label gate did, '
-                           'how far it moved, MI before and after',
-         'models': 'autoencoder and both classifiers: weights as safetensors, the rest as JSON',
-         'figures': 'the figures of this page'}
+             'synthetic.npz': 'the synthetic images of the last epoch, in the layout of a MedMNIST file',
+             'provenance.csv': 'one row per synthetic image: where it came from, what the label gate did, '
+                               'how far it moved, MI before and after',
+             'models': 'autoencoder and both classifiers: weights as safetensors, the rest as JSON',
+             'figures': 'the figures of this page'}
 
 def _size(n): return f'{n} B' if n < 1000 else f'{n/1e3:.0f} kB' if n < 1e6 else f'{n/1e6:.1f} MB'
 

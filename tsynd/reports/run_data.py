@@ -184,6 +184,5 @@ def run_caution(run:RunFolder)->str:
     up, down, equal = (points > 0).sum(), (points < 0).sum(), (points == 0).sum()
     share = f"{100/n:.2g} point{'s'*(n != 100)} of accuracy" if n > 0 else ''
     grain = f' One of the {n:.0f} test images is {share}.' if n > 0 else ''
-    return (f"Of {len(points)} comparisons {up} came out better, {down} worse and {equal} equal. "
-            "One run with one seed is no evidence: another seed can turn a difference of a few points round."
-            f"{grain}")
+    return (f"Of {len(points)} comparisons {up} came out better, {down} worse and {equal} equal. One run "
+            f"with one seed is no evidence: another seed can turn a difference of a few points round.{grain}")

@@ -22,8 +22,8 @@ def _data_line(c):
     return data if part is None else f"subset({data}, {part!r}, seed={c['seed']!r})"
 
 # %% ../../nbs/reports/07_run_python.ipynb #1409211e
-_SYNTHESIS = ('objective', 'T', 'steps', 'radius', 'gate', 'weight', 'share', 'every', 'budget', 'warmup',
-              'seed')
+_SYNTHESIS = ('objective', 'T', 'steps', 'radius', 'gate', 'weight',
+              'share', 'every', 'budget', 'warmup', 'seed')
 
 def python_lines(config:dict, # as in metrics.json
                  task:str=''  # of the data, as in metrics.json

@@ -76,8 +76,8 @@ def meaning(run:RunFolder)->str: # empty where the numbers tell nothing
     if clean == changed: said = [f'{clean}, on the test images as they are and on changed ones']
     said = ', and '.join(s for s in said if s[0] != ' ')
     low = [capital(under(c)) for c in _guessing(run, table)]
-    guess = ''.join(f' {where} both classifiers are no better than guessing, so that their order there says '
-                    'little.' for where in low)
+    guess = ''.join(f' {where} both classifiers are no better than guessing, so that their order there '
+                    'says little.' for where in low)
     return f"With the synthetic images, the classifier of this run {said}.{guess}"
 
 # %% ../../nbs/reports/08_run_summary.ipynb #8f564c52

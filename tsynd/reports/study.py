@@ -16,8 +16,8 @@ from ..experiments.arms import ARMS
 from .page import figure_html, render, style_sheet, write_page
 from .study_data import Findings, findings, study_caution, study_finding
 from .study_figures import attack_plot, auc_plot, cost_plot, reliability_plot, severity_plot
-from .study_tables import (arms_html, classes_html, contrasts_html, costs_html, families_html,
-                                        official_html)
+from .study_tables import (
+    arms_html, classes_html, contrasts_html, costs_html, families_html, official_html)
 from ..experiments.record import read_study, records
 
 # %% ../../nbs/reports/13_study.ipynb #3b959c00

@@ -51,8 +51,8 @@ def _predictions(study):
     drawn = c.test_n or c.split == 'val'
     return lambda dataset, *rest: None if drawn or dataset == 'phantom' else find(dataset, *rest)
 
-_NO_DIFFERENCES = ['dataset', 'n', 'condition', 'measure', 'arm', 'seeds', 'difference', 'sd', 'worse', 'lo',
-                   'hi', 'loses']
+_NO_DIFFERENCES = ['dataset', 'n', 'condition', 'measure', 'arm', 'seeds',
+                   'difference', 'sd', 'worse', 'lo', 'hi', 'loses']
 
 def findings(study:Study # as `read_study` gives it
             )->Findings:

@@ -104,8 +104,7 @@ def check_ball(model, x, y, eps, norm, task, **counts):
     check_range('eps', eps, lo=0, hi=1 if norm == 'Linf' else x[0].numel()**.5)
     if isinstance(model, Predictor) and model.T and model.task != task:
         raise InputError(f"the predictor was made with task={model.task.name!r}, but the attack with "
-                         f"task={task.name!r}; "
-                         "give both the same", 'task', task.name)
+                         f"task={task.name!r}; give both the same", 'task', task.name)
 
 # %% ../../nbs/robustness/05_attack_kinds.ipynb #5d59a465
 def _fgsm(run, streams, eps, steps, restarts):
@@ -139,8 +138,8 @@ def _step(s, a):
 def _remember(s, loss, g):
     s.rises = s.rises + (loss > s.loss)
     s.loss,s.g,up = loss,g,loss > s.top_loss
-    s.top_z,s.top_loss,s.top_g = pick_rows(up, s.z, s.top_z), pick_rows(up, loss, s.top_loss), pick_rows(up,
-        g, s.top_g)
+    s.top_z,s.top_loss,s.top_g = (pick_rows(up, s.z, s.top_z), pick_rows(up, loss, s.top_loss),
+                                  pick_rows(up, g, s.top_g))
 
 # %% ../../nbs/robustness/05_attack_kinds.ipynb #ba878410
 def _look_back(s, n):

@@ -47,8 +47,8 @@ def loss_and_gradient(model:nn.Module, # images to logits (B,C)
     g = torch.autograd.grad(loss.sum(), x)[0] if grad else torch.zeros_like(x)
     bad = int((~(torch.isfinite(loss) & torch.isfinite(g.flatten(1)).all(1))).sum())
     if bad:
-        raise InputError(f"the loss or its gradient is not finite for {bad} of {len(x)} images; check the "
-                         f"model's weights", 'model', bad)
+        raise InputError(f"the loss or its gradient is not finite for {bad} of {len(x)} images; "
+                         "check the model's weights", 'model', bad)
     return loss.detach(), logits.detach(), g
 
 # %% ../../nbs/robustness/01_attacks.ipynb #dd0d66b0

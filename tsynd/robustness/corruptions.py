@@ -65,7 +65,7 @@ def pixelate(x:Tensor,  # (B,ch,H,W)
     "Replace every block by its mean"
     def share(n):
         i,j = (torch.arange(k+1, dtype=torch.float64)/k for k in (blocks, n))
-        # of block and pixel
+        # the overlap of block and pixel
         both = (torch.minimum(i[1:,None], j[1:]) - torch.maximum(i[:-1,None], j[:-1])).clamp(min=0)
         return (n*blocks*both.T @ both).to(x).expand(len(x), 1, n, n)
     return share(x.shape[2]) @ x @ share(x.shape[3])
@@ -137,8 +137,8 @@ def _check_corruptions(x, dataset, names, severities, lo=0):
     "The names, all of the data set's if None"
     check_batch(x)
     if x.shape[1] not in (1,3):
-        raise InputError(f"images have {x.shape[1]} channels, expected 1 (grey) or 3 (colour)", 'images',
-                         x.shape[1])
+        raise InputError(f"images have {x.shape[1]} channels, expected 1 (grey) or 3 (colour)",
+                         'images', x.shape[1])
     known = tuple(families(dataset))
     names = known if names is None else (names,) if isinstance(names, str) else tuple(names)
     check_known(f'{dataset}: corruption', names, known, 'corruption')
@@ -220,22 +220,21 @@ def _family_means(rows, what):
     if sum(map(len, found.values())) != len(rows):
         raise InputError(f"{what} hold a corruption and severity twice; give the table of one model", what)
     if list(found.get('clean', ())) != [0] or len(found) < 2:
-        raise InputError(f"{what} hold {', '.join(found) or 'nothing'}, expected clean and at least one "
-                         f"corruption, as `corruption_table` makes them", what, list(found))
+        raise InputError(f"{what} hold {', '.join(found) or 'nothing'}, expected clean and at least "
+                         "one corruption, as `corruption_table` makes them", what, list(found))
     if len({tuple(sorted(v)) for k,v in found.items() if k != 'clean'}) > 1:
         raise InputError(f"{what} hold corruptions at different severities, expected the same for all", what)
     def mean(k, c):
         values = [r[k] for r in found[c].values()]
         return None if None in values else sum(values)/len(values)
-    return {c: {k: mean(k, c) for k in ('balanced_error','auc')} for c in found}, {(r['corruption'],
-        r['severity'], r['n']) for r in rows}
+    means = {c: {k: mean(k, c) for k in ('balanced_error','auc')} for c in found}
+    return means, {(r['corruption'], r['severity'], r['n']) for r in rows}
 
 # %% ../../nbs/robustness/03_corruptions.ipynb #420f4f02
-def corruption_summary(rows:list,          # as `corruption_table` makes them
+def corruption_summary(rows:list,           # as `corruption_table` makes them
                        reference:list=None, # the same for another model: adds `be` and `rbe`
-                       least:float=.01     # a quotient is None where its denominator is smaller
-                      # of rows: corruption, balanced_error, auc, rise, relative; last the mean
-                      )->list:
+                       least:float=.01      # a quotient is None where its denominator is smaller
+                      )->list: # of rows: corruption, balanced_error, auc, rise, relative; last the mean
     "Means over severities for each family, and over families: errors, their rise over clean, BE, rBE"
     check_range('least', least, lo=0, open_lo=True)
     own,tested = _family_means(rows, 'rows')
@@ -253,7 +252,6 @@ def corruption_summary(rows:list,          # as `corruption_table` makes them
             er,er0 = ref[c]['balanced_error'],ref['clean']['balanced_error']
             res[-1] |= dict(be=over(e, er), rbe=over(e-e0, er-er0))
     def mean(k, part): return sum(part)/len(part) if part and (None not in part or k == 'rbe') else None
-    return [*res,
-            dict(corruption='mean',
-                 **{k: mean(k, [r[k] for r in res if k != 'rbe' or r[k] is not None]) for k in res[0]
-                    if k != 'corruption'})]
+    return [*res, dict(corruption='mean', **{
+        k: mean(k, [r[k] for r in res if k != 'rbe' or r[k] is not None])
+        for k in res[0] if k != 'corruption'})]

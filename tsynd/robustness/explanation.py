@@ -42,11 +42,11 @@ def _classes(model, x, y, task):
     if not isinstance(y, Tensor) or y.shape != (len(x),) or y.is_floating_point():
         found = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else repr(y)
         raise InputError(f"y is {found}, expected one class number for all images or an int64 tensor "
-                         f"({len(x)},); "
-                         "of several labels name the one to explain", 'y', found)
+                         f"({len(x)},); of several labels name the one to explain", 'y', found)
     if y.min() < 0 or y.max() >= scores.shape[1]:
-        raise InputError(f"y holds classes from {int(y.min())} to {int(y.max())}, but the model knows 0 to "
-                         f"{scores.shape[1]-1}", 'y', (int(y.min()), int(y.max())))
+        raise InputError(f"y holds classes from {int(y.min())} to {int(y.max())}, "
+                         f"but the model knows 0 to {scores.shape[1]-1}",
+                         'y', (int(y.min()), int(y.max())))
     return y.long().cpu().clone()
 
 # %% ../../nbs/robustness/08_explanation.ipynb #10fde19f
@@ -70,8 +70,8 @@ def spatial_layers(model:nn.Module, # images (B,ch,H,W) to logits (B,C)
         try: logits = model(x[:1].to(dev).clone().requires_grad_())
         finally:
             for h in hooks: h.remove()
-        maps = {n: o[0] for n,o in outs.items()
-                if len(o) == 1 and _is_map(o[0])} if logits.requires_grad else {}
+        maps = ({n: o[0] for n,o in outs.items() if len(o) == 1 and _is_map(o[0])}
+                if logits.requires_grad else {})
         used = torch.autograd.grad(logits.sum(), list(maps.values()), allow_unused=True) if maps else ()
     return {n: tuple(o.shape[1:]) for (n,o),g in zip(maps.items(), used) if g is not None}
 
@@ -82,8 +82,8 @@ def _is_map(o): return isinstance(o, Tensor) and o.ndim == 4 and o.shape[2:].num
 def _unfit(name, layers, modules):
     around = [name[:i] for i,c in enumerate(name) if c == '.']
     step = [a for a in around if a in layers and min(layers[a][1:]) < min(layers[name][1:])]
-    return isinstance(modules[name], nn.AdaptiveAvgPool2d) or not all(isinstance(modules[a], nn.Sequential)
-        for a in step)
+    return (isinstance(modules[name], nn.AdaptiveAvgPool2d)
+            or not all(isinstance(modules[a], nn.Sequential) for a in step))
 
 # %% ../../nbs/robustness/08_explanation.ipynb #2d77154c
 def target_layer(model:nn.Module, # images (B,ch,H,W) to logits (B,C)
@@ -94,7 +94,7 @@ def target_layer(model:nn.Module, # images (B,ch,H,W) to logits (B,C)
     layers = spatial_layers(model, x)
     if not layers:
         raise InputError("the model has no layer whose output is a map (B,C,h,w) that its logits depend on; "
-                                    "class activation maps need a convolutional network", 'model')
+                         "class activation maps need a convolutional network", 'model')
     if layer is None:
         modules = dict(model.named_modules())
         fit = [n for n in layers if not _unfit(n, layers, modules)] or list(layers)
@@ -155,11 +155,11 @@ def _batch_cam(engine, x, y, task):
     return torch.from_numpy(engine(x.to(engine.device).clone().requires_grad_(), targets))
 
 # %% ../../nbs/robustness/08_explanation.ipynb #8a4ba5a9
-def phantom_region(f:Tensor,    # (N,8) in [0,1], as `Split.factors`
-                   # one of `FACTORS`; 'contrast' acts on the lesion, 'shadow' behind it
-                   factor:str='contrast',
-                   size:int=28  # height and width, pixels
-                  )->Tensor:    # (N,size,size) bool
+def phantom_region(
+    f:Tensor,              # (N,8) in [0,1], as `Split.factors`
+    factor:str='contrast', # one of `FACTORS`; 'contrast' acts on the lesion, 'shadow' behind it
+    size:int=28            # height and width, pixels
+)->Tensor:                 # (N,size,size) bool
     "The pixels of phantom images that change at least half as much as any, when a factor goes from 0 to 1"
     some = [k for k in FACTORS if k != 'phase']                     # whose 0 and 1 are the same image
     if factor not in some:
@@ -174,9 +174,9 @@ def phantom_region(f:Tensor,    # (N,8) in [0,1], as `Split.factors`
     return change > .5*change.amax((1,2), keepdim=True)
 
 # %% ../../nbs/robustness/08_explanation.ipynb #a792f811
-def heat_inside(maps:Tensor, # (B,H,W), at least 0
+def heat_inside(maps:Tensor,  # (B,H,W), at least 0
                 region:Tensor # (B,H,W) bool
-               )->Tensor:    # (B,) in [0,1]; NaN where a map is 0 everywhere
+               )->Tensor:     # (B,) in [0,1]; NaN where a map is 0 everywhere
     "Share of each map's heat that lies in a region"
     return (maps*region).sum((1,2))/maps.sum((1,2))
 
@@ -234,8 +234,8 @@ def faithfulness(model:nn.Module,  # images (B,ch,H,W) in [0,1] to logits (B,C)
     check_batch(x)
     want = (len(x), *x.shape[2:])
     if maps.shape != want:
-        raise InputError(f"maps have shape {tuple(maps.shape)}, expected {want}, one for each image", 'maps',
-                         tuple(maps.shape))
+        raise InputError(f"maps have shape {tuple(maps.shape)}, expected {want}, one for each image",
+                         'maps', tuple(maps.shape))
     if not torch.isfinite(maps).all():
         raise InputError("maps hold values that are NaN or infinite, expected numbers", 'maps')
     for s in shares: check_range('share', s, lo=0, hi=.95, open_lo=True)

@@ -25,8 +25,8 @@ def _findings(a, zero, tol, nearly_zero):
     "The signs of masking, from the accuracies that the attacks leave"
     return [
         _finding('black box stronger', a['gradient']-a['all'], tol,
-                 f"the gradient attacks together leave {a['gradient']:.1%}, with Square it is "
-                 f"{a['all']:.1%}"),
+                 f"the gradient attacks together leave {a['gradient']:.1%}, "
+                 f"with Square it is {a['all']:.1%}"),
         _finding('one step stronger', a['PGD 40']-a['FGSM'], tol,
                  f"FGSM leaves {a['FGSM']:.1%}, PGD with 40 steps {a['PGD 40']:.1%}"),
         _finding('more steps weaker', a['PGD 40']-a['PGD 10'], tol,
@@ -40,9 +40,9 @@ def _reused(images, x, eps):
     "Images of earlier attacks, which must be in the ball that is asked for"
     for name,adv in images.items():
         if adv.shape != x.shape or ATTACKS[name].norm == 'Linf' and (adv-x).abs().max() > eps+1e-6:
-            raise InputError(f"the images kept from {name} do not belong to these images and eps = "
-                             f"{eps:.4g}; "
-                             "give those that `attack_suite` kept for the same", 'images', name)
+            raise InputError(f"the images kept from {name} do not belong to these images and "
+                             f"eps = {eps:.4g}; give those that `attack_suite` kept for the same",
+                             'images', name)
     return images
 
 # %% ../../nbs/robustness/07_masking.ipynb #172e2c4d

@@ -91,16 +91,15 @@ def check_batch(x):
     want = 'expected a float tensor (N,ch,H,W) with values in [0, 1]'
     if not isinstance(x, Tensor) or not x.is_floating_point():
         found = getattr(x, 'dtype', type(x).__name__)
-        raise InputError(f"images are {found}, {want}; `split.batch(i)` "
-                         f"gives that", 'images', found)
+        raise InputError(f"images are {found}, {want}; `split.batch(i)` gives that", 'images', found)
     if x.ndim != 4 or not x.numel():
-        raise InputError(f"images have shape {'×'.join(map(str, x.shape))}, {want}, at least one", 'images',
-                         tuple(x.shape))
+        raise InputError(f"images have shape {'×'.join(map(str, x.shape))}, {want}, at least one",
+                         'images', tuple(x.shape))
     bad = int((~torch.isfinite(x)).sum())
     if bad: raise InputError(f"images hold {bad} pixels that are NaN or infinite, {want}", 'images', bad)
     if x.min() < 0 or x.max() > 1:
-        raise InputError(f"images have values from {x.min():.3g} to {x.max():.3g}, {want}; undo a "
-                         f"normalisation first", 'images', (x.min().item(), x.max().item()))
+        raise InputError(f"images have values from {x.min():.3g} to {x.max():.3g}, {want}; "
+                         "undo a normalisation first", 'images', (x.min().item(), x.max().item()))
 
 # %% ../../nbs/robustness/00_perturbations.ipynb #9618e9b9
 def perturb(x:Tensor,           # (N,ch,H,W) in [0,1]

@@ -32,9 +32,9 @@ class Predictor(nn.Module):
         with frozen(self.model): return self.model(x)
 
 # %% ../../nbs/robustness/04_predictors.ipynb #40358da9
-# a `Predictor`, or any classifier, which counts as one with its dropout off
-def predictor_name(model:nn.Module
-                  )->str:
+def predictor_name(
+    model:nn.Module # a `Predictor`, or any classifier, which counts as one with its dropout off
+)->str:
     "Which predictor it is, in words"
     T = getattr(model, 'T', 0) if isinstance(model, Predictor) else 0
     return f'mean of {T} draws' if T else 'dropout off'

@@ -12,8 +12,8 @@ from torch import Tensor
 # %% ../../nbs/targeting/01_ascent.ipynb #1320ee18
 def norms(z): return z.flatten(1).norm(dim=1).view(-1, *[1]*(z.ndim-1))
 
-def project(z:Tensor,  # (B,…)
-            z0:Tensor, # (B,…) centres
+def project(z:Tensor,      # (B,…)
+            z0:Tensor,     # (B,…) centres
             r:float|Tensor # radius, one for all or (B,1,…)
            )->Tensor:
     "The nearest points to `z` in balls of radius `r` about `z0`"
@@ -27,21 +27,20 @@ def ascend(U,           # (B,…) to (B,), differentiable
            steps:int=4, # K
            step:float=.33,   # length of the first step, in units of r
            start:Tensor=None # (B,…) where to start; default: at the centres
-          # where the ascent ended (B,…), and U at the points that were looked at, (K+1,B), or (1,B) if K is 1
-          )->tuple:
+          )->tuple: # where it ended (B,…), and U at the points looked at, (K+1,B), or (1,B) if K is 1
     "Projected gradient ascent with normalised steps, halved for an image whenever they did not go up"
     z = best = (z0 if start is None else start).detach()
     if steps == 1:
         u,g = _value_and_grad(U, z)
         return _step(z, g, step*r, z0, r), u[None]
-    u_best,length,g_best,trace = z.new_full((len(z),), -torch.inf), torch.full_like(norms(z),
-        step*r), torch.zeros_like(z), []
+    u_best,g_best,trace = z.new_full((len(z),), -torch.inf), torch.zeros_like(z), []
+    length = torch.full_like(norms(z), step*r)
     for k in range(steps+1):
         u,g = _value_and_grad(U, z, grad=k<steps)
         trace.append(u)
         up = (u > u_best).view(length.shape)
-        best,g_best,length = torch.where(up, z, best), torch.where(up, g, g_best), torch.where(up, length,
-            length/2)
+        best,g_best,length = (torch.where(up, z, best), torch.where(up, g, g_best),
+                              torch.where(up, length, length/2))
         u_best = torch.maximum(u, u_best)
         z = _step(best, g_best, length, z0, r)
     return best, torch.stack(trace)

@@ -12,12 +12,12 @@ from torch import Tensor
 
 # %% ../../nbs/targeting/05_bf16.ipynb #a4aaf7f5
 class _InBF16: # in the place of a model's `forward`; a copy of the model has one of its own
-    # some have one that is not their class's, torch.compile's among them
+    # some models have a forward that is not their class's, torch.compile's among them
     def __init__(self, model): self.model,self.own = model,vars(model).get('forward')
     def __call__(self, *args, **kwargs):
         with torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16):
-            out = self.own(*args, **kwargs) if self.own else type(self.model).forward(self.model, *args,
-                **kwargs)
+            out = (self.own(*args, **kwargs) if self.own else
+                   type(self.model).forward(self.model, *args, **kwargs))
         return out.float() if isinstance(out, Tensor) else out
 
 def undo_bf16(model):

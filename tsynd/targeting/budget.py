@@ -21,8 +21,8 @@ class Clock:
                  device=None, # waited for while measuring, where it is a GPU
                  n:int=7      # batches measured of each kind, after a first one that is no measure
                 ):
-        self.budget,self.device,self.n,self.share,self.rate,self.due,self.times = (budget,device,n,.5,None,0.,
-            defaultdict(list))
+        self.budget,self.device,self.n = budget,device,n
+        self.share,self.rate,self.due,self.times = .5,None,0.,defaultdict(list)
 
     def now(self):
         # other work of the machine does not count
@@ -53,17 +53,17 @@ def stop(self:Clock, n:int): # images synthesised in this batch
 # %% ../../nbs/targeting/07_budget.ipynb #ede8daab
 @patch
 def _choose(self:Clock, n):
-    # there may be two looks at a batch
+    # a batch may be looked at twice, so its looks are added up
     t = {k: sum(v)/len(self.times['with']) if k == 'look' else median(v[1:] or v)
          for k,v in self.times.items()}
     extra,average = max(t['with']-t['plain'] + t.get('look', 0), 1e-9),t.get('average', 0)
-    # fewer than batches, where gradients are accumulated
+    # fewer updates than batches, where gradients are accumulated
     average *= len(self.times['average'])/(len(self.times['plain'])+len(self.times['with']))
     self.rate = max(0., ((self.budget-1)*t['plain']-average)/extra)
     if not self.rate:
         warnings.warn(f"budget is {self.budget}, but following the classifier for the label gate alone costs "
-                      f"{1+average/t['plain']:.2f}; nothing will be synthesised; raise the budget or use "
-                      f"gate=0")
+                      f"{1+average/t['plain']:.2f}; nothing will be synthesised; "
+                      "raise the budget or use gate=0")
     if self.rate > 1: self.share,self.rate = min(1., self.share*self.rate),1.
     self.cost = dict(share=self.share, rate=self.rate, plain_ms=1e3*t['plain'], extra_ms=1e3*extra,
                      images_per_second=n/extra,

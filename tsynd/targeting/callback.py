@@ -58,8 +58,8 @@ def _check(self:TSynD):
 # %% ../../nbs/targeting/08_callback.ipynb #35fd1df1
 @patch
 def _reset(self:TSynD):
-    self.history,self.kept,self.syn,self.last_syn,self.judge,self.first,self.count,self.n_images = ([],[],
-        None,None,None,None,0,0)
+    self.history,self.kept,self.count,self.n_images = [],[],0,0
+    self.syn,self.last_syn,self.judge,self.first = None,None,None,None
     self.bank,self.clock = LatentBank(self.warm),None
     self.engine.step = self.step
 
@@ -86,8 +86,8 @@ def _normalise(self:TSynD, x): return (x-self.norm[0])/self.norm[1]
 def _normalize(dl, device):
     fs = getattr(getattr(dl, 'after_batch', None), 'fs', [])
     found = [f for f in fs if isinstance(f, Normalize)]
-    return tuple(torch.as_tensor(t).as_subclass(Tensor).to(device)
-                 for t in (found[0].mean, found[0].std)) if found else None
+    return (tuple(torch.as_tensor(t).as_subclass(Tensor).to(device) for t in (found[0].mean, found[0].std))
+            if found else None)
 
 # %% ../../nbs/targeting/08_callback.ipynb #e7d335cf
 @patch
@@ -114,8 +114,8 @@ def before_batch(self:TSynD):
 def _batch(self:TSynD)->tuple: # images in [0,1], and targets
     if len(self.learn.xb) != 1 or len(self.learn.yb) != 1:
         found = len(self.learn.xb),len(self.learn.yb)
-        raise InputError(f"batches have {found[0]} inputs and {found[1]} targets, but "
-                         f"TSynD needs (image, target) batches", 'batches', found)
+        raise InputError(f"batches have {found[0]} inputs and {found[1]} targets, "
+                         "but TSynD needs (image, target) batches", 'batches', found)
     x,y = (o[0].as_subclass(Tensor) for o in (self.learn.xb, self.learn.yb))
     self.engine.task = self._task(y)
     return x*self.norm[1]+self.norm[0] if self.norm else x, y
@@ -130,10 +130,9 @@ def _task(self:TSynD, y):
     task,loss = self.task or task_of(y),getattr(self.base_loss, 'func', self.base_loss)
     if task.several and (isinstance(loss, _ONE_CLASS) or loss is nn.functional.cross_entropy):
         raise InputError(f"targets are {y.dtype} of shape {tuple(y.shape)}, but the loss is a cross-entropy "
-                         f"over classes, "
-                         f"with which TSynD expects class numbers of shape ({len(y)},); give these, "
-                         "or for several labels per image a binary loss such as BCEWithLogitsLossFlat",
-                         'targets', tuple(y.shape))
+                         f"over classes, with which TSynD expects class numbers of shape ({len(y)},); "
+                         "give these, or for several labels per image a binary loss such as "
+                         "BCEWithLogitsLossFlat", 'targets', tuple(y.shape))
     return task
 
 # %% ../../nbs/targeting/08_callback.ipynb #7ec4a7e1
@@ -155,8 +154,8 @@ def _source_index(self:TSynD, n):
     return None if order is None else torch.tensor(list(order[i*dl.bs:][:n]))
 
 def _order(dl): # of the epoch
-    plain = isinstance(dl, DataLoader) and getattr(dl.create_batches, '__func__',
-                                                   None) is DataLoader.create_batches
+    plain = (isinstance(dl, DataLoader)
+             and getattr(dl.create_batches, '__func__', None) is DataLoader.create_batches)
     return getattr(dl, '_DataLoader__idxs', None) if plain and dl.indexed and dl.n and dl.bs else None
 
 # %% ../../nbs/targeting/08_callback.ipynb #ff169ed7
@@ -219,7 +218,7 @@ def after_loss(self:TSynD):
     self.syn_loss = self.base_loss(pred, syn.y)
     if not torch.isfinite(self.syn_loss):
         raise InputError(f"loss on synthetic images is {float(self.syn_loss)} in epoch {self.learn.epoch}, "
-                         f"but must be finite; lower the learning rate", 'loss', float(self.syn_loss))
+                         "but must be finite; lower the learning rate", 'loss', float(self.syn_loss))
     self.learn.loss_grad = self.learn.loss_grad + self.weight*self.syn_loss
 
 # %% ../../nbs/targeting/08_callback.ipynb #f3bd9b99
@@ -258,7 +257,7 @@ def images(self:TSynD)->Synthetic:
     s = self.last_epoch
     if not (s.gate > 0).any():
         raise InputError(f"there are no synthetic images: the label gate has dropped all {len(s)} of the "
-                         f"last epoch; train longer, or lower the gate", 'gate', self.gate)
+                         "last epoch; train longer, or lower the gate", 'gate', self.gate)
     return s.pick(s.gate > 0)
 
 # %% ../../nbs/targeting/08_callback.ipynb #5cdd6dc8

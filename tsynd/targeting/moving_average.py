@@ -19,14 +19,13 @@ from .bf16 import undo_bf16
 class MovingAverage(nn.Module):
     "A copy of `model` with the moving average of its weights and buffers; raises `InputError`"
     def __init__(self, model:nn.Module,
-                 # share of the old weights that stays in an update; less in the first hundreds of updates
-                 decay:float=.99
+                 decay:float=.99 # share of the old weights that an update keeps; less in the first hundreds
                 ):
         super().__init__()
         try: self.model = copy.deepcopy(uncompiled(model))
         except Exception as e:
-            raise InputError(f"the classifier cannot be copied ({e}), but the label gate needs a copy; use "
-                             f"gate=0", 'classifier', str(e)) from None
+            raise InputError(f"the classifier cannot be copied ({e}), but the label gate needs a copy; "
+                             "use gate=0", 'classifier', str(e)) from None
         undo_bf16(self.model)
         for m in self.model.modules():
             _own_hooks_only(m._forward_hooks); _own_hooks_only(m._forward_pre_hooks)

@@ -66,7 +66,7 @@ def _move(self:Synthesizer, mc, z0, start, y, seed):
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #6756cf77
 @patch
-# of the radius, in the units of z
+# the length of the radius, in the units of z
 def length(self:Synthesizer, z): return self.radius*self.ae.sigma*z[0].numel()**.5
 
 def random_direction(z, seed): # one random direction of length 1 for each image
@@ -83,8 +83,8 @@ def check_pixels(x:Tensor,
     "Raise `InputError` unless images are finite and in [0,1]"
     if not torch.isfinite(x).all():
         bad = int((~torch.isfinite(x)).sum())
-        raise InputError(f"images hold {bad} pixels that are NaN or infinite, "
-                         f"expected values in [0, 1]", 'images', bad)
+        raise InputError(f"images hold {bad} pixels that are NaN or infinite, expected values in [0, 1]",
+                         'images', bad)
     lo,hi = x.amin().item(), x.amax().item()
     if lo < -1e-4 or hi > 1+1e-4:
         raise InputError(f"images have values from {lo:.2f} to {hi:.2f}, but {needs}", 'images', (lo, hi))
@@ -120,16 +120,15 @@ def __call__(self:Synthesizer,
              x:Tensor,        # (B,ch,H,W) in [0,1], real images
              y:Tensor,        # (B,) class numbers, or (B,C) zeros and ones
              seed:int=0,      # of the dropout masks and random directions
-             index:Tensor=None, # (B,) source index, kept as provenance; needed with a bank
-             # a classifier that has to agree with the label, or the image moves back towards its source
-             judge:nn.Module=None,
-             bank=None # a `LatentBank`, which remembers latents by `index`
+             index:Tensor=None,    # (B,) source index, kept as provenance; needed with a bank
+             judge:nn.Module=None, # has to agree with the label, or the image moves back towards its source
+             bank=None        # a `LatentBank`, which remembers latents by `index`
             )->Synthetic:
     "Synthetic images, one for each real one"
     check_pixels(x)
     if bank is not None and index is None:
-        raise InputError("a bank is given, but no index, by which it remembers the images; give index, one "
-                         "number for each image", 'index')
+        raise InputError("a bank is given, but no index, by which it remembers the images; "
+                         "give index, one number for each image", 'index')
     index,y = None if index is None else torch.as_tensor(index), y if y.is_floating_point() else y.long()
     with torch.inference_mode(False), frozen(self.ae), self.cast(x), MCDropout(model, self.T, seed) as mc:
         with torch.no_grad():
@@ -160,8 +159,8 @@ def measure(self:Synthesizer,
                    mi_source=mi[0], mi_before=mi[1], mi_after=mi[2], p_before=p[0], p_after=p[1])
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #8dd75de4
-PROVENANCE_COLUMNS = ('gate','distance_latent','distance_pixel','mi_source','mi_before','mi_after','p_before',
-                      'p_after')
+PROVENANCE_COLUMNS = ('gate','distance_latent','distance_pixel','mi_source','mi_before','mi_after',
+                      'p_before','p_after')
 
 @patch
 def table(self:Synthetic)->pd.DataFrame:

@@ -21,11 +21,11 @@ def log_probabilities(logits_T_B_C:Tensor, # logits of T draws
                      )->Tensor:            # (T,B,L,K): L decisions with K outcomes; at least float32
     "Log-probabilities of the draws"
     if logits_T_B_C.ndim != 3:
-        raise InputError(f"logits have shape {tuple(logits_T_B_C.shape)}, expected (T, B, C): draws, images, "
-                         f"classes", 'logits', tuple(logits_T_B_C.shape))
+        raise InputError(f"logits have shape {tuple(logits_T_B_C.shape)}, expected (T, B, C): "
+                         "draws, images, classes", 'logits', tuple(logits_T_B_C.shape))
     if not logits_T_B_C.is_floating_point():
-        raise InputError(f"logits have dtype {logits_T_B_C.dtype}, expected floating point", 'logits',
-                         logits_T_B_C.dtype)
+        raise InputError(f"logits have dtype {logits_T_B_C.dtype}, expected floating point",
+                         'logits', logits_T_B_C.dtype)
     dtype = torch.promote_types(logits_T_B_C.dtype, torch.float32)
     return as_task(task).log_probabilities(logits_T_B_C.to(dtype))
 
@@ -56,8 +56,8 @@ def mutual_information(logits_T_B_C:Tensor, # logits of T ≥ 2 draws
                       )->Tensor: # (B,) in nats, from 0 to min(ln C, ln T); to C·ln 2 if multi-label
     "Epistemic uncertainty (BALD): the mean KL divergence of the draws from their mean"
     if len(logits_T_B_C) < 2:
-        raise InputError(f"T is {len(logits_T_B_C)}, but mutual information needs at least 2 draws to "
-                         f"disagree", 'T', len(logits_T_B_C))
+        raise InputError(f"T is {len(logits_T_B_C)}, but mutual information needs at least 2 draws "
+                         "to disagree", 'T', len(logits_T_B_C))
     logp = log_probabilities(logits_T_B_C, task)
     return (logp.exp()*(logp - mean_log_probability(logp))).sum((-1,-2)).mean(0)
 
