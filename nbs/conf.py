@@ -1,4 +1,5 @@
 """Sphinx's settings for the site: `sphinx-build -W --keep-going nbs _docs` builds it, without a network."""
+import re
 import sys
 from pathlib import Path
 
@@ -64,3 +65,16 @@ def linkcode_resolve(domain, info):
     name = f'{info["module"]}.{info["fullname"]}'
     while name and name not in defined: name = name.rpartition('.')[0]
     return f'../{defined[name]}.html#in-{name}' if name else None
+
+
+def without_words(app, what, name, obj, options, signature, returns):
+    "A setting's range and words stand among the parameters, not in the signature"
+    kind = r'(?:[^][]|\[(?:[^][]|\[[^][]*\])*\])*?'
+    notes = r"""(?:, (?:'[^']*'|"[^"]*"|~?annotated_types\.\w+\((?:[^()]|\([^()]*\))*\)))+"""
+    signature = signature and signature.replace('~typing.', '')
+    for _ in range(3):   # one stands in another, in lists and where None is allowed
+        signature = signature and re.sub(rf'Annotated\[({kind}){notes}\]', r'\1', signature)
+    return signature, returns
+
+
+def setup(app): app.connect('autodoc-process-signature', without_words)

@@ -118,6 +118,7 @@ def test_every_public_symbol_is_in_the_reference_with_its_parameters_and_its_sou
         sources = re.findall(r'href="\.\./([^"#]+)#(in-[^"]+)"><span class="viewcode-link">', text)
         assert [s for s in sources if f'id="{s[1]}"' not in pages[s[0]]] == [] and sources, name
     reference = ''.join(text for at, text in pages.items() if at.startswith('api/'))
+    assert 'Annotated[' not in re.sub('<[^>]+>', '', pages['api/tsynd.targeting.callback.html'])
     assert 'synthesis.Synthesizer.__call__"' in reference and '<strong>kwargs</strong> – for <a' in reference
 
 
