@@ -110,14 +110,15 @@ def forest(study=''):
     attacked = head.condition.str.startswith('PGD')
     parts = [head[~attacked], head[attacked]]
     with figure_style():
-        fig,axs = plt.subplots(2, 1, figsize=(4.6, 5.4), height_ratios=[p.question.nunique() for p in parts])
+        fig,axs = plt.subplots(2, 1, figsize=(7, 4), height_ratios=[p.question.nunique() for p in parts])
         for ax,part in zip(axs, parts):
             for i,(d,mark) in enumerate(zip(('breastmnist','pneumoniamnist'), 'os')):
                 own = part[part.dataset == d]
                 bars(ax, own, np.arange(len(own)) + .34*(i-.5), verdict_colors(own), mark)
             names = part.question.drop_duplicates()
             ax.axvline(0, color='.4', lw=.8); ax.grid(False, axis='y')
-            ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names)-.5, -.5))
+            ax.set(yticks=range(len(names)), yticklabels=[n.replace('\n', ', ') for n in names],
+                   ylim=(len(names)-.5, -.5))
         axs[1].set_xlabel('difference in points, ○ Breast, □ Pneumonia')
 
 def curves(at, xlabel, arms=tuple(HUES)):
