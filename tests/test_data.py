@@ -232,14 +232,14 @@ BAD = {  # what to change in the arrays of a set: the array at fault, and the va
     'labels without a shape': ('breastmnist', lambda a: change(a, 'train_labels', lambda y: y.sum()),
                                ['train_labels', '40×1']),
     'pickled objects': ('breastmnist', lambda a: change(a, 'train_images', lambda x: x.astype(object)),
-                        [None]),
+                        ['train_images', 'object']),
 }
 
 @pytest.mark.parametrize('case', BAD)
 def test_bad_arrays_get_one_sentence(tmp_path, case):
     name, spoil, (array, *words) = BAD[case]
     path = write(tmp_path/f'{name}.npz', spoil(make_arrays(name)))
-    whole = {'missing array': array, 'no array at all': array, 'pickled objects': path}
+    whole = {'missing array': array, 'no array at all': array}
     at = whole.get(case, f'{path}: {array}')
     with refused(at, str(path), *words): quiet_load(path, medmnist.INFO[name], name)
 
@@ -277,7 +277,7 @@ def test_what_is_no_archive_is_refused(tmp_path, content):
 
 def test_a_zip_of_something_else_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path/'breastmnist.npz', 'w') as z: z.writestr('train_images', 'hello')
-    with refused('train_labels', str(tmp_path)): load_medmnist('breastmnist', tmp_path, download=False)
+    with refused('train_images', str(tmp_path)): load_medmnist('breastmnist', tmp_path, download=False)
 
 @pytest.fixture(scope='module')
 def archive(tmp_path_factory): return write_npz(tmp_path_factory.mktemp('archive'), 'breastmnist', n=(4,4,4))
