@@ -15,8 +15,8 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
            'metrics'],
     figures=['use_style', 'TYPE_SIZE', 'show_images'],
     progress=['ticking'],
-    settings=['Settings', 'Text', 'FileName', 'whole', 'number', 'Seed', 'Images', 'Batch', 'expected',
-              'checked', 'Row', 'rows', 'type_of', 'stated', 'bounds', 'check_kind', 'derived', 'takes',
-              'limited'],
+    settings=['Settings', 'Text', 'FileName', 'whole', 'number', 'Seed', 'Images', 'Batch', 'Count',
+              'expected', 'checked', 'Row', 'rows', 'type_of', 'stated', 'bounds', 'check_kind', 'derived',
+              'takes', 'limited'],
     defaults=['AutoencoderSettings', 'ClassifierSettings', 'SynthesisSettings', 'TargetingSettings'],
     devices=['device', 'has_bf16']))

@@ -7,6 +7,7 @@ __all__ = ['InputError', 'shown', 'limits', 'printable', 'as_path', 'check_range
 
 # %% ../../nbs/core/00_errors.ipynb #63273efd
 import math, reprlib, unicodedata
+from collections.abc import Iterable
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -73,6 +74,9 @@ def check_range(name:str, # the parameter's name, as the user typed it
 
 # %% ../../nbs/core/00_errors.ipynb #38058ab5
 def check_known(name, given, known, field=None): # the field, where the name says more
+    if not isinstance(given, Iterable):
+        raise InputError(f"{name} is {shown(given)}, expected some of {', '.join(known)}",
+                         field or name, given)
     for k in given:
         if k in known: continue
         raise InputError(f"{name} {shown(k)} is unknown, expected some of {', '.join(known)}",

@@ -121,7 +121,7 @@ def check_labels(self:Task,
         raise InputError(f"{what} are a {type(y).__name__}, expected a tensor", what, y)
     if self.fits(y, n, C): return
     values = f" and values from {y.min()} to {y.max()}" if y.numel() and not y.is_complex() else ''
-    hint = (f"; of one-hot rows give argmax(1), for several labels per image task={MultiLabel.name!r}"
+    hint = (f"; for several labels per image give task={MultiLabel.name!r}, of one-hot rows argmax(1)"
             if y.ndim == 2 and not self.several else '')
     found = f"shape {tuple(y.shape)}, dtype {y.dtype}{values}"
     raise InputError(f"{what} have {found}, expected {self.expects(n, C)}{hint}", what, found)

@@ -6,22 +6,22 @@
 __all__ = ['read_npz', 'check_images', 'check_labels', 'load_npz', 'save_npz']
 
 # %% ../../nbs/data/02_files.ipynb #2584e665
-import hashlib, math, warnings, zipfile
+import errno, hashlib, math, warnings, zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..core.errors import as_path, InputError, shown
-from ..core.settings import check_kind, Text, whole
+from ..core.settings import check_kind, whole
 from ..core.tasks import as_task, Task
 from .images import ImageData, Split, to_numpy
 
 # %% ../../nbs/data/02_files.ipynb #e88c20b9
 def _unfit(info, f)->str: # what is wrong with a member of an archive, from its header
-    version = np.lib.format.read_magic(f)
-    read = dict(zip([(1,0),(2,0)], (np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0)))
-    shape,_,dtype = read[version](f)
+    npy = np.lib.format
+    read = {(1,0): npy.read_array_header_1_0, (2,0): npy.read_array_header_2_0}[npy.read_magic(f)]
+    shape,_,dtype = read(f)
     if dtype.kind not in 'biufcSU': return f"holds {shown(str(dtype))}, expected an array of plain numbers"
     there,promised = info.file_size-f.tell(),math.prod(shape)*dtype.itemsize
     return '' if there == promised else f"promises {shown(promised)} bytes, but holds {there}"
@@ -39,6 +39,7 @@ def read_npz(path:str|Path, # the file
     "Read a numpy archive, or say in one sentence what is wrong with it; needs memory for its arrays only"
     path = as_path('path', path)
     try:
+        if path.exists() and not path.is_file(): raise OSError(errno.EINVAL, 'no ordinary file')
         with zipfile.ZipFile(path) as z:
             there = {i.filename[:-4]: i for i in z.infolist() if i.filename.endswith('.npy')}
             there = {k: i for k,i in there.items() if names is None or k in names}
@@ -48,8 +49,9 @@ def read_npz(path:str|Path, # the file
         if e.strerror: raise InputError(f"{path} cannot be read ({e.strerror})", path, e.strerror) from None
         raise _damaged(path, e, advice) from None
     except Exception as e: raise _damaged(path, e, advice) from None    # zip and numpy raise nearly all kinds
-    if size > most: raise InputError(f"{path} would unpack to {size} bytes, expected at most {most}; {advice}",
-                                     path, size)
+    if size > most:
+        raise InputError(f"{path} would unpack to {size} bytes, expected at most {most}; {advice}",
+                         path, size)
     for k,(_,wrong) in found.items():
         if wrong: raise InputError(f"{path}: {shown(k)[1:-1]} {wrong}; {advice}", f'{path}: {k}', wrong)
     return {k: a for k,(a,_) in found.items()}

@@ -126,7 +126,8 @@ def _check_factors(f, where, n):
 # %% ../../nbs/data/00_images.ipynb #f1902b4d
 def _checked(s, where, C, task):
     if not isinstance(s, Split):
-        raise InputError(f"{where} is of type {type(s).__name__}, expected a `Split`", where, type(s).__name__)
+        found = type(s).__name__
+        raise InputError(f"{where} is of type {found}, expected a `Split`", where, found)
     _check_images(s.x, f'{where}: images')
     index = _check_index(s.index, f'{where}: index', len(s.x))
     _check_factors(s.factors, f'{where}: factors', len(s.x))
