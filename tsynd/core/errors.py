@@ -51,8 +51,9 @@ def as_path(name:str, # what the path is of, as the user typed it
     "A path, which need not be there; raises `InputError`"
     try: path = Path(value).expanduser()
     except (TypeError, RuntimeError): path = None
-    if path is None or not printable(str(path)) or any(len(p.encode()) > 255 for p in path.parts):
-        raise InputError(f"{name} is {shown(value)}, expected a path", name, value)
+    if path is None or not printable(str(path)) or len(str(path).encode()) > 4096:
+        found = shown(str(value) if isinstance(value, Path) else value)
+        raise InputError(f"{name} is {found}, expected a path", name, value)
     return path
 
 # %% ../../nbs/core/00_errors.ipynb #833449cf

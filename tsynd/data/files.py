@@ -125,7 +125,7 @@ def _check_info(info, size):
             raise InputError(f"info has no {k}, expected a dictionary such as dict(task='multi-class', "
                              "label={'0': 'name', '1': 'name'}, n_channels=1)", 'info')
     label,ch = info['label'],info['n_channels']
-    if not isinstance(label, dict) or {*map(str, label)} != {*map(str, range(len(label)))}:
+    if not label or not isinstance(label, dict) or {*map(str, label)} != {*map(str, range(len(label)))}:
         raise InputError(f"label is {shown(label)}, expected a name for each class number from 0 on, "
                          "such as {'0': 'name', '1': 'name'}", 'label', label)
     if ch not in (1,3): raise InputError(f"n_channels is {shown(ch)}, expected 1 (grey) or 3 (colour)",

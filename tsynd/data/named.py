@@ -7,10 +7,11 @@ __all__ = ['medmnist_info', 'medmnist_path', 'available', 'load_medmnist', 'load
 
 # %% ../../nbs/data/03_named.ipynb #38af68fd
 import difflib, os, tempfile
+from numbers import Integral
 from pathlib import Path
 
 from ..core.errors import as_path, InputError, shown
-from ..core.settings import check_kind, Text, whole
+from ..core.settings import check_kind, Text
 from .files import load_npz
 from .images import ImageData
 from .phantoms import phantom
@@ -78,8 +79,8 @@ def load_medmnist(name:str,           # such as 'breastmnist'
     "One of the twelve 2D MedMNIST sets; raises `InputError`"
     infos = medmnist_info()
     if check_kind('data set', name, Text) not in infos: raise _unknown(name, ['phantom', *infos])
-    if check_kind('size', size, whole(4, 1024)) not in (28,64,128,224):
-        raise InputError(f"size is {size}, but MedMNIST has 28, 64, 128 and 224 pixels", 'size', size)
+    if not isinstance(size, Integral) or size not in (28,64,128,224):
+        raise InputError(f"size is {shown(size)}, but MedMNIST has 28, 64, 128 and 224 pixels", 'size', size)
     path = medmnist_path(name, root, size)
     if not os.path.isfile(path):
         if not download:

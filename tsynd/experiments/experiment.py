@@ -81,6 +81,7 @@ def resolve(c:RunConfig,   # what was asked for
     device(c.device)
     synthesis(c, None)
     _check_model(c, data)
+    if c.autoencoder: load_autoencoder(c.autoencoder, data.shape)
     if c.quick: c = replace(c, epochs=c.epochs or 1, gate=0., ae_steps=min(c.ae_steps, 30), T=min(c.T, 8),
                             steps=min(c.steps, 2), attack_n=min(c.attack_n, QUICK))
     return replace(c, epochs=epochs_of(c, math.ceil(len(data.train)/c.bs)))
