@@ -178,8 +178,8 @@ def test_batches_are_as_large_as_asked_for(data, bs):
     train_autoencoder(data, steps=10, width=4, bs=bs, cbs=Sizes())
     assert Sizes.seen == {bs}
 
-@pytest.mark.parametrize('kwargs,field', [(dict(steps=0), 'autoencoder steps'), (dict(bs=0), 'bs'),
-                                          (dict(steps=-3), 'autoencoder steps'), (dict(bs=2.5), 'bs')],
+@pytest.mark.parametrize('kwargs,field', [(dict(steps=0), 'steps'), (dict(bs=0), 'bs'),
+                                          (dict(steps=-3), 'steps'), (dict(bs=2.5), 'bs')],
                          ids=str)
 def test_impossible_trainings_are_refused(data, kwargs, field):
     found, = kwargs.values()

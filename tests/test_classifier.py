@@ -575,7 +575,7 @@ def test_any_other_exception_closes_the_bar_too(data, bars):
     assert [b.closed for b in bars] == [True]
 
 @pytest.mark.parametrize('kwargs,field', [(dict(epochs=0), 'epochs'), (dict(epochs=1.5), 'epochs'),
-                                          (dict(bs=0), 'batch size'), (dict(p=2), 'dropout'),
+                                          (dict(bs=0), 'bs'), (dict(p=2), 'dropout'),
                                           (dict(model='x'), 'model')], ids=str)
 def test_impossible_trainings_are_refused(data, kwargs, field):
     found, = kwargs.values()

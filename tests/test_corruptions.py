@@ -310,8 +310,8 @@ def test_jpeg_is_close_to_pils(ch, mode):
     (dict(name='motion'), 'corruption'), (dict(name=None), 'corruption'),
     (dict(name=['pixelate']), 'corruption'), (dict(name='gaussian_noise'), 'corruption'),
     (dict(dataset='breast'), 'data set'), (dict(severity=6), 'severity'), (dict(severity=-1), 'severity'),
-    (dict(severity=1.5), 'severity'), (dict(severity=True), 'severity'), (dict(bs=0), 'batch size'),
-    (dict(bs=2.5), 'batch size')])
+    (dict(severity=1.5), 'severity'), (dict(severity=True), 'severity'), (dict(bs=0), 'bs'),
+    (dict(bs=2.5), 'bs')])
 def test_bad_settings_of_corrupt(kwargs, field):
     found, = kwargs.values()
     with refused(field, found=found):

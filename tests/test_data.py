@@ -1,5 +1,5 @@
 """Files of every layout and every kind of brokenness; subsets and batches whose counts can be worked out."""
-import hashlib, io, math, random, urllib.error, warnings, zipfile
+import hashlib, io, math, random, re, tracemalloc, urllib.error, warnings, zipfile
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -57,6 +57,65 @@ def test_what_is_put_together_wrongly_is_refused(what, where):
         ImageData('made', 'binary-class', ['c0','c1'],
                   **(dict(train=part, val=part, test=part)
                      | {where: replace(part, **{k: f(getattr(part, k)) for k,f in WRONG[what].items()})}))
+
+INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64,
+            torch.bool]
+
+@pytest.mark.parametrize('dtype', INTEGERS, ids=str)
+def test_whole_labels_of_every_type_are_taken(dtype):
+    part, y = split(), torch.arange(10)%2
+    data = ImageData('made', 'binary-class', ['a','b'], replace(part, y=y.to(dtype)), part, part)
+    assert data.train.y.dtype == torch.int64 and data.train.y.tolist() == y.tolist()
+
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.int32, torch.bool, torch.float16, torch.float64], ids=str)
+def test_zeros_and_ones_of_every_type_are_several_labels(dtype):
+    part = split(C=3, multilabel=True)
+    data = ImageData('made', MULTI, ['a','b','c'], replace(part, y=part.y.to(dtype)), part, part)
+    assert data.train.y.dtype == torch.float32 and torch.equal(data.train.y, part.y)
+
+@pytest.mark.parametrize('y', [torch.eye(2)[torch.arange(10)%2].long(), torch.ones(10, dtype=torch.complex64),
+                               torch.full((10,), 2**63, dtype=torch.uint64), torch.zeros(10).double(),
+                               [0]*10, None], ids=['one-hot', 'complex', 'too large', 'floats', 'list', 'none'])
+def test_labels_that_are_no_class_numbers_are_refused_at_once(y):
+    part = split()
+    with refused('made, val: labels'):
+        ImageData('made', 'binary-class', ['a','b'], part, replace(part, y=y), part)
+
+@pytest.mark.parametrize('names, want', [
+    (np.array([1, 2]), ['1','2']), ([1, 2], ['1','2']), ((0., 1.5), ['0.0','1.5']), ([True, False], ['True','False']),
+    (np.array(['a','b']), ['a','b']), (range(2), ['0','1'])], ids=str)
+def test_class_names_may_be_numbers(names, want):
+    data = replace(image_data(), classes=names)
+    assert data.classes == data.short == want and all(type(c) is str for c in data.classes)
+
+@pytest.mark.parametrize('names', [
+    ['a', None], ['a', math.nan], ['a', 10**5000], ['a', ''], ['a', 'b\n'], ['a', 'b'*5000], ['a', b'b'], ['a', 'a'],
+    [1, '1'], ['a'], [], 'ab', {'a': 1, 'b': 2}, {'a','b'}, None, 5, [['a'], ['b']]], ids=lambda v: str(type(v)))
+def test_what_names_no_class_is_refused(names):
+    with refused('made: classes') as e: replace(image_data(), classes=names)
+    assert len(str(e.value)) < 400
+
+@pytest.mark.parametrize('change, at', [
+    (dict(x=torch.zeros(10, 1, 8, 8, dtype=torch.uint8)), 'images'), (dict(x=torch.zeros(10, 3, 4, 4).byte()), 'images'),
+    (dict(x=torch.zeros(10, 1, 0, 4).byte()), 'images'), (dict(index=None), 'index'), (dict(index=[0]*10), 'index'),
+    (dict(index=torch.zeros(10)), 'index'), (dict(factors=torch.rand(9, 8)), 'factors'),
+    (dict(factors=torch.rand(10, 8)+1), 'factors'), (dict(factors=torch.zeros(10, 8, dtype=torch.int64)), 'factors')])
+def test_parts_that_do_not_belong_together_are_refused(change, at):
+    data = image_data()
+    with refused(f'made, test: {at}'): replace(data, test=replace(data.test, **change))
+
+@pytest.mark.parametrize('part', [None, (1, 2), 'train'], ids=str)
+def test_what_is_no_split_is_refused(part):
+    with refused('made, val'): replace(image_data(), val=part)
+
+@pytest.mark.parametrize('C, dtype', [(2, np.uint8), (256, np.uint8), (257, np.uint16), (70_000, np.uint32)])
+def test_labels_come_back_whatever_the_number_of_classes(tmp_path, C, dtype):
+    y = torch.tensor([0, C//2, C-1])
+    part = Split(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), y, torch.arange(3))
+    save_npz(tmp_path/'many.npz', ImageData('many', 'multi-class', range(C), part, part, part))
+    assert read_npz(tmp_path/'many.npz')['test_labels'].dtype == dtype
+    info = dict(task='multi-class', label={i: str(i) for i in range(C)}, n_channels=1)
+    assert torch.equal(load_npz(tmp_path/'many.npz', info, 'many', 4).test.y, y)
 
 
 # Parameters and random streams
@@ -232,14 +291,14 @@ BAD = {  # what to change in the arrays of a set: the array at fault, and the va
     'labels without a shape': ('breastmnist', lambda a: change(a, 'train_labels', lambda y: y.sum()),
                                ['train_labels', '40×1']),
     'pickled objects': ('breastmnist', lambda a: change(a, 'train_images', lambda x: x.astype(object)),
-                        [None]),
+                        ['train_images', 'object']),
 }
 
 @pytest.mark.parametrize('case', BAD)
 def test_bad_arrays_get_one_sentence(tmp_path, case):
     name, spoil, (array, *words) = BAD[case]
     path = write(tmp_path/f'{name}.npz', spoil(make_arrays(name)))
-    whole = {'missing array': array, 'no array at all': array, 'pickled objects': path}
+    whole = {'missing array': array, 'no array at all': array}
     at = whole.get(case, f'{path}: {array}')
     with refused(at, str(path), *words): quiet_load(path, medmnist.INFO[name], name)
 
@@ -277,7 +336,7 @@ def test_what_is_no_archive_is_refused(tmp_path, content):
 
 def test_a_zip_of_something_else_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path/'breastmnist.npz', 'w') as z: z.writestr('train_images', 'hello')
-    with refused('train_labels', str(tmp_path)): load_medmnist('breastmnist', tmp_path, download=False)
+    with refused('train_images', str(tmp_path)): load_medmnist('breastmnist', tmp_path, download=False)
 
 @pytest.fixture(scope='module')
 def archive(tmp_path_factory): return write_npz(tmp_path_factory.mktemp('archive'), 'breastmnist', n=(4,4,4))
@@ -308,6 +367,76 @@ def test_an_archive_of_a_kind_that_cannot_be_read_is_refused(archive, at, value)
     content[content.index(b'PK\x01\x02')+at] = value
     path.write_bytes(content)
     with refused(path): read_npz(path)
+
+def header(shape=(4,), descr='|u1', extra='', version=b'\x01\x00'):
+    text = (f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}, }}" if not extra else extra).encode()
+    return b'\x93NUMPY' + version + len(text).to_bytes(2, 'little') + text
+
+HOSTILE = {'terabytes': header('(1000000, 1000, 1000)')+bytes(9), 'a digit too many': header('(' + '9'*400 + ',)'),
+           'negative': header('(-4,)')+bytes(4), 'negative twice': header('(-2, -2)')+bytes(4),
+           'too few': header('(5,)')+bytes(4), 'too many': header('(3,)')+bytes(4), 'no header': b'', 'text': b'hello',
+           'nested brackets': header(extra='('*1000+')'*1000), 'nested lists': header(extra='['*4000),
+           'a call': header(extra="__import__('os').getcwd()"), 'cut header': header()[:-9], 'half a dozen': header('6'),
+           'a hundred dimensions': header('(' + '1,'*100 + ')')+bytes(1), 'objects': header('(1,)', '|O')+bytes(8),
+           'nothing each': header('(1000000000000,)', '|V0'), 'fields': header('(1,)', [('a', '<f4')])+bytes(4),
+           'times': header('(1,)', '<M8[s]')+bytes(8), 'no type': header('(1,)', '<q9')+bytes(9),
+           'of the future': header(version=b'\x09\x00')+bytes(4), 'huge header': header(extra=' '*60_000)}
+
+@pytest.mark.parametrize('store', [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=['stored', 'deflated'])
+@pytest.mark.parametrize('what', HOSTILE)
+def test_a_header_is_checked_before_there_is_room_for_what_it_promises(tmp_path, what, store):
+    path = tmp_path/'breastmnist.npz'
+    np.savez(path, **make_arrays('breastmnist', 28, (4,4,4)))
+    quiet_load(path, medmnist.INFO['breastmnist'], 'breastmnist')      # all imports are done
+    with zipfile.ZipFile(path, 'a', store) as z: z.writestr('train_factors.npy', HOSTILE[what])
+    tracemalloc.start()
+    with pytest.raises(InputError) as e: quiet_load(path, medmnist.INFO['breastmnist'], 'breastmnist')
+    peak = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
+    assert str(path) in str(e.value) and len(str(e.value)) < 400+len(str(path)) and len(str(e.value).splitlines()) == 1
+    assert peak < 4*path.stat().st_size + 2**21
+
+def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path):
+    path = tmp_path/'bomb.npz'
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as z:
+        with z.open('train_images.npy', 'w') as f:
+            f.write(header(f'({80*2**20},)'))
+            for _ in range(80): f.write(bytes(2**20))
+    with refused(path, 'would unpack to', str(80*2**20+len(header(f'({80*2**20},)')))): read_npz(path)
+
+@pytest.mark.parametrize('extra', [np.zeros((4,7)), np.zeros((3,8)), np.full((4,8), 2.), np.full((4,8), np.nan),
+                                   np.zeros((4,8), int), np.array(5.), np.array(['a']), np.zeros((0,8)),
+                                   np.array([{}], dtype=object)], ids=lambda a: f'{a.dtype} {a.shape}')
+def test_an_extra_array_is_right_or_refused(tmp_path, extra):
+    arrays, info = make_arrays('breastmnist', 28, (4,4,4)), medmnist.INFO['breastmnist']
+    path = write(tmp_path/'a.npz', arrays | dict(val_factors=extra))
+    with refused(f'{path}: val_factors'): quiet_load(path, info, 'breastmnist')
+    # what nobody asks for is not looked at
+    path = write(tmp_path/'b.npz', arrays | dict(notes=extra))
+    assert quiet_load(path, info, 'breastmnist').val.factors is None
+
+def test_an_array_may_lie_in_another_order(tmp_path):
+    arrays = make_arrays('bloodmnist', 28, (8,8,8))
+    other = {k: np.asfortranarray(a) if k.endswith('images') else a.astype('>i4') for k,a in arrays.items()}
+    other['train_factors'] = np.arange(64).reshape(8, 8).astype('>f4')/64
+    data = quiet_load(write(tmp_path/'a.npz', other), medmnist.INFO['bloodmnist'], 'bloodmnist')
+    assert np.array_equal(to_numpy(data.test.x), arrays['test_images'])
+    assert np.array_equal(data.train.y, arrays['train_labels'][:,0])
+    assert torch.equal(data.train.factors, torch.arange(64).view(8, 8)/64)
+
+@pytest.mark.parametrize('change', [dict(task='x'), dict(label=['a','b']), dict(label={'1':'a','2':'b'}), dict(label={}),
+                                    dict(n_channels=2), dict(n_channels='1')], ids=str)
+def test_what_is_said_of_a_file_is_checked(tmp_path, change):
+    with refused(*change): quiet_load(write_npz(tmp_path, 'breastmnist'), medmnist.INFO['breastmnist'] | change, 'mine')
+
+def test_a_name_of_ones_own_is_answered_with_a_line_that_works(tmp_path):
+    "What the message says to do is done, up to the run"
+    path = tmp_path/'own.npz'
+    write_npz(tmp_path, 'breastmnist', n=(8,4,4)).rename(path)
+    with refused('data set', 'is a path', found=str(path)) as e: load_data(str(path))
+    line = re.search(r'data=(load_npz\(.*?, \'mine\'\))\)', str(e.value))[1]
+    data = eval(line, dict(load_npz=load_npz))
+    assert (data.name, data.classes, len(data.train)) == ('mine', ['one','other'], 8)
+    with refused('data set', 'unknown', "load_npz('mine.npz'"): load_data('mine')
 
 
 # Missing files
@@ -602,8 +731,7 @@ def test_several_labels_are_balanced_over_their_strata():
                                     dict(seed=-1)], ids=str)
 def test_impossible_batches_are_refused(kwargs):
     (name, found), = kwargs.items()
-    field = 'batch size' if name == 'bs' else name
-    with refused(field, found=found): image_dls(image_data(40), **kwargs).one_batch()
+    with refused(name, found=found): image_dls(image_data(40), **kwargs).one_batch()
 
 def test_a_batch_larger_than_the_data_is_one_batch():
     assert [len(y) for _,y in image_dls(image_data(40), bs=64).train] == [40]

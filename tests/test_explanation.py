@@ -475,7 +475,7 @@ def test_latent_search_stays_in_its_ball():
 
 @pytest.mark.parametrize('kwargs,field,said', [
     (dict(method='eigencam'), 'method', 'eigengradcam, raw, gradcam, segeigencam'),
-    (dict(bs=0), 'batch size', 'at least 1'), (dict(x=images()*2-1), 'images', '[0, 1]'),
+    (dict(bs=0), 'bs', 'at least 1'), (dict(x=images()*2-1), 'images', '[0, 1]'),
     (dict(x=images()/0), 'images', str(images().numel())),
     (dict(x=(images()*255).byte()), 'images', 'torch.uint8'), (dict(x=images()[0]), 'images', '1×28×28'),
     (dict(y=3), 'y', '0 to 2'), (dict(y=-1), 'y', '-1 to -1'),

@@ -116,8 +116,8 @@ def test_ranges_bound_the_parameters():
     (dict(strength=-1), 'strength', ''), (dict(strength=math.nan), 'strength', ''),
     (dict(kinds=('motion',)), 'kind of perturbation', 'motion'),
     (dict(kinds='blurr'), 'kind of perturbation', 'blurr'), (dict(ranges=dict(angle=3)), 'range', 'angle'),
-    (dict(ranges=dict(noise=-.1)), 'range noise', '-0.1'), (dict(bs=0), 'batch size', 'at least 1'),
-    (dict(bs=2.5), 'batch size', '2.5'), (dict(x=images()*2-1), 'images', '[0, 1]'),
+    (dict(ranges=dict(noise=-.1)), 'range noise', '-0.1'), (dict(bs=0), 'bs', 'at least 1'),
+    (dict(bs=2.5), 'bs', '2.5'), (dict(x=images()*2-1), 'images', '[0, 1]'),
     (dict(x=images()[0]), 'images', '1×12×12'), (dict(x=images()[:0]), 'images', 'at least one'),
     (dict(x=(images()*255).byte()), 'images', 'torch.uint8'), (dict(x=images()/0), 'images', 'NaN')])
 def test_bad_input_to_perturb(kwargs, field, said):

@@ -4,6 +4,7 @@ import io, json, math, os, shutil, subprocess, sys, textwrap
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,13 +17,17 @@ from fastcore.docments import docments
 from refused import refused
 from tsynd.cli import main, options
 from tsynd.core import (
-    AutoencoderSettings, bounds, check_range, checked, ClassifierSettings, derived, expected,
+    AutoencoderSettings, bounds, check_range, checked, ClassifierSettings, derived, expected, InputError,
     number, rows, Settings, shown, SynthesisSettings, takes, TargetingSettings, type_of, whole)
-from tsynd.data import image_dls, phantom, subset
+from tsynd.data import clear_phantom, image_dls, load_data, phantom, read_npz, subset
 from tsynd.experiments import (
-    ARMS, ArmSettings, callbacks, check_config, read_config, read_study, RunConfig, StudyConfig, to_toml)
-from tsynd.models import autoencoder_learner, train_autoencoder
-from tsynd.targeting import Synthesizer, TSynD
+    adversarial, ARMS, ArmSettings, callbacks, check_config, read_config, read_study, resolve, RunConfig,
+    StudyConfig, to_toml)
+from tsynd.models import (
+    Autoencoder, autoencoder_learner, load_autoencoder, make_classifier, mc_logits, predict, train_autoencoder,
+    train_classifier)
+from tsynd.robustness import ATTACKS, attack_suite, corrupt, perturb, pgd, robustness_table
+from tsynd.targeting import synthesize, Synthesizer, TSynD
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = (AutoencoderSettings, ClassifierSettings, SynthesisSettings, TargetingSettings, RunConfig,
@@ -115,7 +120,7 @@ def test_what_is_shown_is_short():
     assert shown(.3) == '0.3' and shown("a'b") == repr("a'b")
 
 @pytest.mark.parametrize('field, call', [
-    ('batch size', lambda: image_dls(phantom(), bs=10**9)), ('size', lambda: phantom(size=100000)),
+    ('bs', lambda: image_dls(phantom(), bs=10**9)), ('size', lambda: phantom(size=100000)),
     ('size', lambda: phantom(size=10**5000)), ('seed', lambda: phantom(seed=2**63)),
     ('n_train', lambda: phantom(n_train=10**15)), ('subset', lambda: subset(phantom(), 10**5000)),
     ('seed', lambda: subset(phantom(), 10, seed=2**70)), ('T', lambda: TSynD(None, T=10**9)),
@@ -125,6 +130,56 @@ def test_what_is_shown_is_short():
 def test_arguments_have_ends_as_well(field, call):
     with refused(field) as e: call()
     assert len(str(e.value)) < 250
+
+# Whatever a function is given
+
+DATA = phantom(16, 8, 8, size=12)
+X, Y = DATA.train.batch(slice(0, 4))
+AE, MODEL = Autoencoder(width=4, latent_channels=2).eval(), make_classifier()
+SEEDS = 10**400, 10**5000, 2**63, -1, 1.5, True, '3', None, math.nan, [1]
+WHOLE = 10**30, 10**400, 10**5000, 0, -1, 1.5, True, '3', math.nan, math.inf, [1], np.array([1, 2])
+REAL = 1e308, 10**400, -1., math.nan, math.inf, '0.3', [.1], torch.tensor([.1, .2])
+TEXTS = 5, None, True, ['mi'], b'mi', 'x'*5000, 'a\0b', 'a\nb', '\ud800'
+PATHS = 5, b'x', ['x'], 'x'*5000, 'a\0b', 'a\nb', '\ud800', '~no_such_user/x'
+FUNCTIONS = [
+    (phantom, dict(seed=SEEDS[:7], n_train=(10**30, 10**400, -1, 1.5, True, '3'), size=(100_000, *WHOLE),
+                   holes=('x', 3, None, [1], {'a': 3}, {'a': {}}, {'a': {'q': (0, 1)}}, {'a': {'x': 3}},
+                          {'a': {'x': ('a', 'b')}}))),
+    (clear_phantom, dict(n_train=WHOLE)), (load_data, dict(name=TEXTS, seed=SEEDS)),
+    (partial(load_data, 'breastmnist'), dict(root=PATHS, size=(96, *WHOLE))), (read_npz, dict(path=(*PATHS, '/dev/zero'))),
+    (partial(subset, DATA, 8), dict(seed=SEEDS)), (partial(subset, DATA), dict(n=WHOLE)),
+    (partial(image_dls, DATA), dict(bs=WHOLE, seed=SEEDS, device=('x'*5000, 'a\0b', True, ['cpu']))),
+    (partial(train_autoencoder, DATA), dict(steps=WHOLE, lr=(1e-300, *REAL), bs=WHOLE, seed=SEEDS, width=WHOLE,
+                                            latent_channels=WHOLE, noise=REAL, device=('tpu', 'a\nb', True))),
+    (partial(train_classifier, DATA), dict(model=TEXTS, epochs=WHOLE, lr=(1e-300, *REAL), seed=SEEDS, p=REAL, bs=WHOLE)),
+    (make_classifier, dict(model=TEXTS, ch=WHOLE, n_classes=WHOLE, p=REAL)),
+    (load_autoencoder, dict(path=PATHS)), (partial(predict, MODEL, X), dict(bs=WHOLE)),
+    (partial(mc_logits, MODEL, X), dict(T=WHOLE, seed=SEEDS)),
+    (partial(TSynD, AE), dict(objective=TEXTS, T=WHOLE, steps=WHOLE, radius=(1e-300, 0., *REAL), step=(1e-300, *REAL),
+                              weight=REAL, share=(1e-300, *REAL), every=WHOLE, seed=SEEDS[:7])),
+    (partial(synthesize, AE, MODEL, X, Y), dict(seed=SEEDS, task=TEXTS)),
+    (partial(perturb, X), dict(strength=REAL, seed=SEEDS, bs=WHOLE, kinds=(5, None, ['x']), ranges=(5, 'x', {'noise': 1e308}))),
+    (partial(corrupt, X, 'pixelate', severity=1), dict(severity=(10**30, -1, 1.5, True, '1', None), seed=SEEDS, bs=WHOLE)),
+    (partial(pgd, MODEL, X, Y, .01), dict(steps=WHOLE, restarts=WHOLE, seed=SEEDS, step_size=REAL, bs=WHOLE, task=TEXTS)),
+    (partial(ATTACKS['PGD-L2'], MODEL, X, Y), dict(eps=REAL)),
+    (partial(attack_suite, MODEL, X, Y, 'binary-class'), dict(eps=REAL, seed=SEEDS, names=(5, None, 'x'))),
+    (partial(robustness_table, MODEL, X, Y, 'binary-class'), dict(eps=(5, 'x', [1e308], ['x'], None), steps=WHOLE, seed=SEEDS)),
+    (partial(adversarial, MODEL, X, Y), dict(eps=REAL, steps=WHOLE, seed=SEEDS)),
+    (lambda **given: resolve(RunConfig(**given), DATA),
+     dict(epochs=WHOLE, seed=SEEDS, lr=(1e308, 1e-300), dataset=TEXTS, autoencoder=PATHS, device=TEXTS, model=TEXTS))]
+
+@pytest.mark.parametrize('function, given', FUNCTIONS, ids=lambda v: getattr(getattr(v, 'func', v), '__name__', ''))
+def test_whatever_a_function_is_given_is_answered_in_a_sentence(function, given):
+    for name, values in given.items():
+        for v in values:
+            try: function(**{name: v})
+            except InputError as e: assert len(str(e)) < 700 and len(str(e).splitlines()) == 1, (name, e)
+            else: assert v is None, (name, shown(v))        # which may be a default
+
+@pytest.mark.parametrize('seed', [np.int64(3), np.array(3), torch.tensor(3)], ids=lambda v: type(v).__name__)
+def test_a_seed_of_numpy_or_torch_is_a_seed(seed):
+    assert phantom(8, 4, 4, size=12, seed=seed).md5 == phantom(8, 4, 4, size=12, seed=3).md5
+    assert torch.equal(perturb(X, seed=seed), perturb(X, seed=3))
 
 
 # The mechanism

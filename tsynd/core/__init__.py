@@ -9,13 +9,14 @@ __all__ = []
 import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
-    errors=['InputError', 'shown', 'limits', 'printable', 'check_range', 'check_known'],
+    errors=['InputError', 'shown', 'limits', 'printable', 'as_path', 'check_range', 'check_known'],
     seeds=['seeded', 'image_seeds', 'streams'],
     tasks=['Task', 'SingleLabel', 'MultiLabel', 'TASKS', 'as_task', 'task_of', 'probabilities',
            'metrics'],
     figures=['use_style', 'TYPE_SIZE', 'show_images'],
     progress=['ticking'],
-    settings=['Settings', 'Text', 'FileName', 'whole', 'number', 'Seed', 'Images', 'expected', 'checked',
-              'Row', 'rows', 'type_of', 'stated', 'bounds', 'derived', 'takes'],
+    settings=['Settings', 'Text', 'FileName', 'whole', 'number', 'Seed', 'Images', 'Batch', 'Count',
+              'expected', 'checked', 'Row', 'rows', 'type_of', 'stated', 'bounds', 'check_kind', 'derived',
+              'takes', 'limited'],
     defaults=['AutoencoderSettings', 'ClassifierSettings', 'SynthesisSettings', 'TargetingSettings'],
     devices=['device', 'has_bf16']))

@@ -17,7 +17,7 @@ class AutoencoderSettings(Settings):
     "How an autoencoder is trained"
     steps: Annotated[whole(1, 10**6), 'updates of the autoencoder'] = 300
     bs: Annotated[whole(1, 2**16), 'images in a batch of the autoencoder'] = 32
-    lr: Annotated[number(0, 10, open_lo=True), 'highest learning rate of the one-cycle schedule'] = 3e-3
+    lr: Annotated[number(1e-6, 10), 'highest learning rate of the one-cycle schedule'] = 3e-3
 
 # %% ../../nbs/core/06_defaults.ipynb #239511ae
 @dataclass(kw_only=True)
@@ -27,7 +27,7 @@ class ClassifierSettings(Settings):
     updates: Annotated[whole(1, 10**7), 'weight updates, about: whole epochs, at least one'] = 300
     epochs: Annotated[whole(1, 10**5)|None, 'passes over the training images, instead of updates'] = None
     bs: Annotated[whole(1, 2**16), 'images in a batch at most'] = 32
-    lr: Annotated[number(0, 10, open_lo=True), 'highest learning rate'] = 2e-3
+    lr: Annotated[number(1e-6, 10), 'highest learning rate'] = 2e-3
     dropout: Annotated[number(0, .95), 'probability of dropout in the head'] = .5
     balanced: Annotated[bool, 'draw every class equally often?'] = True
 
@@ -38,9 +38,9 @@ class SynthesisSettings(Settings):
     objective: Annotated[Text, 'what to climb: mi, entropy, cross_entropy; or random, reconstruction'] = 'mi'
     T: Annotated[whole(1, 4096), 'dropout draws in the ascent, at least 2 for mi'] = 16
     steps: Annotated[whole(1, 1000), 'steps of the ascent; a single one is not looked at again'] = 4
-    radius: Annotated[number(0, 100, open_lo=True),
+    radius: Annotated[number(1e-4, 100),
                       'largest RMS displacement per latent, in its standard deviations'] = .3
-    step: Annotated[number(0, 10, open_lo=True), 'length of the first step, in units of the radius'] = .33
+    step: Annotated[number(1e-4, 10), 'length of the first step, in units of the radius'] = .33
     jitter: Annotated[number(0, 1), 'random step before the ascent, in units of the radius'] = 0.
     gate: Annotated[number(0, 1),
                     "probability that a judge (in training: the classifier's moving average) must give "
@@ -54,7 +54,7 @@ class TargetingSettings(derived(SynthesisSettings, T=8, steps=1)):
                           'one that was augmented anew starts at its source'] = True
     weight: Annotated[number(0, 1000),
                       'of the loss on synthetic images: more buys robustness, costs clean accuracy'] = 1.
-    share: Annotated[number(0, 1, open_lo=True), 'of a batch to synthesise from'] = .5
+    share: Annotated[number(1e-4, 1), 'of a batch to synthesise from'] = .5
     every: Annotated[whole(1, 10**6), 'synthesise in every m-th batch'] = 3
     budget: Annotated[number(1, 1000, open_lo=True)|None,
                       'choose share and rate so that training takes so many times as long, such as 1.3; '

@@ -14,11 +14,11 @@ import torch
 from .errors import InputError, shown
 
 # %% ../../nbs/core/07_devices.ipynb #ecb6f18f
-def device(name:str # cpu, cuda, cuda:N or mps
+def device(name:str|torch.device='cpu' # cpu, cuda, cuda:N or mps
           )->torch.device:
     "A device of this machine; raises `InputError`"
     try: d = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise InputError(f"device is {shown(name)}, expected cpu, cuda or mps", 'device', name) from None
     there = dict(cpu=True, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
     there = there.get(d.type, False)

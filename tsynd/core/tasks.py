@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, shown
 
 # %% ../../nbs/core/02_tasks.ipynb #10517d06
 class Task:
@@ -75,7 +75,7 @@ def as_task(task:str|Task # a key of `TASKS`, or a task
     "The task of that name, or the task itself; raises `InputError`"
     if isinstance(task, Task): return task
     if isinstance(task, str) and task in TASKS: return TASKS[task]
-    raise InputError(f"task is {task!r}, expected one of {'; '.join(TASKS)}, or a `Task`", 'task', task)
+    raise InputError(f"task is {shown(task)}, expected one of {'; '.join(TASKS)}, or a `Task`", 'task', task)
 
 def task_of(y:Tensor # labels
            )->Task:
@@ -92,7 +92,7 @@ def probabilities(logits:Tensor,               # (…,outputs)
 # %% ../../nbs/core/02_tasks.ipynb #3b7860df
 @patch
 def fits(self:SingleLabel, y, n, C=None)->bool:
-    whole = y.shape == (n,) and not y.is_floating_point()
+    whole = y.shape == (n,) and not (y.is_floating_point() or y.is_complex())
     return whole and (not n or bool(0 <= y.min() and (C is None or y.max() < C)))
 
 @patch
@@ -120,9 +120,9 @@ def check_labels(self:Task,
     if not isinstance(y, Tensor):
         raise InputError(f"{what} are a {type(y).__name__}, expected a tensor", what, y)
     if self.fits(y, n, C): return
-    values = f" and values from {y.min()} to {y.max()}" if y.numel() else ''
-    other = y.ndim == 2 and task_of(y) != self
-    hint = f"; for several labels per image give task={MultiLabel.name!r}" if other else ''
+    values = f" and values from {y.min()} to {y.max()}" if y.numel() and not y.is_complex() else ''
+    hint = (f"; for several labels per image give task={MultiLabel.name!r}, of one-hot rows argmax(1)"
+            if y.ndim == 2 and not self.several else '')
     found = f"shape {tuple(y.shape)}, dtype {y.dtype}{values}"
     raise InputError(f"{what} have {found}, expected {self.expects(n, C)}{hint}", what, found)
 
@@ -335,8 +335,8 @@ def from_file(self:SingleLabel, a:np.ndarray)->Tensor:
 def from_file(self:MultiLabel, a:np.ndarray)->Tensor: return torch.from_numpy(a.astype(np.float32))
 
 @patch
-def to_file(self:Task, y:Tensor)->np.ndarray:
-    return y.numpy().astype(np.uint8).reshape(len(y), *y.shape[1:] or (1,))
+def to_file(self:Task, y:Tensor, C:int)->np.ndarray: # bytes, or more where there are more than 256 classes
+    return y.numpy().astype(np.min_scalar_type(self.layout(1, C)[1])).reshape(len(y), *y.shape[1:] or (1,))
 
 @patch
 def names(self:SingleLabel, y:Tensor, classes:list)->str: return classes[y]

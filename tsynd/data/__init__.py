@@ -14,5 +14,5 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
               'clear_phantom'],
     files=['read_npz', 'check_images', 'check_labels', 'load_npz', 'save_npz'],
     named=['medmnist_info', 'medmnist_path', 'available', 'load_medmnist', 'load_data'],
-    subsets=['strata', 'stratified_order', 'subset', 'check_classes'],
+    subsets=['strata', 'stratified_order', 'subset', 'check_classes', 'check_parts'],
     loaders=['ImageDL', 'image_dls']))

@@ -6,29 +6,63 @@
 __all__ = ['read_npz', 'check_images', 'check_labels', 'load_npz', 'save_npz']
 
 # %% ../../nbs/data/02_files.ipynb #2584e665
-import hashlib, warnings, zipfile, zlib
+import errno, hashlib, math, warnings, zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..core.errors import InputError
+from ..core.errors import as_path, InputError, shown
+from ..core.settings import check_kind, whole
 from ..core.tasks import as_task, Task
 from .images import ImageData, Split, to_numpy
 
 # %% ../../nbs/data/02_files.ipynb #e88c20b9
-def read_npz(path:Path, # the file
-             advice:str='delete it and download it again' # what the message ends with
-            )->dict:    # its arrays by name
-    "Read a numpy archive, or say in one sentence what is wrong with it"
+def _unfit(info, f)->str: # what is wrong with a member of an archive, from its header
+    npy = np.lib.format
+    read = {(1,0): npy.read_array_header_1_0, (2,0): npy.read_array_header_2_0}[npy.read_magic(f)]
+    shape,_,dtype = read(f)
+    if dtype.kind not in 'biufcSU': return f"holds {shown(str(dtype))}, expected an array of plain numbers"
+    there,promised = info.file_size-f.tell(),math.prod(shape)*dtype.itemsize
+    return '' if there == promised else f"promises {shown(promised)} bytes, but holds {there}"
+
+def _member(archive, info)->tuple: # (array, '') or (None, what is wrong)
+    with archive.open(info) as f: wrong = _unfit(info, f)
+    if wrong: return None, wrong
+    with archive.open(info) as f: return np.lib.format.read_array(f, allow_pickle=False), ''
+
+# %% ../../nbs/data/02_files.ipynb #e22e9c21
+def read_npz(path:str|Path, # the file
+             advice:str='delete it and download it again', # what the message ends with
+             names=None     # of the arrays; default: all of them
+            )->dict:        # its arrays by name
+    "Read a numpy archive, or say in one sentence what is wrong with it; needs memory for its arrays only"
+    path = as_path('path', path)
     try:
-        with np.load(path, allow_pickle=False) as f: return {k: f[k] for k in f.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, AttributeError, TypeError,
-            RuntimeError) as e:
-        found = type(e).__name__
-        raise InputError(f"{path} is not a complete numpy archive ({found}); {advice}", path, found) from None
+        if path.exists() and not path.is_file(): raise OSError(errno.EINVAL, 'no ordinary file')
+        with zipfile.ZipFile(path) as z:
+            there = {i.filename[:-4]: i for i in z.infolist() if i.filename.endswith('.npy')}
+            there = {k: i for k,i in there.items() if names is None or k in names}
+            size,most = sum(i.file_size for i in there.values()),max(2**26, 100*path.stat().st_size)
+            found = {k: _member(z, i) if size <= most else (None, '') for k,i in there.items()}
+    except OSError as e:
+        if e.strerror: raise InputError(f"{path} cannot be read ({e.strerror})", path, e.strerror) from None
+        raise _damaged(path, e, advice) from None
+    except Exception as e: raise _damaged(path, e, advice) from None    # zip and numpy raise nearly all kinds
+    if size > most:
+        raise InputError(f"{path} would unpack to {size} bytes, expected at most {most}; {advice}",
+                         path, size)
+    for k,(_,wrong) in found.items():
+        if wrong: raise InputError(f"{path}: {shown(k)[1:-1]} {wrong}; {advice}", f'{path}: {k}', wrong)
+    return {k: a for k,(a,_) in found.items()}
+
+def _damaged(path, error, advice):
+    found = type(error).__name__
+    return InputError(f"{path} is not a complete numpy archive ({found}); {advice}", path, found)
 
 # %% ../../nbs/data/02_files.ipynb #475ee94d
+def _by(shape): return '×'.join(map(str, shape)) or 'of a single number'
+
 def check_images(a:np.ndarray, # the array to check
                  where:str,    # file and key, for the message
                  ch:int,       # expected channels, 1 or 3
@@ -41,7 +75,7 @@ def check_images(a:np.ndarray, # the array to check
                if a.dtype.kind == 'f' and np.isnan(a).any() else '')
         raise InputError(f"{where} has dtype {a.dtype}{nan}, expected {want}", where, a.dtype)
     if a.ndim != 3+(ch==3) or a.shape[1:3] != (size,size) or (ch==3 and a.shape[3] != 3):
-        raise InputError(f"{where} has shape {'×'.join(map(str, a.shape))}, expected {want}", where, a.shape)
+        raise InputError(f"{where} has shape {_by(a.shape)}, expected {want}", where, a.shape)
     if len(a) == 0: raise InputError(f"{where} holds no image, expected at least one", where, 0)
 
 # %% ../../nbs/data/02_files.ipynb #366c07fc
@@ -56,7 +90,7 @@ def check_labels(a:np.ndarray, # the array to check
     if a.dtype.kind not in 'iub':
         raise InputError(f"{where} has dtype {a.dtype}, expected integers", where, a.dtype)
     if a.shape not in shapes:
-        found,want = ('×'.join(map(str, s)) for s in (a.shape, shapes[0]))
+        found,want = (_by(s) for s in (a.shape, shapes[0]))
         raise InputError(f"{where} has shape {found}, expected {want}, one row per image", where, a.shape)
     if a.min() < 0 or a.max() > top:
         raise InputError(f"{where} holds labels from {a.min()} to {a.max()}, expected 0 to {top}",
@@ -72,10 +106,31 @@ def _split(arrays, part, path, info, size):
     x,y = arrays[f'{part}_images'], arrays[f'{part}_labels']
     check_images(x, f'{path}: {part}_images', ch, size)
     check_labels(y, f'{path}: {part}_labels', len(x), C, task)
-    x = torch.from_numpy(x)
+    x = torch.from_numpy(np.ascontiguousarray(x))
     x = x[:,None] if ch==1 else x.permute(0,3,1,2).contiguous()
-    f = arrays.get(f'{part}_factors')
-    return Split(x, task.from_file(y), torch.arange(len(x)), None if f is None else torch.from_numpy(f))
+    f = _factors(arrays.get(f'{part}_factors'), f'{path}: {part}_factors', len(x))
+    return Split(x, task.from_file(y), torch.arange(len(x)), f)
+
+def _factors(a, where, n): # of the phantom
+    if a is None: return None
+    if a.dtype.kind != 'f' or a.shape != (n,8) or not ((a >= 0) & (a <= 1)).all():
+        raise InputError(f"{where} has dtype {a.dtype} and shape {_by(a.shape)}, expected {n}×8 floats from "
+                         "0 to 1, the factors of a phantom; leave it out for other images", where, a.shape)
+    return torch.from_numpy(np.ascontiguousarray(a, dtype=a.dtype.newbyteorder('=')))
+
+# %% ../../nbs/data/02_files.ipynb #cc27aab1
+def _check_info(info, size):
+    for k in ('task','label','n_channels'):
+        if not isinstance(info, dict) or k not in info:
+            raise InputError(f"info has no {k}, expected a dictionary such as dict(task='multi-class', "
+                             "label={'0': 'name', '1': 'name'}, n_channels=1)", 'info')
+    label,ch = info['label'],info['n_channels']
+    if not label or not isinstance(label, dict) or {*map(str, label)} != {*map(str, range(len(label)))}:
+        raise InputError(f"label is {shown(label)}, expected a name for each class number from 0 on, "
+                         "such as {'0': 'name', '1': 'name'}", 'label', label)
+    if ch not in (1,3): raise InputError(f"n_channels is {shown(ch)}, expected 1 (grey) or 3 (colour)",
+                                         'n_channels', ch)
+    check_kind('size', size, whole(1, 10**4))
 
 # %% ../../nbs/data/02_files.ipynb #3a4cbdc8
 def load_npz(path:str|Path, # a file in MedMNIST's layout
@@ -84,8 +139,10 @@ def load_npz(path:str|Path, # a file in MedMNIST's layout
              size:int=28    # height and width, pixels
             )->ImageData:
     "Read and check a file in MedMNIST's layout; raises `InputError`"
-    path = Path(path)
-    arrays = read_npz(path)
+    path = as_path('path', path)
+    _check_info(info, size)
+    parts = [f'{s}_{k}' for s in ('train','val','test') for k in ('images','labels','factors')]
+    arrays = read_npz(path, names=parts)
     splits = {s: _split(arrays, s, path, info, size) for s in ('train','val','test')}
     with open(path, 'rb') as f: md5 = hashlib.file_digest(f, 'md5').hexdigest()
     want = info.get('MD5' if size==28 else f'MD5_{size}')
@@ -104,6 +161,7 @@ def save_npz(path:str|Path,  # the file to write
     "Write `data` in MedMNIST's layout, the phantom's factors and any further arrays included"
     for part in ('train','val','test'):
         s = getattr(data, part)
-        arrays |= {f'{part}_images': to_numpy(s.x), f'{part}_labels': data.task.to_file(s.y)}
+        arrays |= {f'{part}_images': to_numpy(s.x),
+                   f'{part}_labels': data.task.to_file(s.y, data.n_classes)}
         if s.factors is not None: arrays[f'{part}_factors'] = s.factors.numpy()
     np.savez_compressed(path, **arrays)

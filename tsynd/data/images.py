@@ -6,14 +6,19 @@
 __all__ = ['to_float', 'Split', 'ImageData', 'to_numpy']
 
 # %% ../../nbs/data/00_images.ipynb #28fd54f6
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from numbers import Real
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
-from ..core.errors import InputError
-from ..core.tasks import as_task, Task
+from ..core.errors import InputError, shown
+from ..core.settings import check_kind, Text
+from ..core.tasks import as_task, MultiLabel, SingleLabel, Task
 
 # %% ../../nbs/data/00_images.ipynb #e46eaf62
 def to_float(x:Tensor # (N,ch,H,W) uint8, or float in [0,1]
@@ -43,7 +48,7 @@ class ImageData:
     "A data set: train, val and test `Split`s and the facts about them; raises `InputError`"
     name: str          # such as 'breastmnist' or 'phantom'
     task: str|Task     # what the labels are: a name as in `medmnist.INFO`, or a task
-    classes: list      # class names (label names if multi-label)
+    classes: list      # class names (label names if multi-label), texts or numbers
     train: Split
     val: Split
     test: Split
@@ -53,8 +58,7 @@ class ImageData:
 
     def __post_init__(self):
         self.task = as_task(self.task)
-        for s in ('train','val','test'):
-            _check_split(getattr(self, s), f'{self.name}, {s}', self.n_classes, self.task)
+        self._put_right()
 
     @property
     def n_classes(self): return len(self.classes)
@@ -68,18 +72,78 @@ class ImageData:
         size = '×'.join(map(str, self.shape))
         return f"{self.name}: {n} images of {size}, {self.n_classes} classes, {self.task}"
 
-# %% ../../nbs/data/00_images.ipynb #fa86ede6
-def _check_split(s, where, C, task):
-    x = s.x
-    if not isinstance(x, Tensor) or x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] not in (1,3):
-        known = isinstance(x, Tensor)
-        found = f"{x.dtype} of shape {tuple(x.shape)}" if known else f"of type {type(x).__name__}"
-        raise InputError(f"{where}: images are {found}, expected a uint8 tensor of shape (N, 1 or 3, H, W)",
-                         f'{where}: images', found)
-    if len(s.index) != len(x):
-        raise InputError(f"{where}: index has {len(s.index)} positions, expected {len(x)}, "
-                         "one for each image", f'{where}: index', len(s.index))
-    task.check_labels(s.y, len(x), C, f'{where}: labels')
+# %% ../../nbs/data/00_images.ipynb #9e876b59
+@patch
+def as_labels(self:Task, y:Tensor)->Tensor: return y
+
+@patch
+def as_labels(self:SingleLabel, y:Tensor)->Tensor: # whole numbers of any type
+    return y if y.is_floating_point() or y.is_complex() else y.long()
+
+@patch
+def as_labels(self:MultiLabel, y:Tensor)->Tensor: # zeros and ones of any type
+    return y if y.is_complex() else y.float()
+
+# %% ../../nbs/data/00_images.ipynb #42429db8
+def _name(v, where):
+    v = v.item() if isinstance(v, np.generic) else v
+    if isinstance(v, Real) and -1e15 < v < 1e15: return str(v)
+    if not isinstance(v, str) or not v.strip():
+        raise InputError(f"{where} hold {shown(v)}, expected a name or a number for each class", where, v)
+    return check_kind(where, v, Text)
+
+def _names(names, where, fewest):
+    if isinstance(names, (str,bytes,dict,set)) or not isinstance(names, Iterable):
+        raise InputError(f"{where} are {shown(names)}, expected a list of names", where, names)
+    names = [_name(v, where) for v in names]
+    if len(names) < fewest or len({*names}) < len(names):
+        raise InputError(f"{where} are {shown(names)}, expected at least {fewest} names, "
+                         "each of them once", where, names)
+    return names
+
+# %% ../../nbs/data/00_images.ipynb #2b88bb64
+def _check_images(x, where):
+    if isinstance(x, Tensor) and x.dtype == torch.uint8 and x.ndim == 4 and x.shape[1] in (1,3) \
+       and math.prod(x.shape[2:]): return
+    found = (f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor)
+             else f"of type {type(x).__name__}")
+    raise InputError(f"{where} are {found}, expected a uint8 tensor of shape (N, 1 or 3, H, W)", where, found)
+
+def _check_index(i, where, n):
+    whole = isinstance(i, Tensor) and not (i.is_floating_point() or i.is_complex() or i.dtype == torch.bool)
+    if whole and i.shape == (n,): return i.long()
+    found = f"{i.dtype} of shape {tuple(i.shape)}" if isinstance(i, Tensor) else f"of type {type(i).__name__}"
+    raise InputError(f"{where} is {found}, expected {n} whole numbers, one for each image", where, found)
+
+def _check_factors(f, where, n):
+    if f is None: return
+    fine = isinstance(f, Tensor) and f.is_floating_point() and f.shape == (n,8)
+    if fine and bool(((f >= 0) & (f <= 1)).all()): return
+    found = f"{f.dtype} of shape {tuple(f.shape)}" if isinstance(f, Tensor) else f"of type {type(f).__name__}"
+    raise InputError(f"{where} are {found}, expected floats from 0 to 1 of shape ({n}, 8), those of the "
+                     "phantom; leave them out for other images", where, found)
+
+# %% ../../nbs/data/00_images.ipynb #f1902b4d
+def _checked(s, where, C, task):
+    if not isinstance(s, Split):
+        found = type(s).__name__
+        raise InputError(f"{where} is of type {found}, expected a `Split`", where, found)
+    _check_images(s.x, f'{where}: images')
+    index = _check_index(s.index, f'{where}: index', len(s.x))
+    _check_factors(s.factors, f'{where}: factors', len(s.x))
+    y = task.as_labels(s.y) if isinstance(s.y, Tensor) else s.y
+    task.check_labels(y, len(s.x), C, f'{where}: labels')
+    return s if y is s.y and index is s.index else replace(s, y=y, index=index)
+
+@patch
+def _put_right(self:ImageData):
+    check_kind('name', self.name, Text)
+    self.classes = _names(self.classes, f'{self.name}: classes', self.task.fewest)
+    for s in ('train','val','test'):
+        setattr(self, s, _checked(getattr(self, s), f'{self.name}, {s}', self.n_classes, self.task))
+        if (shape := tuple(getattr(self, s).x.shape[1:])) != self.shape:
+            raise InputError(f"{self.name}, {s}: images have shape {shape}, expected {self.shape} "
+                             "as in the training images", f'{self.name}, {s}: images', shape)
 
 # %% ../../nbs/data/00_images.ipynb #6744183e
 def to_numpy(x:Tensor # (N,ch,H,W) in [0,1], or uint8

@@ -9,16 +9,15 @@ __all__ = ['ImageDL', 'image_dls']
 import math
 
 import numpy as np
-import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastcore.basics import patch
 from torch import Tensor
 
 from ..core.defaults import ClassifierSettings
-from ..core.errors import check_range
+from ..core.devices import device as known_device
 from ..core.figures import show_images
-from ..core.settings import bounds, Seed
+from ..core.settings import limited, Seed, stated, whole
 from ..core.tasks import task_of
 from .images import ImageData, Split
 from .subsets import check_classes, strata
@@ -26,6 +25,7 @@ from .subsets import check_classes, strata
 # %% ../../nbs/data/05_loaders.ipynb #fe16072d
 class ImageDL(DataLoader):
     "A fastai `DataLoader` over a `Split`: whole batches at once, in an order given by the seed and the epoch"
+    @limited(seed=Seed, bs=stated(ClassifierSettings, 'bs'), n=whole(1, 10**8))
     def __init__(self, dataset:Split,
                  bs:int=ClassifierSettings.bs, # images in a batch at most, at least 1
                  shuffle:bool=False,  # draw, or serve in the order of the split?
@@ -37,8 +37,6 @@ class ImageDL(DataLoader):
                  classes:list=None,   # names to show over images
                  **kwargs             # for fastai's `DataLoader`
                 ):
-        check_range('bs', bs, **bounds(ClassifierSettings, 'bs'))
-        check_range('seed', seed, **bounds(Seed))
         kwargs |= dict(num_workers=0)
         super().__init__(dataset, bs=bs, shuffle=shuffle, n=n or len(dataset), device=device, **kwargs)
         self.even,self.seed,self.balanced,self.classes,self.epoch = even,seed,balanced,classes,0
@@ -111,6 +109,7 @@ def show_batch(self:ImageDL,
     return show_images(x[:max_n], titles=names, **kwargs)
 
 # %% ../../nbs/data/05_loaders.ipynb #13809be2
+@limited(seed=Seed, bs=stated(ClassifierSettings, 'bs'))
 def image_dls(data:ImageData,      # every class needs a training image
               bs:int=ClassifierSettings.bs, # images in a batch at most
               seed:int=0,          # of the order
@@ -119,8 +118,7 @@ def image_dls(data:ImageData,      # every class needs a training image
               device=None          # default: the CPU
              )->DataLoaders:
     "Training and validation batches, images in [0,1]"
-    check_range('batch size', bs, **bounds(ClassifierSettings, 'bs'))
     check_classes(data)
     mk = lambda s, **kw: ImageDL(s, bs=bs, even=even, seed=seed, classes=data.short, device=device, **kw)
-    device = torch.device(device or 'cpu')
+    device = known_device(device or 'cpu')
     return DataLoaders(mk(data.train, shuffle=True, balanced=balanced), mk(data.val), device=device)

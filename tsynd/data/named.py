@@ -7,9 +7,11 @@ __all__ = ['medmnist_info', 'medmnist_path', 'available', 'load_medmnist', 'load
 
 # %% ../../nbs/data/03_named.ipynb #38af68fd
 import difflib, os, tempfile
+from numbers import Integral
 from pathlib import Path
 
-from ..core.errors import InputError, shown
+from ..core.errors import as_path, InputError, shown
+from ..core.settings import check_kind, Text
 from .files import load_npz
 from .images import ImageData
 from .phantoms import phantom
@@ -26,8 +28,8 @@ def medmnist_path(name:str,           # such as 'breastmnist'
                   size:int=28         # 28, 64, 128 or 224 pixels
                  )->Path:
     "Where the file of a MedMNIST set is expected"
-    root = root or os.environ.get('MEDMNIST_ROOT') or Path.home()/'.medmnist'
-    return Path(root).expanduser()/f"{name}{'' if size==28 else f'_{size}'}.npz"
+    root = as_path('root', root or os.environ.get('MEDMNIST_ROOT') or '~/.medmnist')
+    return root/f"{name}{'' if size==28 else f'_{size}'}.npz"
 
 # %% ../../nbs/data/03_named.ipynb #73de88e4
 def available(name:str,           # such as 'breastmnist'
@@ -59,6 +61,15 @@ def _nearest(name, names):
     near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=.4)
     return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}"
 
+def _unknown(name, names): # what to say of it, and how to use images of one's own
+    file = name if name.endswith('.npz') else 'mine.npz'
+    info = "dict(task='multi-class', label={'0': 'one', '1': 'other'}, n_channels=1)"
+    what = 'is a path, and not a name' if os.path.exists(name) or os.sep in name else 'is unknown'
+    return InputError(f"data set {shown(name)} {what}; {_nearest(name, names)}; for images of your own, in "
+                      f"MedMNIST's layout, use Python: run(RunConfig(), 'runs/mine', data=load_npz({file!r}, "
+                      f"{info}, 'mine')); a folder of image files becomes such data in the second tutorial",
+                      'data set', name)
+
 # %% ../../nbs/data/03_named.ipynb #c2e9cdbf
 def load_medmnist(name:str,           # such as 'breastmnist'
                   root:str|Path=None, # folder of the npz files; default: $MEDMNIST_ROOT, then ~/.medmnist
@@ -67,11 +78,9 @@ def load_medmnist(name:str,           # such as 'breastmnist'
                  )->ImageData:
     "One of the twelve 2D MedMNIST sets; raises `InputError`"
     infos = medmnist_info()
-    if name not in infos:
-        raise InputError(f"data set {shown(name)} is unknown; {_nearest(name, ['phantom', *infos])}",
-                         'data set', name)
-    if size not in (28,64,128,224):
-        raise InputError(f"size is {size}, but MedMNIST has 28, 64, 128 and 224 pixels", 'size', size)
+    if check_kind('data set', name, Text) not in infos: raise _unknown(name, ['phantom', *infos])
+    if not isinstance(size, Integral) or size not in (28,64,128,224):
+        raise InputError(f"size is {shown(size)}, but MedMNIST has 28, 64, 128 and 224 pixels", 'size', size)
     path = medmnist_path(name, root, size)
     if not os.path.isfile(path):
         if not download:

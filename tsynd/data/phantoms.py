@@ -12,8 +12,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from ..core.errors import check_range, InputError, shown
-from ..core.settings import bounds, Seed
+from ..core.errors import check_known, check_range, InputError, shown
+from ..core.settings import limited, Seed, whole
 from .images import ImageData, Split
 
 # %% ../../nbs/data/01_phantom.ipynb #7b264dcd
@@ -25,6 +25,7 @@ def phantom_labels(f:Tensor # (N,8) in [0,1]
     return (.6*f[:,1] + .4*f[:,3] > .5).long()
 
 # %% ../../nbs/data/01_phantom.ipynb #740d723d
+@limited(n=whole(0, 10**6), size=whole(1, 1024))
 def speckle(n:int,         # number of images
             size:int,      # height and width, pixels
             amount:Tensor, # relative standard deviation, (n,1,1) or a single one
@@ -37,6 +38,7 @@ def speckle(n:int,         # number of images
     return 1 + amount*(m/m.mean() - 1)/.52
 
 # %% ../../nbs/data/01_phantom.ipynb #3a80346a
+@limited(size=whole(1, 1024))
 def render_phantom(f:Tensor,    # (N,8) in [0,1], columns as in `FACTORS`
                    size:int=28, # height and width, pixels
                    seed:int=0   # of the speckle
@@ -69,7 +71,20 @@ def in_hole(f:Tensor,       # (N,8) in [0,1]
     inside = [(f[:,FACTORS.index(k)]>=lo) & (f[:,FACTORS.index(k)]<=hi) for k,(lo,hi) in holes[hole].items()]
     return torch.stack(inside).all(0)
 
+# %% ../../nbs/data/01_phantom.ipynb #30adeb6e
+def _check_holes(holes):
+    if isinstance(holes, bool): return
+    if not isinstance(holes, dict) or not all(isinstance(h, dict) and h for h in holes.values()):
+        raise InputError(f"holes are {shown(holes)}, expected true or false, or regions as in `HOLES`",
+                         'holes', holes)
+    for region in holes.values():
+        check_known('factor', region, FACTORS)
+        for k,ends in region.items():
+            pair = isinstance(ends, (tuple,list)) and len(ends) == 2
+            for v in ends if pair else [ends]: check_range(k, v if pair else None, lo=0, hi=1)
+
 # %% ../../nbs/data/01_phantom.ipynb #b11a2c80
+@limited(seed=Seed)
 def phantom(n_train:int=200, # training images, none of them in a hole
             n_val:int=100,   # validation images, none in a hole
             n_test:int=500,  # test images, holes included
@@ -78,12 +93,12 @@ def phantom(n_train:int=200, # training images, none of them in a hole
             holes:bool|dict=True # leave `HOLES` out of train and val? or other regions, in the same form
            )->ImageData:
     "The embedded data set: needs no file and no network"
-    check_range('seed', seed, **bounds(Seed))
     for k,n in dict(n_train=n_train, n_val=n_val, n_test=n_test).items():
         check_range(k, n, lo=0, hi=10**6, integer=True)
     if isinstance(size, bool) or not isinstance(size, Integral) or size%4 or not 12 <= size <= 512:
         raise InputError(f"size is {shown(size)}, but the phantom needs a multiple of 4, "
                          "at least 12 and at most 512", 'size', size)
+    _check_holes(holes)
     g = torch.Generator().manual_seed(1000003*seed + 17)
     def split(k, n, holes):
         f = torch.rand(8*n+64, 8, generator=g)
@@ -96,12 +111,13 @@ def phantom(n_train:int=200, # training images, none of them in a hole
         return Split(x, phantom_labels(f), torch.arange(n), f)
     return _phantoms(train=split(0, n_train, holes), val=split(1, n_val, holes), test=split(2, n_test, False))
 
+# %% ../../nbs/data/01_phantom.ipynb #63960b5f
 def _phantoms(**splits):
     md5 = hashlib.md5(b''.join(p.x.numpy().tobytes() for p in splits.values())).hexdigest()
     return ImageData('phantom', 'binary-class', ['benign','malignant'], **splits, md5=md5, licence='CC0',
                      source='tsynd phantom')
 
-# %% ../../nbs/data/01_phantom.ipynb #63960b5f
+@limited(**dict.fromkeys(('n_train','n_val','n_test'), whole(1, 10**6)))
 def clear_phantom(n_train:int=200, # training images
                   n_val:int=50,    # validation images
                   n_test:int=200   # test images

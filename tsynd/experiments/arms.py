@@ -18,7 +18,7 @@ from torch import nn, Tensor
 
 from ..core.errors import InputError, shown
 from ..core.seeds import seeded
-from ..core.settings import checked
+from ..core.settings import checked, limited, stated, whole
 from ..core.tasks import Task, task_of
 from ..data.images import ImageData
 from ..data.loaders import ImageDL
@@ -54,6 +54,7 @@ def arm(name:str, sentence:str, source:str):
     return enter
 
 # %% ../../nbs/experiments/03_arms.ipynb #bff2e118
+@limited()
 def callbacks(
     name:str,   # a key of `ARMS`
     ae=None,    # trained `Autoencoder`; the arms without synthesis need none
@@ -135,6 +136,7 @@ def _pixel_mi(ae, seed, *, weight=A.weight, radius=.03, steps=A.steps, gate=A.ga
     return _tsynd(PixelSpace(), seed, 'mi', weight=weight, radius=radius, steps=steps, gate=gate)
 
 # %% ../../nbs/experiments/03_arms.ipynb #305900af
+@limited(eps=stated(A, 'eps'), steps=whole(1, 1000))
 def adversarial(model:nn.Module,        # images in [0,1] to logits (B,C)
                 x:Tensor,               # (B,ch,H,W) in [0,1]
                 y:Tensor,               # (B,) class numbers, or (B,C) zeros and ones
@@ -156,6 +158,7 @@ def adversarial(model:nn.Module,        # images in [0,1] to logits (B,C)
 class AdversarialTraining(Callback):
     "Adds the loss on attacked images to that on the real batch"
     order,run_valid = -5,False
+    @limited()
     def __init__(self,
                  eps:float=A.eps, # largest change of a pixel
                  steps:int=3,     # gradient steps
@@ -234,6 +237,7 @@ def _wide(): # its shifts of up to 32 pixels are made for 224; ours are as large
 class TrivialAugment(Callback):
     "One random operation of random strength on each image of a batch (Müller & Hutter 2021)"
     order,run_valid = -4,False
+    @limited()
     def __init__(self,
                  p:float=A.p, # share of images that are augmented, in [0,1]
                  seed:int=0   # of all that is drawn

@@ -18,7 +18,8 @@ from ..core.settings import derived, FileName, Images, number, Seed, stated, Tex
 @dataclass(kw_only=True)
 class TrainingSettings(ClassifierSettings):
     "What a run and a study have in common"
-    size: Annotated[whole(4, 1024), 'height and width in pixels; MedMNIST has 28, 64, 128 and 224'] = 28
+    size: Annotated[whole(4, 1024), 'height and width in pixels: 28, 64, 128 or 224 of MedMNIST, '
+                                    'any multiple of 4 from 12 to 512 of the phantom'] = 28
     ae_steps: stated(AutoencoderSettings, 'steps') = AutoencoderSettings.steps
     ae_bs: stated(AutoencoderSettings, 'bs') = AutoencoderSettings.bs
     bf16: Annotated[bool, 'train in bfloat16, where the processor can: about twice as fast'] = False
@@ -36,8 +37,9 @@ class RunConfig(derived(TargetingSettings, *_TRIED), TrainingSettings):
     autoencoder: Annotated[str|None, 'a saved autoencoder to use instead of training one, '
                                      'such as runs/x/models/autoencoder'] = None
     attack_n: Annotated[whole(1, 10**6), 'test images to attack, at most'] = 200
-    quick: Annotated[bool, 'a smoke run of under 30 seconds, whose numbers mean nothing: 100 images to train '
-                           'and to test on, one epoch, no gate, at most T 8, steps 2, ae_steps 30'] = False
+    quick: Annotated[bool, 'a smoke run, at 28 pixels of under 30 seconds, whose numbers mean nothing: '
+                           '100 images to train and to test on, one epoch, no gate, at most T 8, steps 2, '
+                           'ae_steps 30'] = False
 
 # %% ../../nbs/experiments/00_configuration.ipynb #79e3df79
 EPS = (.25/255, .5/255, 1/255) # radii of the attack; at larger ones small networks have nothing left
@@ -81,8 +83,8 @@ class ArmSettings(derived(TargetingSettings, 'weight', 'radius', 'steps', 'gate'
     pixel_steps: Annotated[whole(1, 1000), 'of the attack on the pixels of a targeted image'] = 1
     attack_weight: Annotated[number(0, 1000),
                              'of the loss on attacked images, where there are targeted ones too'] = 1.
-    part: Annotated[number(0, 1, open_lo=True), 'of a batch to attack with several steps'] = 1/3
-    times: Annotated[number(0, 100, open_lo=True), 'as far as the targeted images'] = 1.
-    alpha: Annotated[number(0, 100, open_lo=True), 'of the Beta distribution of MixUp'] = .4
+    part: Annotated[number(1e-4, 1), 'of a batch to attack with several steps'] = 1/3
+    times: Annotated[number(1e-4, 100), 'as far as the targeted images'] = 1.
+    alpha: Annotated[number(1e-4, 100), 'of the Beta distribution of MixUp'] = .4
     p: Annotated[number(0, 1), 'share of images that are augmented'] = 1.
-    longer: Annotated[number(0, 1000, open_lo=True), 'so many times as long as the others; in a study'] = 1
+    longer: Annotated[number(1e-4, 1000), 'so many times as long as the others; in a study'] = 1

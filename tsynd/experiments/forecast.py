@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from ..core.devices import device
+from ..core.settings import limited, whole
 from ..data.subsets import stratified_order, subset
 from ..models.autoencoder import train_autoencoder
 from .cell import Cell, cell_data, measure_cell, train_cell
@@ -21,6 +22,7 @@ from .experiment import epochs_of, precision_callbacks
 from .study_configuration import check_machine, make_arm
 
 # %% ../../nbs/experiments/08_forecast.ipynb #a0085838
+@limited(updates=whole(1, 10**4), images=whole(1, 10**6))
 def estimate(c:StudyConfig, root=None, updates:int=6, images:int=16
             )->pd.DataFrame: # per data set, size and arm
     "Seconds to train and to measure one cell, from a few updates and images, on this machine as it is now"

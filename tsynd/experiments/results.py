@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core.errors import InputError
+from ..core.errors import as_path, InputError
 from ..data.files import save_npz
 from ..data.images import ImageData, Split, to_numpy
 from ..models.bundles import save_model
 from ..targeting.synthesis import PROVENANCE_COLUMNS
 from .configuration import RunConfig
-from .experiment import compare, prepare_data, resolve, Result
+from .experiment import announce, compare, prepare_data, resolve, Result
 
 # %% ../../nbs/experiments/02_results.ipynb #38553b87
 def save_result(r:Result,
@@ -48,7 +48,7 @@ def save_result(r:Result,
 @contextmanager
 def new_folder(out:str|Path):
     "A hidden folder whose contents move up into `out` when the block ends well; otherwise it is removed"
-    out = Path(out)
+    out = as_path('out', out)
     made,names = [],[]
     try:
         if out.is_dir() and any(out.iterdir()) or out.is_file():
@@ -89,6 +89,7 @@ def run(
     with new_folder(out) as folder:
         data = prepare_data(c, root, data)
         c = resolve(replace(c, dataset=data.name, size=data.shape[-1]), data)
+        if progress: announce(c, data)
         result = compare(c, data, progress)
         save_result(result, folder)
         if finish: finish(folder)

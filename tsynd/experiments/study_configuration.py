@@ -13,7 +13,7 @@ from pathlib import Path
 import tomli_w
 
 from ..core.devices import device
-from ..core.errors import check_known, check_range, InputError, shown
+from ..core.errors import as_path, check_known, check_range, InputError, shown
 from ..core.seeds import seeded
 from ..core.settings import bounds, checked, rows
 from ..data.named import medmnist_info
@@ -40,7 +40,8 @@ def read_config(path:str|Path, # a TOML file
                 **unsaid       # settings that it need not give
                )->StudyConfig:
     "A study's configuration; raises `InputError`"
-    path,d = Path(path),_toml(path)
+    path = as_path('configuration', path)
+    d = _toml(path)
     known,needed = {f.name for f in fields(StudyConfig)},('datasets','n','seeds','arms')
     for k in d:
         if k not in known:

@@ -21,11 +21,13 @@ from fastcore.foundation import L
 from torch import nn, Tensor
 
 from ..core.defaults import AutoencoderSettings
-from ..core.errors import check_range, InputError
+from ..core.devices import device as known_device
+from ..core.errors import InputError
 from ..core.seeds import seeded
-from ..core.settings import bounds
+from ..core.settings import Batch, limited, number, Seed, stated, whole
 from ..data.images import ImageData, to_float
 from ..data.loaders import ImageDL
+from ..data.subsets import check_parts
 from .bundles import read_model, rebuild
 from .fitting import FiniteLoss, fit_one_cycle
 
@@ -44,6 +46,7 @@ def _at_least_float32(x): return x.to(torch.promote_types(x.dtype, torch.float32
 
 class Autoencoder(nn.Module):
     "Images (B,ch,H,W) in [0,1] to spatial latents (B,Z,H/4,W/4) and back; H and W multiples of 4"
+    @limited(ch=whole(1, 1000), latent_channels=whole(1, 1024), width=whole(1, 1024), noise=number(0, 10))
     def __init__(self,
                  ch:int=1,              # image channels, 1 or 3
                  latent_channels:int=4, # Z; Z/16 latents per pixel
@@ -102,8 +105,11 @@ class ReconstructionTarget(Callback):
     def before_batch(self): self.learn.yb = self.learn.xb[:1]
 
 # %% ../../nbs/models/02_autoencoder.ipynb #042472a0
+_OURS = {k: stated(AutoencoderSettings, k) for k in ('steps','bs','lr')}
+
 def _rounds(steps): return 10 if steps % 10 == 0 else 1
 
+@limited(seed=Seed, steps=_OURS['steps'], bs=_OURS['bs'])
 def autoencoder_learner(
     data:ImageData, # its training and validation images
     ae:Autoencoder, # to be trained
@@ -114,12 +120,13 @@ def autoencoder_learner(
     cbs=()          # further fastai callbacks
 )->Learner:
     "A fastai `Learner` that teaches `ae` to reconstruct the training images; in ten epochs, or one"
+    device = known_device(device or 'cpu')
     mk = lambda s, **kw: ImageDL(s, bs=bs, seed=seed, device=device, **kw)
-    dls = DataLoaders(mk(data.train, shuffle=True, n=steps//_rounds(steps)*bs), mk(data.val),
-                      device=torch.device(device or 'cpu'))
+    dls = DataLoaders(mk(data.train, shuffle=True, n=steps//_rounds(steps)*bs), mk(data.val), device=device)
     return Learner(dls, ae, loss_func=F.mse_loss, cbs=[ReconstructionTarget(), FiniteLoss(), *L(cbs)])
 
 # %% ../../nbs/models/02_autoencoder.ipynb #3c90825f
+@limited(seed=Seed, **_OURS)
 def train_autoencoder(data:ImageData,        # its training images
                       steps:int=AutoencoderSettings.steps, # weight updates, at least 1
                       lr:float=AutoencoderSettings.lr, # highest learning rate of the one-cycle schedule
@@ -131,7 +138,7 @@ def train_autoencoder(data:ImageData,        # its training images
                       **kwargs               # for `Autoencoder`
                      )->Autoencoder:
     "An autoencoder trained on the training images of `data`, in eval mode"
-    check_range('autoencoder steps', steps, **bounds(AutoencoderSettings, 'steps'))
+    check_parts(data, 'train')
     if data.shape[1]%4 or data.shape[2]%4:
         raise InputError(f"images of {data.name} are {data.shape[1]}×{data.shape[2]}, "
                          "but the autoencoder needs multiples of 4", 'images', data.shape)
@@ -144,6 +151,7 @@ def train_autoencoder(data:ImageData,        # its training images
     return ae
 
 # %% ../../nbs/models/02_autoencoder.ipynb #24886349
+@limited(bs=Batch)
 @torch.no_grad()
 def encode_all(ae:Autoencoder, # in eval mode
                x:Tensor,    # (N,ch,H,W) uint8, or float in [0,1]

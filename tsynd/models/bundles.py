@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..core.errors import InputError
+from ..core.errors import as_path, InputError
 
 # %% ../../nbs/models/01_bundles.ipynb #76b7c718
 def save_model(path:str|Path,   # without suffix
@@ -30,7 +30,7 @@ def read_model(path:str|Path, # with or without suffix
                kind:str       # class name expected in the JSON file
               )->tuple:       # (facts, weights)
     "Read what `save_model` wrote; raises `InputError`"
-    path = str(path).removesuffix('.safetensors').removesuffix('.json')
+    path = str(as_path('path', path)).removesuffix('.safetensors').removesuffix('.json')
     for f in (f'{path}.json', f'{path}.safetensors'):
         if not os.path.isfile(f):
             raise InputError(f"{f} does not exist; a model is a .safetensors and a .json file "

@@ -17,9 +17,9 @@ from fastcore.foundation import L
 from torch import nn
 
 from ..core.defaults import ClassifierSettings
-from ..core.errors import check_range, InputError
+from ..core.errors import check_range, InputError, shown
 from ..core.seeds import seeded
-from ..core.settings import bounds
+from ..core.settings import bounds, limited, Seed, stated, Text, whole
 from ..core.tasks import as_task, Task
 from ..data.images import ImageData
 from ..data.loaders import image_dls
@@ -51,6 +51,9 @@ class _Block(nn.Module):
     def forward(self, x): return F.relu(self.f(x) + self.skip(x))
 
 # %% ../../nbs/models/04_classifier.ipynb #e2e5f71c
+_SHAPE = dict(ch=whole(1, 1000), n_classes=whole(1, 10**6))
+
+@limited(**_SHAPE, p=stated(ClassifierSettings, 'dropout'))
 def small_resnet(ch:int=1,        # image channels, 1 or 3
                  n_classes:int=2, # C
                  p:float=.5       # dropout probability, in [0,1)
@@ -62,6 +65,7 @@ def small_resnet(ch:int=1,        # image channels, 1 or 3
     return Classifier(trunk, 96, n_classes, p)
 
 # %% ../../nbs/models/04_classifier.ipynb #8e4aee13
+@limited(**_SHAPE, p=stated(ClassifierSettings, 'dropout'))
 def resnet18(ch:int=1,        # image channels, 1 or 3
              n_classes:int=2, # C
              p:float=.5       # dropout probability, in [0,1)
@@ -86,6 +90,7 @@ def _timm(name, ch, n_classes, p):
     return Classifier(trunk, getattr(trunk, 'head_hidden_size', None) or trunk.num_features, n_classes, p)
 
 # %% ../../nbs/models/04_classifier.ipynb #a7375bdf
+@limited(**_SHAPE, model=Text)
 def make_classifier(model:str=ClassifierSettings.model, # or 'resnet18', or 'timm:NAME'
                     ch:int=1,        # image channels, 1 or 3
                     n_classes:int=2, # C
@@ -95,7 +100,8 @@ def make_classifier(model:str=ClassifierSettings.model, # or 'resnet18', or 'tim
     check_range('dropout', p, **bounds(ClassifierSettings, 'dropout'))
     builders = dict(small_resnet=small_resnet, resnet18=resnet18)
     if model not in builders and not model.startswith('timm:'):
-        raise InputError(f"model is {model!r}, expected small_resnet, resnet18 or timm:NAME", 'model', model)
+        raise InputError(f"model is {shown(model)}, expected small_resnet, resnet18 or timm:NAME",
+                         'model', model)
     clf = builders[model](ch, n_classes, p) if model in builders else _timm(model[5:], ch, n_classes, p)
     clf.config = dict(model=model, ch=ch, n_classes=n_classes, p=p)
     return clf
@@ -126,6 +132,7 @@ def classifier_learner(data:ImageData,
                    metrics=auc_metric(data.task), cbs=[FiniteLoss(), *L(cbs)])
 
 # %% ../../nbs/models/04_classifier.ipynb #cb668875
+@limited(seed=Seed, **{k: stated(ClassifierSettings, k) for k in ('epochs','lr')})
 def train_classifier(data:ImageData,
                      model:str|nn.Module=ClassifierSettings.model, # a name for `make_classifier`, or a model
                      epochs:int=20,    # of as many draws as there are training images, at least 1
@@ -138,9 +145,8 @@ def train_classifier(data:ImageData,
                      **kwargs          # for `classifier_learner`
                     )->Learner:
     "Train a classifier from scratch; returns its `Learner`"
-    check_range('epochs', epochs, **bounds(ClassifierSettings, 'epochs'))
     with seeded(seed):
-        if isinstance(model, str):
+        if not isinstance(model, nn.Module):
             model = make_classifier(model, data.shape[0], data.task.n_outputs(data.n_classes), p)
         model.to(memory_format=torch.channels_last)
         learn = classifier_learner(data, model, seed=seed, cbs=cbs, **kwargs)

@@ -13,7 +13,8 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 
 from ..core.defaults import SynthesisSettings
-from ..core.errors import check_range, InputError
+from ..core.errors import InputError
+from ..core.settings import limited, stated
 from .prediction import frozen
 
 # %% ../../nbs/models/05_dropout.ipynb #12e3f273
@@ -46,6 +47,7 @@ def uncompiled(model:nn.Module # any
 
 class MCDropout:
     "A context in which calling it with images gives the logits of T dropout draws, with masks held fixed"
+    @limited(T=stated(SynthesisSettings, 'T'))
     def __init__(
         self,
         model:nn.Module, # classifier with dropout layers
@@ -54,7 +56,6 @@ class MCDropout:
         full:bool=None   # run every draw through the whole model? default: only where no trunk can be shared
     ):
         check_dropout(model)
-        check_range('T', T, lo=1, integer=True)
         self.model,self.T = uncompiled(model),int(T)
         self.gen,self.masks = torch.Generator().manual_seed(seed),{}
         self.full = getattr(model, '_mc_full', False) if full is None else full

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn, Tensor
 
+from ..core.settings import Batch, limited
 from ..data.images import to_float
 
 # %% ../../nbs/models/03_prediction.ipynb #46e3d367
@@ -36,6 +37,7 @@ def frozen(*models:nn.Module): # any number of them
                 if b._version != version: b.copy_(old)
 
 # %% ../../nbs/models/03_prediction.ipynb #d0b44384
+@limited(bs=Batch)
 def predict(model:nn.Module, # classifier, images in [0,1] to logits
             x:Tensor,        # (N,ch,H,W) uint8, or float in [0,1]
             bs:int=256       # images at a time

@@ -17,6 +17,7 @@ from torch import nn, Tensor
 
 from ..core.errors import check_range, InputError
 from ..core.seeds import image_seeds, streams
+from ..core.settings import Count, limited
 from ..core.tasks import as_task, Task
 from tsynd.robustness.attacks import (
     attack_loss, check_attack, in_batches, keep_worse, linf_box, loss_and_gradient, pgd_batch, pick_rows,
@@ -75,6 +76,7 @@ ATTACKS = {}
 
 # %% ../../nbs/robustness/05_attack_kinds.ipynb #2c03ce21
 @patch
+@limited(steps=Count, restarts=Count)
 def __call__(self:Attack,
              model:nn.Module,      # a `Predictor`, or any classifier, which then has its dropout off
              x:Tensor,             # (N,ch,H,W) in [0,1]

@@ -15,6 +15,7 @@ from torch import nn, Tensor
 from ..core.errors import check_range, InputError
 from ..core.figures import show_images
 from ..core.seeds import image_seeds, streams
+from ..core.settings import Count, limited, number
 from ..core.tasks import as_task, Task
 from ..models.prediction import device_of, frozen, predict
 from .perturbations import check_batch, column
@@ -56,9 +57,7 @@ def check_attack(x, y, eps, task, **counts):
     "Raise `InputError` unless images, labels, radius and whole numbers make sense"
     check_batch(x)
     check_range('eps', eps, lo=0, hi=1)
-    for k,v in counts.items():
-        if not isinstance(v, int) or v < 1:
-            raise InputError(f"{k} is {v!r}, but must be a whole number, at least 1", k, v)
+    for k,v in counts.items(): check_range(k, v, lo=1, hi=10**7, integer=True)
     as_task(task).check_labels(y, len(x))
 
 # %% ../../nbs/robustness/01_attacks.ipynb #4b8eae0f
@@ -106,6 +105,7 @@ def _climb(look, z, lo, hi, worst, steps, step_size):
     return worst
 
 # %% ../../nbs/robustness/01_attacks.ipynb #b758b1a0
+@limited(step_size=number(0, 10), steps=Count, restarts=Count)
 def pgd(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
         x:Tensor,             # (N,ch,H,W) in [0,1]
         y:Tensor,             # (N,) class numbers, or (N,C) float zeros and ones if multi-label

@@ -17,6 +17,7 @@ from ..core.errors import check_known, check_range, InputError
 from ..core.figures import show_images, TYPE_SIZE
 from ..core.progress import ticking
 from ..core.seeds import image_seeds, streams
+from ..core.settings import Batch, limited
 from ..core.tasks import as_task, Task
 from ..data.images import to_numpy
 from ..data.named import medmnist_info
@@ -140,12 +141,14 @@ def _check_corruptions(x, dataset, names, severities, lo=0):
         raise InputError(f"images have {x.shape[1]} channels, expected 1 (grey) or 3 (colour)",
                          'images', x.shape[1])
     known = tuple(families(dataset))
-    names = known if names is None else (names,) if isinstance(names, str) else tuple(names)
+    names = known if names is None else (names,) if isinstance(names, str) else names
     check_known(f'{dataset}: corruption', names, known, 'corruption')
+    if isinstance(severities, int) or severities is None: severities = [severities]
     for s in severities: check_range('severity', s, lo=lo, hi=5, integer=True)
-    return names
+    return tuple(names)
 
 # %% ../../nbs/robustness/03_corruptions.ipynb #2a17b0e6
+@limited(bs=Batch)
 def corrupt(x:Tensor,     # (N,1 or 3,H,W) in [0,1]
             name:str,     # one of `families(dataset)`
             severity:int, # 0 changes nothing, 5 is the worst
@@ -154,7 +157,7 @@ def corrupt(x:Tensor,     # (N,1 or 3,H,W) in [0,1]
             bs:int=512    # images at a time; changes nothing but the memory needed
            )->Tensor:     # (N,1 or 3,H,W) in [0,1]
     "Corrupt each image; image i depends on `seed` and i only"
-    _check_corruptions(x, dataset, [name], [severity]); check_range('batch size', bs, lo=1, integer=True)
+    _check_corruptions(x, dataset, [name], [severity])
     if severity == 0: return x.clone()
     level,seeds,f = families(dataset)[name][severity-1],image_seeds(len(x), seed),CORRUPTIONS[name]
     return torch.cat([f(x[i:i+bs], level, streams(seeds[i:i+bs])).clamp(0, 1) for i in range(0, len(x), bs)])
@@ -181,6 +184,7 @@ def show_corruptions(x:Tensor,    # (N,1 or 3,H,W) in [0,1]; the first image is 
     return axs
 
 # %% ../../nbs/robustness/03_corruptions.ipynb #858e7c62
+@limited()
 def corruption_table(model:nn.Module, # images (B,ch,H,W) in [0,1] to logits (B,C)
                      x:Tensor,        # (N,1 or 3,H,W) in [0,1]
                      y:Tensor,        # (N,) int64, or (N,C) float if multi-label
@@ -198,6 +202,7 @@ def corruption_table(model:nn.Module, # images (B,ch,H,W) in [0,1] to logits (B,
     check_attack(x, y, 0, task, n=n, bs=bs)
     names = _check_corruptions(x, dataset, names, severities, lo=1)
     if n < len(x): i = stratified_order(y.cpu(), seed)[:n]; x,y = x[i.to(x.device)],y[i.to(y.device)]
+    if isinstance(severities, int): severities = severities,
     todo,rows = [('clean',0), *((k,s) for k in names for s in severities)],[]
     with ticking(progress, len(x)*len(todo)) as tick:
         for name,s in todo:

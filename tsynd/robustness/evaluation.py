@@ -6,13 +6,16 @@
 __all__ = ['model_metrics', 'robustness_table']
 
 # %% ../../nbs/robustness/02_evaluation.ipynb #1e3d1ba9
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import nn, Tensor
 
-from ..core.errors import check_range, InputError
+from ..core.errors import check_range, InputError, shown
 from ..core.progress import ticking
 from ..core.seeds import image_seeds, streams
+from ..core.settings import Count, limited
 from ..core.tasks import as_task, Task
 from ..data.subsets import stratified_order
 from ..models.prediction import device_of, frozen, predict
@@ -25,6 +28,9 @@ def model_metrics(model, x, y, task, bs):
     return task.metrics(y.cpu(), task.probabilities(predict(model, x, bs=bs))) | dict(n=len(y))
 
 def _check_table(x, y, task, eps, strengths, ladder, restarts, **counts):
+    for k,v in dict(eps=eps, strengths=strengths).items():
+        if isinstance(v, str) or not isinstance(v, Iterable):
+            raise InputError(f"{k} is {shown(v)}, expected a list of numbers", k, v)
     for e in (0,*eps): check_attack(x, y, e, task, restarts=restarts, **counts)
     for s in strengths: check_range('strength', s, lo=0, hi=10)
     if not ladder or not task.several and restarts == 1: return
@@ -33,6 +39,7 @@ def _check_table(x, y, task, eps, strengths, ladder, restarts, **counts):
                      "leave ladder out", 'ladder', ladder)
 
 # %% ../../nbs/robustness/02_evaluation.ipynb #a80af5df
+@limited(steps=Count, restarts=Count)
 def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits (B,C)
                      x:Tensor,            # (N,ch,H,W) in [0,1]
                      y:Tensor,            # (N,) int64, or (N,C) float if multi-label
@@ -55,7 +62,8 @@ def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits
     xa,ya,res = x[i],y[i],{'clean': score(x, y)}
     passes = sum(e>0 for e in eps)*(restarts*(steps+1)+1)
     with ticking(progress, len(x)*len(strengths) + len(xa)*passes) as tick:
-        for s in strengths: res['perturbed' + f' ×{s:g}'*(s!=1)] = score(perturb(x, s, seed), y); tick(len(x))
+        for s in strengths:
+            res['perturbed' if s == 1 else f'perturbed ×{s:g}'] = score(perturb(x, s, seed), y); tick(len(x))
         if len(xa) < len(x): res['PGD 0/255'] = score(xa, ya)
         if ladder: return res | _ladder(model, xa, ya, task, eps, steps, seed, bs, tick)
         for e in eps:

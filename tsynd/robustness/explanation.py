@@ -16,9 +16,10 @@ from pytorch_grad_cam import EigenGradCAM, GradCAM, SegEigenCAM
 from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 from torch import nn, Tensor
 
-from ..core.errors import check_range, InputError
+from ..core.errors import check_range, InputError, shown
 from ..core.figures import TYPE_SIZE
 from ..core.seeds import image_seeds, streams
+from ..core.settings import Batch, limited, number, whole
 from ..core.tasks import as_task, Task
 from ..data.phantoms import FACTORS, render_phantom
 from ..models.autoencoder import Autoencoder
@@ -127,6 +128,7 @@ METHODS = {'eigengradcam': SignedEigenGradCAM, # the sign fixed
 # %% ../../nbs/robustness/08_explanation.ipynb #db64f05b
 def _copy(t): return t.float().clone()
 
+@limited(bs=Batch)
 def cam(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
         x:Tensor,             # (B,ch,H,W) in [0,1]
         y:int|Tensor=None,    # class (or label) to explain, one for all or (B,); default: the predicted one
@@ -138,8 +140,7 @@ def cam(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
     "Class activation maps; dropout off, and the model is left as it was"
     check_batch(x)
     if method not in METHODS:
-        raise InputError(f"method is {method!r}, expected one of {', '.join(METHODS)}", 'method', method)
-    check_range('batch size', bs, lo=1, integer=True)
+        raise InputError(f"method is {shown(method)}, expected one of {', '.join(METHODS)}", 'method', method)
     task = as_task(task)
     y,module = _classes(model, x, y, task),dict(model.named_modules())[target_layer(model, x, layer)]
     with _borrowed(model):
@@ -222,6 +223,7 @@ def without(x:Tensor,    # (ch,H,W) in [0,1], on the CPU
     return torch.where(known > 0, x, filled + grain).clamp(0, 1)
 
 # %% ../../nbs/robustness/08_explanation.ipynb #edb1565d
+@limited()
 def faithfulness(model:nn.Module,  # images (B,ch,H,W) in [0,1] to logits (B,C)
                  x:Tensor,         # (B,ch,H,W) in [0,1]
                  y:int|Tensor,     # class (or label) that the maps explain, one for all or (B,)
@@ -250,6 +252,7 @@ def faithfulness(model:nn.Module,  # images (B,ch,H,W) in [0,1] to logits (B,C)
     return (p(least)-p(most)).view(len(x), -1).mean(1)
 
 # %% ../../nbs/robustness/08_explanation.ipynb #d1bf1bd9
+@limited(eps=number(0, 100, open_lo=True), steps=whole(2, 10**4))
 def minimise_class(model:nn.Module, # images (B,ch,H,W) in [0,1] to logits (B,C)
                    x:Tensor,        # (B,ch,H,W) in [0,1]
                    y:int|Tensor=None, # class (or label) to lower, or (B,); default: the predicted one
@@ -260,7 +263,6 @@ def minimise_class(model:nn.Module, # images (B,ch,H,W) in [0,1] to logits (B,C)
                   )->tuple:         # start and end, (B,ch,H,W) in [0,1]
     "Where the search starts, `x` or its reconstruction, and the image nearby that makes a class improbable"
     check_batch(x)
-    check_range('eps', eps, lo=0, open_lo=True); check_range('steps', steps, lo=2, integer=True)
     task,dev = as_task(task),device_of(model, x)
     y = _classes(model, x, y, task).to(dev)
     if ae: ae.to(dev)

@@ -10,6 +10,7 @@ from torch import nn, Tensor
 
 from ..core.errors import check_known, check_range, InputError
 from ..core.progress import ticking
+from ..core.settings import limited
 from ..core.tasks import as_task, Task
 from ..models.prediction import predict
 from .attack_kinds import ATTACKS
@@ -72,6 +73,7 @@ def _verdict(red): # names of the findings
     return f"signs of gradient masking ({', '.join(red)}): the accuracy under attack is not to be trusted"
 
 # %% ../../nbs/robustness/07_masking.ipynb #1200057b
+@limited()
 def masking_check(model:nn.Module,  # a `Predictor`, or any classifier, which then has its dropout off
                   x:Tensor,         # (N,ch,H,W) in [0,1]
                   y:Tensor,         # (N,) int64, or (N,C) float if multi-label

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.errors import check_known, check_range, InputError
 from ..core.seeds import image_seeds, streams
+from ..core.settings import Batch, limited, number
 
 # %% ../../nbs/robustness/00_perturbations.ipynb #2c7dc429
 RANGES = dict(rotation=15.,   # degrees, either way
@@ -102,6 +103,7 @@ def check_batch(x):
                          "undo a normalisation first", 'images', (x.min().item(), x.max().item()))
 
 # %% ../../nbs/robustness/00_perturbations.ipynb #9618e9b9
+@limited(strength=number(0, 10), bs=Batch)
 def perturb(x:Tensor,           # (N,ch,H,W) in [0,1]
             strength:float=1.,  # 0 changes nothing, 1 uses the full ranges, 2 twice the ranges
             seed:int=0,         # of all that is drawn
@@ -111,10 +113,10 @@ def perturb(x:Tensor,           # (N,ch,H,W) in [0,1]
            )->Tensor:           # (N,ch,H,W) in [0,1]
     "Perturb each image at random, by its own amounts; image i depends on `seed` and i only"
     check_batch(x)
-    check_range('strength', strength, lo=0, hi=10); check_range('batch size', bs, lo=1, integer=True)
-    kinds,ranges = (kinds,) if isinstance(kinds, str) else kinds, RANGES | (ranges or {})
-    check_known('kind of perturbation', kinds, KINDS); check_known('range', ranges, RANGES)
-    for k,v in ranges.items(): check_range(f'range {k}', v, lo=0)
+    kinds = (kinds,) if isinstance(kinds, str) else kinds
+    check_known('kind of perturbation', kinds, KINDS); check_known('range', ranges or {}, RANGES)
+    ranges = RANGES | (ranges or {})
+    for k,v in ranges.items(): check_range(f'range {k}', v, lo=0, hi=1000)
     if strength == 0: return x.clone()
     full,seeds = {k: strength*v for k,v in ranges.items()}, image_seeds(len(x), seed)
     return torch.cat([_perturb(x[i:i+bs], full, streams(seeds[i:i+bs]), kinds) for i in range(0, len(x), bs)])

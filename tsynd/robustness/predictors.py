@@ -8,7 +8,8 @@ __all__ = ['Predictor', 'predictor_name']
 # %% ../../nbs/robustness/04_predictors.ipynb #7a32b921
 from torch import nn
 
-from ..core.errors import check_range
+from ..core.defaults import SynthesisSettings
+from ..core.settings import bounds, limited, whole
 from ..core.tasks import as_task, Task
 from ..models.dropout import check_dropout, mc_logits
 from ..models.prediction import frozen
@@ -16,6 +17,7 @@ from ..models.prediction import frozen
 # %% ../../nbs/robustness/04_predictors.ipynb #11db85c9
 class Predictor(nn.Module):
     "What is measured: a classifier with its dropout off, or the mean of its predictions over T draws"
+    @limited(T=whole(0, bounds(SynthesisSettings, 'T')['hi']))
     def __init__(self,
                  model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
                  T:int=0,              # dropout draws; 0: dropout off
@@ -23,7 +25,6 @@ class Predictor(nn.Module):
                  task:str|Task='multi-class' # what the labels are
                 ):
         super().__init__()
-        check_range('T', T, lo=0, integer=True)
         if T: check_dropout(model)
         self.model,self.T,self.seed,self.task = model,T,seed,as_task(task)
 

@@ -13,6 +13,7 @@ from torch import nn, Tensor
 
 from ..core.errors import check_known, InputError
 from ..core.progress import ticking
+from ..core.settings import limited, number
 from ..core.tasks import as_task, Task
 from ..models.prediction import predict
 from .attack_kinds import ATTACKS, check_ball
@@ -75,6 +76,7 @@ def _worst(rows, row, judge, x, y, task, bs, keep, eps): # a row for the worst L
     return [row(x=worst, attack='worst case', norm='Linf', eps=eps, **total)]
 
 # %% ../../nbs/robustness/06_suite.ipynb #11201814
+@limited(eps=number(0, 1), eps_l2=number(0, 10**4))
 def attack_suite(model:nn.Module,  # a `Predictor`, or any classifier, which then has its dropout off
                  x:Tensor,         # (N,ch,H,W) in [0,1]
                  y:Tensor,         # (N,) int64, or (N,C) float if multi-label

@@ -16,7 +16,7 @@ from torch import nn, Tensor
 
 from ..core.defaults import SynthesisSettings
 from ..core.errors import check_range, InputError, shown
-from ..core.settings import bounds, takes
+from ..core.settings import bounds, limited, takes
 from ..core.tasks import as_task, Task
 from ..models.autoencoder import Autoencoder
 from ..models.dropout import MCDropout
@@ -115,6 +115,7 @@ class Synthetic:
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #55a770bb
 @patch
+@limited()
 def __call__(self:Synthesizer,
              model:nn.Module, # classifier with dropout
              x:Tensor,        # (B,ch,H,W) in [0,1], real images
@@ -142,6 +143,7 @@ def __call__(self:Synthesizer,
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #17093004
 @patch
+@limited()
 @torch.no_grad()
 def measure(self:Synthesizer,
             model:nn.Module,
@@ -190,6 +192,7 @@ def pick(self:Synthetic,
     return _each(lambda v,dim: v[0].index_select(dim, i.to(v[0].device)), self)
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #cf529788
+@limited()
 def synthesize(ae:Autoencoder, model:nn.Module, x:Tensor, y:Tensor,
                seed:int=0, index=None,
                **kwargs # for `Synthesizer`
@@ -200,6 +203,7 @@ def synthesize(ae:Autoencoder, model:nn.Module, x:Tensor, y:Tensor,
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #095c6c40
 @patch
+@limited()
 def at_distance(self:Synthesizer,
                 syn:Synthetic, # whose realised distances to copy
                 seed:int=0
