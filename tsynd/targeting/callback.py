@@ -24,13 +24,14 @@ from ..core.errors import InputError
 from ..core.figures import show_images, TYPE_SIZE
 from ..core.settings import takes
 from ..core.tasks import task_of
+from ..data.images import check_pixels
 from ..models.autoencoder import Autoencoder
 from ..models.dropout import check_dropout
 from .bank import LatentBank
 from .bf16 import BF16
 from .budget import Clock
 from .moving_average import MovingAverage
-from .synthesis import cat, check_pixels, Synthesizer, Synthetic
+from .synthesis import cat, Synthesizer, Synthetic, UNIT_IMAGES
 
 # %% ../../nbs/targeting/08_callback.ipynb #e7cb3c6c
 class TSynD(Callback):
@@ -96,7 +97,7 @@ def before_batch(self:TSynD):
     # now, and not after the warm-up
     if self.learn.train_iter == 0:
         x,self.first = self._batch()
-        check_pixels(x)
+        check_pixels(x, UNIT_IMAGES)
     if self.learn.pct_train < self.warmup or not due: return
     x,y = self._batch()
     # batch norm cannot train on one
