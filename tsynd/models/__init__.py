@@ -15,7 +15,7 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
                  'encode_all', 'quality', 'load_autoencoder'],
     prediction=['frozen', 'lazy_layers', 'check_initialised', 'only_logits', 'FAILURES', 'check_fits',
                 'one_pass', 'random_state', 'check_repeatable', 'logits_of', 'Normalised', 'normalisation',
-                'mark_normalised', 'as_network', 'check_stack', 'predict', 'device_of'],
+                'mark_trained', 'as_network', 'check_stack', 'predict', 'device_of'],
     classifier=['Classifier', 'small_resnet', 'resnet18', 'make_classifier', 'load_classifier',
                 'auc_metric', 'classifier_learner', 'train_classifier'],
     dropout=['DROPOUT', 'dropout_layers', 'check_dropout', 'uncompiled', 'MCDropout', 'mc_logits'],

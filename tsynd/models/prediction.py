@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAILURES', 'frozen', 'lazy_layers', 'check_initialised', 'only_logits', 'check_fits', 'one_pass', 'random_state',
-           'check_repeatable', 'logits_of', 'Normalised', 'normalisation', 'mark_normalised', 'as_network',
-           'check_stack', 'predict', 'device_of']
+           'check_repeatable', 'logits_of', 'Normalised', 'normalisation', 'mark_trained', 'as_network', 'check_stack',
+           'predict', 'device_of']
 
 # %% ../../nbs/models/03_prediction.ipynb #9e6f4fc0
 import inspect, re
@@ -95,14 +95,18 @@ def only_logits(out # what a classifier has returned
 _SIZES = re.compile(r'shape|size|channel|dimension|height|width|elements|[0-9]D\b', re.I)
 FAILURES = RuntimeError,AssertionError,IndexError,ValueError # of a network that is given other images
 
+def _our_config(model): # of a model that `make_classifier` has made
+    config = getattr(model, 'config', None)
+    return config if isinstance(config, dict) and {'model','ch','n_classes','p'} <= config.keys() else {}
+
 def check_fits(model:nn.Module, x:Tensor):
     "Raise `InputError` if images are not of the size or have not the channels that a model of ours is for"
-    config = getattr(model, 'config', None)
-    if x.ndim != 4 or not isinstance(config, dict) or not {'ch','n_classes'} <= config.keys(): return
-    want = config['ch'], *(config.get('size') or x.shape[2:])
-    if tuple(x.shape[1:]) != want:
-        raise InputError(f"images have shape {tuple(x.shape[1:])}, but the classifier is for {want}; "
-                         "convert or resize them", 'images', tuple(x.shape[1:]))
+    config,found = _our_config(model),tuple(x.shape[1:])
+    if x.ndim != 4 or not config: return
+    want = config['ch'], *(config.get('size') or found[1:])
+    if found != want:
+        raise InputError(f"images have shape {found}, but the classifier is for {want}; convert or resize them",
+                         'images', found)
 
 def one_pass(model, x):
     "What the model returns; raises `InputError` if the images do not fit"
@@ -180,9 +184,13 @@ def normalisation(dl,         # a fastai `DataLoader`
                            for t in (found[0].mean, found[0].std))
 
 # %% ../../nbs/models/03_prediction.ipynb #088dd27a
-def mark_normalised(model:nn.Module, norm): # as from `normalisation`
-    "Note on a network how the images were normalised on which it is trained, if they were"
+def mark_trained(model:nn.Module,
+                 norm,     # as from `normalisation`
+                 size=None # (H,W) of the images
+                ):
+    "Note on a network whether it is trained on normalised images, and on one of ours, their size"
     model = getattr(model, '_orig_mod', model)
+    if size and _our_config(model): model.config['size'] = list(size)
     if norm: model._trained_normalised = True
     else: vars(model).pop('_trained_normalised', None)
 

@@ -21,7 +21,7 @@ from ..core.tasks import as_task, Task
 from ..data.images import check_pixels
 from ..models.autoencoder import Autoencoder
 from ..models.dropout import MCDropout
-from ..models.prediction import frozen
+from ..models.prediction import as_network, frozen, logits_of
 from .ascent import ascend, norms, project
 from .objectives import cross_entropy, OBJECTIVES
 from .uncertainties import mutual_information
@@ -115,6 +115,7 @@ def __call__(self:Synthesizer,
             )->Synthetic:
     "Synthetic images, one for each real one"
     check_pixels(x, UNIT_IMAGES)
+    if self.prepare is None: model = as_network(model)
     if bank is not None and index is None:
         raise InputError("a bank is given, but no index, by which it remembers the images; "
                          "give index, one number for each image", 'index')
@@ -139,6 +140,7 @@ def measure(self:Synthesizer,
             seed:int=1  # of the fresh draws; another seed than the ascent's
            )->Synthetic: # with all columns filled in
     "Provenance of synthetic images: MI and label probability before and after, under fresh draws"
+    if self.prepare is None: model = as_network(model)
     with frozen(self.ae), self.cast(syn.x), MCDropout(model, T, 2**31+seed) as mc:
         rec = self.ae.decode(syn.z0)
         logits = [mc(self.look(x)) for x in (syn.source, rec, syn.x)]
@@ -222,4 +224,4 @@ def _move_back(self:Synthesizer, judge, z0, z, x, y, tries=2):
 @patch
 def _found(self:Synthesizer, judge, x, y): # (B,1), or (B,C) if multi-label
     "Does the judge give each label at least the probability `gate`?"
-    return self.task.label_probabilities(judge(self.look(x)).float(), y) >= self.gate
+    return self.task.label_probabilities(logits_of(judge, self.look(x)).float(), y) >= self.gate
