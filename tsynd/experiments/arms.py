@@ -20,13 +20,12 @@ from ..core.errors import InputError, shown
 from ..core.seeds import seeded
 from ..core.settings import checked, limited, stated, whole
 from ..core.tasks import Task, task_of
-from ..data.images import ImageData
+from ..data.images import check_pixels, ImageData
 from ..data.loaders import ImageDL
 from ..models.classifier import classifier_learner
 from ..models.dropout import mc_logits
 from ..models.prediction import device_of, frozen
 from ..targeting.callback import TSynD
-from ..targeting.synthesis import check_pixels
 from ..targeting.uncertainties import mutual_information
 from ..robustness.attacks import loss_and_gradient
 from .configuration import ArmSettings as A   # its defaults stand in every arm

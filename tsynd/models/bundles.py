@@ -10,7 +10,7 @@ import json, os
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from ..core.errors import as_path, InputError
@@ -21,7 +21,9 @@ def save_model(path:str|Path,   # without suffix
                **facts          # further facts for the JSON file
               ):
     "Write `path`.safetensors and `path`.json"
-    save_file({k: v.contiguous() for k,v in model.state_dict().items()}, f'{path}.safetensors')
+    # copies, as a weight may be used twice; written by us, as safetensors makes files that only their owner reads
+    weights = {k: v.clone(memory_format=torch.contiguous_format) for k,v in model.state_dict().items()}
+    Path(f'{path}.safetensors').write_bytes(save(weights))
     Path(f'{path}.json').write_text(json.dumps(dict(kind=type(model).__name__, config=model.config, **facts),
                                                indent=1)+'\n')
 

@@ -25,6 +25,7 @@ from ..data.images import ImageData
 from ..data.loaders import image_dls
 from .bundles import read_model, rebuild
 from .fitting import FiniteLoss, fit_one_cycle
+from .prediction import mark_trained
 
 # %% ../../nbs/models/04_classifier.ipynb #0bb21bc7
 class Classifier(nn.Module):
@@ -94,7 +95,8 @@ def _timm(name, ch, n_classes, p):
 def make_classifier(model:str=ClassifierSettings.model, # or 'resnet18', or 'timm:NAME'
                     ch:int=1,        # image channels, 1 or 3
                     n_classes:int=2, # C
-                    p:float=ClassifierSettings.dropout # dropout probability, in [0,.95]
+                    p:float=ClassifierSettings.dropout, # dropout probability, in [0,.95]
+                    size=None        # (H,W) of the images it is for; others are refused, if given
                    )->Classifier:
     "A classifier by name; raises `InputError`"
     check_range('dropout', p, **bounds(ClassifierSettings, 'dropout'))
@@ -103,7 +105,7 @@ def make_classifier(model:str=ClassifierSettings.model, # or 'resnet18', or 'tim
         raise InputError(f"model is {shown(model)}, expected small_resnet, resnet18 or timm:NAME",
                          'model', model)
     clf = builders[model](ch, n_classes, p) if model in builders else _timm(model[5:], ch, n_classes, p)
-    clf.config = dict(model=model, ch=ch, n_classes=n_classes, p=p)
+    clf.config = dict(model=model, ch=ch, n_classes=n_classes, p=p) | (dict(size=list(size)) if size else {})
     return clf
 
 # %% ../../nbs/models/04_classifier.ipynb #42f60afa
@@ -151,5 +153,6 @@ def train_classifier(data:ImageData,
         model.to(memory_format=torch.channels_last)
         learn = classifier_learner(data, model, seed=seed, cbs=cbs, **kwargs)
         fit(learn, epochs, lr, 'classifier' if progress is True else progress)
+    mark_trained(model, None, data.shape[1:])
     model.eval()
     return learn

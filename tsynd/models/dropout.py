@@ -6,7 +6,7 @@
 __all__ = ['DROPOUT', 'dropout_layers', 'check_dropout', 'uncompiled', 'MCDropout', 'mc_logits']
 
 # %% ../../nbs/models/05_dropout.ipynb #72d5a92b
-import warnings
+import re, warnings
 
 import torch
 from fastcore.basics import patch
@@ -15,7 +15,9 @@ from torch import nn, Tensor
 from ..core.defaults import SynthesisSettings
 from ..core.errors import InputError
 from ..core.settings import limited, stated
-from .prediction import frozen
+from ..data.images import to_float
+from .prediction import (
+    as_network, check_repeatable, check_stack, FAILURES, frozen, one_pass, only_logits, random_state)
 
 # %% ../../nbs/models/05_dropout.ipynb #12e3f273
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -32,12 +34,38 @@ def check_dropout(model:nn.Module): # any
     if not layers:
         idle = sum(isinstance(m, DROPOUT) for m in model.modules())
         found = f'{idle} dropout layers, all with p = 0' if idle else 'no dropout layer'
-        raise InputError(f"the classifier has {found}, but its uncertainty is measured with dropout; "
-                         "add nn.Dropout before its last layer", 'dropout', found)
+        raise InputError(f"the classifier has {found}{_as_function(model)}, but its uncertainty is measured with "
+                         "dropout; add nn.Dropout before its last layer", 'dropout', found)
     for n,m in layers:
         if m.p >= 1:
             raise InputError(f"dropout layer {n} of the classifier has p = {m.p}, "
                              "which drops everything, expected 0 < p < 1", 'dropout', m.p)
+        _check_off(n, m)
+
+# %% ../../nbs/models/05_dropout.ipynb #86242fe9
+def _names(code): # that a function's code uses, and the functions within it
+    inner = [c for c in code.co_consts if hasattr(c, 'co_names')]
+    return {*code.co_names}.union(*map(_names, inner))
+
+def _as_function(model):
+    for n,m in model.named_modules():
+        own = [f for c in type(m).__mro__ if not c.__module__.startswith('torch.nn') for f in vars(c).values()]
+        used = set().union(*(_names(f.__code__) for f in own if hasattr(f, '__code__')))
+        found = [k for k in used if re.fullmatch(r'(alpha_|feature_)?dropout[123]?d?', k)
+                 and not isinstance(getattr(m, k, None), nn.Module)]
+        if found: return f"; {f'layer {n}' if n else 'the network'} ({type(m).__name__}) calls it as a function"
+    return ''
+
+# %% ../../nbs/models/05_dropout.ipynb #ab8c3512
+def _check_off(name, m):
+    if type(m).forward in [d.forward for d in DROPOUT]: return
+    x = torch.ones(1, 4096, *[1]*next((d for d in (1,2,3) if isinstance(m, DROPOUT[d])), 0))
+    try:
+        with frozen(m), torch.no_grad(): same = torch.equal(m(x), m(x))
+    except Exception: return                    # it wants something else; the first pass will tell
+    if not same:
+        raise InputError(f"dropout layer {name} ({type(m).__name__}) of the classifier stays on in eval mode; use "
+                         "nn.Dropout, which is switched on where it is needed", 'dropout', type(m).__name__)
 
 # %% ../../nbs/models/05_dropout.ipynb #c38481f5
 def uncompiled(model:nn.Module # any
@@ -94,8 +122,8 @@ def __call__(self:MCDropout,
     "Logits of the T draws"
     if not self.full:
         try: return self._run(x, False)
-        except torch.cuda.OutOfMemoryError: raise
-        except RuntimeError as e: reason = e
+        except (InputError, torch.cuda.OutOfMemoryError): raise
+        except FAILURES as e: reason = e
         # as if the attempt had not been made
         self.masks.clear(); self.gen.manual_seed(self.gen.initial_seed())
     out = self._run(x.repeat(self.T, *[1]*(x.ndim-1)), True)
@@ -108,14 +136,17 @@ def _run(self:MCDropout, x, expanded):
     rows = len(x) if expanded else len(x)*self.T
     self.calls,self.expanded,self.rows = {},expanded,rows if expanded else None
     hooks = [m.register_forward_hook(self._hook(n, m)) for n,m in dropout_layers(self.model)]
-    try: out = self.model(x)
+    stream = random_state(x)
+    try: out = only_logits((one_pass if expanded else nn.Module.__call__)(self.model, x))
     finally:
         for h in hooks: h.remove()
+    if random_state(x) != stream: check_repeatable(self.model, x)
     if not self.calls:
         raise InputError("the classifier has dropout layers, but its forward pass reaches none of them; "
                          "put nn.Dropout before its last layer", 'dropout')
     if out.ndim != 2 or len(out) != rows:
-        raise RuntimeError(f'the model returned {tuple(out.shape)}, expected {rows} rows of logits')
+        found = f'the classifier returns shape {tuple(out.shape)}, expected {rows} rows of logits'
+        raise InputError(found, 'classifier', tuple(out.shape)) if expanded else RuntimeError(found)
     return out.unflatten(0, (self.T, -1))
 
 # %% ../../nbs/models/05_dropout.ipynb #f94b6ffc
@@ -134,10 +165,11 @@ def _fall_back(self:MCDropout, e):
                   f"of the {self.T} draws runs it all ({e})")
 
 # %% ../../nbs/models/05_dropout.ipynb #adb65b5e
-def mc_logits(model:nn.Module, # classifier with dropout layers
-              x:Tensor,        # (B,ch,H,W) in [0,1]
+def mc_logits(model:nn.Module, # classifier with dropout layers, or a `Learner`
+              x:Tensor,        # (B,ch,H,W) in [0,1], or uint8
               T:int=SynthesisSettings.T, # number of draws
               seed:int=0       # of the masks
              )->Tensor:        # logits_T_B_C
-    "Logits of `T` reproducible dropout draws; the model is left as it was"
-    with MCDropout(model, T, seed) as mc: return mc(x)
+    "Logits of `T` reproducible dropout draws; the model is left as it was; raises `InputError`"
+    check_stack(x)
+    with MCDropout(as_network(model), T, seed) as mc: return mc(to_float(x))

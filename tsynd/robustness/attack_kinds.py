@@ -19,6 +19,7 @@ from ..core.errors import check_range, InputError
 from ..core.seeds import image_seeds, streams
 from ..core.settings import Count, limited
 from ..core.tasks import as_task, Task
+from ..models.prediction import as_network
 from tsynd.robustness.attacks import (
     attack_loss, check_attack, in_batches, keep_worse, linf_box, loss_and_gradient, pgd_batch, pick_rows,
     random_points)
@@ -91,7 +92,7 @@ def __call__(self:Attack,
              tick=None             # called with the number of images after every pass
             )->Tensor:             # (N,ch,H,W) in [0,1]
     "The worst image passed, for each image; the original where that is already wrong"
-    task,steps = as_task(task),self.steps if steps is None else steps
+    model,task,steps = as_network(model),as_task(task),self.steps if steps is None else steps
     check_ball(model, x, y, eps, self.norm, task, steps=steps, restarts=restarts, bs=bs)
     def attack(x, y, seeds):
         run = Run(model, x, y, self.objective, task, stop, tick or (lambda n: None))

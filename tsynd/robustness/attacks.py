@@ -17,7 +17,7 @@ from ..core.figures import show_images
 from ..core.seeds import image_seeds, streams
 from ..core.settings import Count, limited, number
 from ..core.tasks import as_task, Task
-from ..models.prediction import device_of, frozen, predict
+from ..models.prediction import as_network, device_of, frozen, logits_of, predict
 from .perturbations import check_batch, column
 
 # %% ../../nbs/robustness/01_attacks.ipynb #353d8083
@@ -38,7 +38,7 @@ def loss_and_gradient(model:nn.Module, # images to logits (B,C)
                      )->tuple:         # loss (B,), logits (B,C), at least float32, gradient (B,ch,H,W)
     "Loss, logits, and the gradient of the loss with respect to the images; raises `InputError`"
     x,task = x.detach().requires_grad_(grad),as_task(task)
-    with torch.set_grad_enabled(grad): logits = model(x)
+    with torch.set_grad_enabled(grad): logits = logits_of(model, x)
     task.check(logits, y)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     loss = objective(logits, y, task)
@@ -69,7 +69,7 @@ def in_batches(attack, model, x, y, seeds, bs):
     return torch.cat(res)
 
 # %% ../../nbs/robustness/01_attacks.ipynb #c56f2775
-def fgsm(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
+def fgsm(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C), or a `Learner`
          x:Tensor,             # (N,ch,H,W) in [0,1]
          y:Tensor,             # (N,) class numbers, or (N,C) float zeros and ones if multi-label
          eps:float,            # largest change of a pixel, in units of [0,1]
@@ -78,6 +78,7 @@ def fgsm(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
         )->Tensor:             # (N,ch,H,W) in [0,1]
     "Fast gradient sign method: one step to the corner of the box that the gradient points to; dropout off"
     check_attack(x, y, eps, task, bs=bs)
+    model = as_network(model)
     if eps == 0: return x.clone()
     def attack(x, y, _): return (x + eps*loss_and_gradient(model, x, y, task)[2].sign()).clamp(0, 1)
     return in_batches(attack, model, x, y, [None]*len(x), bs)
@@ -106,7 +107,7 @@ def _climb(look, z, lo, hi, worst, steps, step_size):
 
 # %% ../../nbs/robustness/01_attacks.ipynb #b758b1a0
 @limited(step_size=number(0, 10), steps=Count, restarts=Count)
-def pgd(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
+def pgd(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C), or a `Learner`
         x:Tensor,             # (N,ch,H,W) in [0,1]
         y:Tensor,             # (N,) class numbers, or (N,C) float zeros and ones if multi-label
         eps:float,            # largest change of a pixel, in units of [0,1]
@@ -123,6 +124,7 @@ def pgd(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
     check_attack(x, y, eps, task, bs=bs, steps=steps, restarts=restarts)
     step_size = 2.5*eps/steps if step_size is None else step_size
     check_range('step_size', step_size, lo=0, open_lo=eps>0)
+    model = as_network(model)
     if eps == 0: return x.clone()
     how = partial(pgd_batch, model, eps=eps, steps=steps, step_size=step_size, restarts=restarts,
                   random_start=random_start, task=as_task(task), tick=tick or (lambda n: None))

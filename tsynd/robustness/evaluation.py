@@ -18,7 +18,7 @@ from ..core.seeds import image_seeds, streams
 from ..core.settings import Count, limited
 from ..core.tasks import as_task, Task
 from ..data.subsets import stratified_order
-from ..models.prediction import device_of, frozen, predict
+from ..models.prediction import as_network, device_of, frozen, predict
 from .attacks import check_attack, linf_box, loss_and_gradient, pgd, random_points
 from .perturbations import perturb
 
@@ -40,7 +40,7 @@ def _check_table(x, y, task, eps, strengths, ladder, restarts, **counts):
 
 # %% ../../nbs/robustness/02_evaluation.ipynb #a80af5df
 @limited(steps=Count, restarts=Count)
-def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits (B,C)
+def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits (B,C), or a `Learner`
                      x:Tensor,            # (N,ch,H,W) in [0,1]
                      y:Tensor,            # (N,) int64, or (N,C) float if multi-label
                      task:str|Task,       # what the labels are: `ImageData.task`, or its name
@@ -55,7 +55,7 @@ def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits
                      progress=None        # True: a bar with the time left; or a function of (done, total)
                     )->dict:              # condition: measures and the number of images
     "Accuracy, AUC and balanced accuracy on clean, perturbed and attacked images; dropout off"
-    task,n = as_task(task), len(x) if attack_n is None else attack_n
+    model,task,n = as_network(model), as_task(task), len(x) if attack_n is None else attack_n
     _check_table(x, y, task, eps, strengths, ladder, steps=steps, restarts=restarts, bs=bs, attack_n=n)
     def score(x, y): return model_metrics(model, x, y, task, bs)
     i = stratified_order(y.cpu(), seed)[:n] if n < len(x) else slice(None)

@@ -23,7 +23,7 @@ from ..core.settings import Batch, limited, number, whole
 from ..core.tasks import as_task, Task
 from ..data.phantoms import FACTORS, render_phantom
 from ..models.autoencoder import Autoencoder
-from ..models.prediction import device_of, frozen, predict
+from ..models.prediction import as_network, device_of, frozen, logits_of, predict
 from ..targeting.ascent import ascend
 from .perturbations import check_batch
 
@@ -60,30 +60,73 @@ def _borrowed(model):
             for p,g in zip(model.parameters(), grads): p.grad = g
 
 # %% ../../nbs/robustness/08_explanation.ipynb #c4e70df6
+_BANDS = 4
+
+def _banded(x): # (1,ch,H,W) to (1+2·_BANDS,ch,H,W): the image, and with one band of it changed
+    def changed(axis, b):
+        z,n = x.clone(), x.shape[axis]
+        band = z.narrow(axis, b*n//_BANDS, (b+1)*n//_BANDS - b*n//_BANDS)
+        band.copy_((band+.5) % 1)
+        return z
+    return torch.cat([x, *[changed(axis, b) for axis in (2,3) for b in range(_BANDS)]])
+
+def _follows(m): # (1+2·_BANDS,C,h,w) to about -1 to 1: how far its change moves with the bands, and only with them
+    d = (m[1:]-m[:1]).abs().sum(1).double().cpu()
+    d = d/d.sum((1,2), keepdim=True).clamp(min=1e-30)
+    def middle(n): return (torch.arange(n).double()+.5)/n - .5
+    at = middle(_BANDS)/middle(_BANDS).pow(2).sum()
+    down,right = d.sum(2) @ middle(d.shape[1]), d.sum(1) @ middle(d.shape[2])
+    def score(own, other, n): return (1 if n == 1 else own @ at) - (other @ at).abs()
+    return min(score(down[:_BANDS], down[_BANDS:], d.shape[1]), score(right[_BANDS:], right[:_BANDS], d.shape[2]))
+
+# %% ../../nbs/robustness/08_explanation.ipynb #23f533a8
+def _readings(o, H, W): # functions from (B,…) to (B,C,h,w)
+    if o.ndim == 4: yield from (lambda t: t, lambda t: t.permute(0,3,1,2))
+    for k in range(6 if o.ndim == 3 else 0):        # the class token and its like come before the patches
+        n = max(o.shape[1]-k, 0)
+        h,w = round((n*H/W)**.5), round((n*W/H)**.5)
+        if h*w == n > 1: yield lambda t,k=k,h=h: t[:,k:].unflatten(1, (h,-1)).permute(0,3,1,2)
+
+def _reading(o, H, W): # the one that is a map, or None
+    if not isinstance(o, Tensor) or len(o) != 1+2*_BANDS or not o.is_floating_point(): return
+    fits = []
+    for read in _readings(o, H, W):
+        h,w = read(o).shape[2:]
+        if h*w > 1 and abs(h-w*H/W) <= max(1.5, h/4) and _follows(read(o)) > .1: fits.append(read)
+    return fits[0] if len(fits) == 1 else None
+
+# %% ../../nbs/robustness/08_explanation.ipynb #2d8ac593
+def _watch(model, keep, x): # keep(name, output) after every layer
+    hooks = [m.register_forward_hook(lambda m,inp,out,n=n: keep(n, out)) for n,m in model.named_modules()]
+    try: return logits_of(model, x)
+    finally:
+        for h in hooks: h.remove()
+
+def _maps(model, x): # name: (its reading, (channels, h, w))
+    outs,reads = {},{}
+    def read(name, out): reads[name] = None if name in reads else _reading(out, *x.shape[2:])
+    with _borrowed(model):
+        x = x[:1].to(device_of(model, x)).clone()
+        with torch.no_grad(): _watch(model, read, _banded(x))
+        logits = _watch(model, outs.__setitem__, x.requires_grad_())
+        names = [n for n in outs if reads[n] and outs[n].requires_grad] if logits.requires_grad else []
+        used = torch.autograd.grad(logits.sum(), [outs[n] for n in names], allow_unused=True) if names else ()
+    # of a class token alone, which the logits of a transformer depend on at its end, there is no map
+    return {n: (reads[n], tuple(reads[n](outs[n]).shape[1:])) for n,g in zip(names, used)
+            if g is not None and (g.ndim == 4 or reads[n](g).any())}
+
 def spatial_layers(model:nn.Module, # images (B,ch,H,W) to logits (B,C)
                    x:Tensor         # (B,ch,H,W) in [0,1]; the first image is used
                   )->dict:          # name: (channels, h, w)
     "The layers whose output is a map that the logits depend on, in the order in which they finish"
-    outs,dev = {},device_of(model, x)
-    def keep(name): return lambda m,inp,out: outs.setdefault(name, []).append(out)
-    with _borrowed(model):
-        hooks = [m.register_forward_hook(keep(n)) for n,m in model.named_modules()]
-        try: logits = model(x[:1].to(dev).clone().requires_grad_())
-        finally:
-            for h in hooks: h.remove()
-        maps = ({n: o[0] for n,o in outs.items() if len(o) == 1 and _is_map(o[0])}
-                if logits.requires_grad else {})
-        used = torch.autograd.grad(logits.sum(), list(maps.values()), allow_unused=True) if maps else ()
-    return {n: tuple(o.shape[1:]) for (n,o),g in zip(maps.items(), used) if g is not None}
-
-def _is_map(o): return isinstance(o, Tensor) and o.ndim == 4 and o.shape[2:].numel() > 1 and o.requires_grad
+    return {n: shape for n,(_,shape) in _maps(as_network(model), x).items()}
 
 # %% ../../nbs/robustness/08_explanation.ipynb #97073ef9
-# pooling, or inside a block, not a mere sequence, that ends on a smaller map
+# pooling, a part of an attention, or inside a block, not a mere sequence, that ends on a smaller map
 def _unfit(name, layers, modules):
     around = [name[:i] for i,c in enumerate(name) if c == '.']
     step = [a for a in around if a in layers and min(layers[a][1:]) < min(layers[name][1:])]
-    return (isinstance(modules[name], nn.AdaptiveAvgPool2d)
+    return (isinstance(modules[name], (nn.AdaptiveAvgPool2d, nn.Linear))
             or not all(isinstance(modules[a], nn.Sequential) for a in step))
 
 # %% ../../nbs/robustness/08_explanation.ipynb #2d77154c
@@ -92,10 +135,14 @@ def target_layer(model:nn.Module, # images (B,ch,H,W) to logits (B,C)
                  layer:str|nn.Module=None # a name or a module of the model; default: chosen
                 )->str:           # its name
     "The last layer with at least 7×7 positions, or `layer`, if a map can be drawn there; raises `InputError`"
-    layers = spatial_layers(model, x)
+    model = as_network(model)
+    return _chosen(model, spatial_layers(model, x), layer)
+
+def _chosen(model, layers, layer):
     if not layers:
-        raise InputError("the model has no layer whose output is a map (B,C,h,w) that its logits depend on; "
-                         "class activation maps need a convolutional network", 'model')
+        raise InputError("the model has no layer whose output is beyond doubt a map of the image that its logits "
+                         "depend on, so no class activation map can be drawn; use a convolutional network, or a "
+                         "transformer that keeps its patches", 'model')
     if layer is None:
         modules = dict(model.named_modules())
         fit = [n for n in layers if not _unfit(n, layers, modules)] or list(layers)
@@ -126,8 +173,6 @@ METHODS = {'eigengradcam': SignedEigenGradCAM, # the sign fixed
            'segeigencam':  SegEigenCAM}
 
 # %% ../../nbs/robustness/08_explanation.ipynb #db64f05b
-def _copy(t): return t.float().clone()
-
 @limited(bs=Batch)
 def cam(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
         x:Tensor,             # (B,ch,H,W) in [0,1]
@@ -141,15 +186,22 @@ def cam(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
     check_batch(x)
     if method not in METHODS:
         raise InputError(f"method is {shown(method)}, expected one of {', '.join(METHODS)}", 'method', method)
-    task = as_task(task)
-    y,module = _classes(model, x, y, task),dict(model.named_modules())[target_layer(model, x, layer)]
+    model,task = as_network(model),as_task(task)
+    y,maps = _classes(model, x, y, task),_maps(model, x)
+    name = _chosen(model, {n: shape for n,(_,shape) in maps.items()}, layer)
+    read,module = maps[name][0],dict(model.named_modules())[name]
     with _borrowed(model):
-        engine = METHODS[method](model, [module], reshape_transform=_copy)
+        engine = METHODS[method](_Logits(model), [module],
+                                 reshape_transform=lambda t: read(t).float().clone())
         try: maps = [_batch_cam(engine, xb, yb, task) for xb,yb in zip(x.split(bs), y.split(bs))]
         finally: engine.activations_and_grads.release()
     return torch.cat(maps).to(x.device)
 
 # %% ../../nbs/robustness/08_explanation.ipynb #8655d9c1
+class _Logits(nn.Module):
+    def __init__(self, model): super().__init__(); self.model = model
+    def forward(self, x): return logits_of(self.model, x)
+
 def _batch_cam(engine, x, y, task):
     y = y.to(engine.device)
     targets = [lambda row,c=c: task.class_score(row[None], c)[0] for c in y.split(1)]
@@ -263,12 +315,13 @@ def minimise_class(model:nn.Module, # images (B,ch,H,W) in [0,1] to logits (B,C)
                   )->tuple:         # start and end, (B,ch,H,W) in [0,1]
     "Where the search starts, `x` or its reconstruction, and the image nearby that makes a class improbable"
     check_batch(x)
-    task,dev = as_task(task),device_of(model, x)
+    model,task = as_network(model),as_task(task)
+    dev = device_of(model, x)
     y = _classes(model, x, y, task).to(dev)
     if ae: ae.to(dev)
     with _borrowed(model), frozen(*([] if ae is None else [ae])):
         draw = ae.decode if ae else (lambda z: z.clamp(0, 1))
         with torch.no_grad(): z0 = ae.encode(x.to(dev)) if ae else x.to(dev).clone()
         r = eps*z0[0].numel()**.5*(ae.sigma if ae else 1)
-        z,_ = ascend(lambda z: -task.class_score(model(draw(z)), y), z0, r, steps, step=.2)
+        z,_ = ascend(lambda z: -task.class_score(logits_of(model, draw(z)), y), z0, r, steps, step=.2)
         with torch.no_grad(): return draw(z0).to(x.device), draw(z).to(x.device)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core.errors import check_known, check_range, InputError
 from ..core.seeds import image_seeds, streams
 from ..core.settings import Batch, limited, number
+from ..data.images import check_pixels
 
 # %% ../../nbs/robustness/00_perturbations.ipynb #2c7dc429
 RANGES = dict(rotation=15.,   # degrees, either way
@@ -96,11 +97,7 @@ def check_batch(x):
     if x.ndim != 4 or not x.numel():
         raise InputError(f"images have shape {'×'.join(map(str, x.shape))}, {want}, at least one",
                          'images', tuple(x.shape))
-    bad = int((~torch.isfinite(x)).sum())
-    if bad: raise InputError(f"images hold {bad} pixels that are NaN or infinite, {want}", 'images', bad)
-    if x.min() < 0 or x.max() > 1:
-        raise InputError(f"images have values from {x.min():.3g} to {x.max():.3g}, {want}; "
-                         "undo a normalisation first", 'images', (x.min().item(), x.max().item()))
+    check_pixels(x, 'floats have to be in [0, 1]; undo a normalisation first, or divide bytes by 255')
 
 # %% ../../nbs/robustness/00_perturbations.ipynb #9618e9b9
 @limited(strength=number(0, 10), bs=Batch)

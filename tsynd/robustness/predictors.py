@@ -11,26 +11,28 @@ from torch import nn
 from ..core.defaults import SynthesisSettings
 from ..core.settings import bounds, limited, whole
 from ..core.tasks import as_task, Task
+from ..data.images import to_float
 from ..models.dropout import check_dropout, mc_logits
-from ..models.prediction import frozen
+from ..models.prediction import as_network, frozen, logits_of
 
 # %% ../../nbs/robustness/04_predictors.ipynb #11db85c9
 class Predictor(nn.Module):
     "What is measured: a classifier with its dropout off, or the mean of its predictions over T draws"
     @limited(T=whole(0, bounds(SynthesisSettings, 'T')['hi']))
     def __init__(self,
-                 model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
+                 model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C), or a `Learner`
                  T:int=0,              # dropout draws; 0: dropout off
                  seed:int=0,           # of the dropout masks
                  task:str|Task='multi-class' # what the labels are
                 ):
         super().__init__()
+        model = as_network(model)
         if T: check_dropout(model)
         self.model,self.T,self.seed,self.task = model,T,seed,as_task(task)
 
     def forward(self, x):
         if self.T: return self.task.mean_logits(mc_logits(self.model, x, self.T, self.seed))
-        with frozen(self.model): return self.model(x)
+        with frozen(self.model): return logits_of(self.model, to_float(x))
 
 # %% ../../nbs/robustness/04_predictors.ipynb #40358da9
 def predictor_name(

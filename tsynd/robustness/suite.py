@@ -15,7 +15,7 @@ from ..core.errors import check_known, InputError
 from ..core.progress import ticking
 from ..core.settings import limited, number
 from ..core.tasks import as_task, Task
-from ..models.prediction import predict
+from ..models.prediction import as_network, predict
 from .attack_kinds import ATTACKS, check_ball
 from .attacks import keep_worse
 from .evaluation import model_metrics
@@ -93,7 +93,8 @@ def attack_suite(model:nn.Module,  # a `Predictor`, or any classifier, which the
                  progress=None     # True: a bar with the time left; or a function of (done, total)
                 )->list:           # of rows: attack, norm, eps, predictor, attacked, steps, seconds, measures
     "Measures on clean and attacked images, and on the worst Linf image of each"
-    task,judge,keep = as_task(task), model if judge is None else judge, {} if keep is None else keep
+    model,task,keep = as_network(model), as_task(task), {} if keep is None else keep
+    judge = model if judge is None else as_network(judge)
     if isinstance(names, str): names = names,
     plan = attack_plan(model, x, y, task, eps, eps_l2, names, steps or {}, bs)
     row = partial(_row, judge, model, y=y, task=task, bs=bs)

@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback
 from fastai.data.load import DataLoader
-from fastai.data.transforms import Normalize
 from fastai.losses import FocalLoss, LabelSmoothingCrossEntropy
 from fastcore.basics import patch
 from torch import nn, Tensor
@@ -24,13 +23,16 @@ from ..core.errors import InputError
 from ..core.figures import show_images, TYPE_SIZE
 from ..core.settings import takes
 from ..core.tasks import task_of
+from ..data.images import check_pixels
 from ..models.autoencoder import Autoencoder
 from ..models.dropout import check_dropout
+from ..models.prediction import (
+    check_repeatable, frozen, lazy_layers, logits_of, mark_trained, normalisation)
 from .bank import LatentBank
 from .bf16 import BF16
 from .budget import Clock
 from .moving_average import MovingAverage
-from .synthesis import cat, check_pixels, Synthesizer, Synthetic
+from .synthesis import cat, Synthesizer, Synthetic, UNIT_IMAGES
 
 # %% ../../nbs/targeting/08_callback.ipynb #e7cb3c6c
 class TSynD(Callback):
@@ -66,14 +68,14 @@ def _reset(self:TSynD):
 # %% ../../nbs/targeting/08_callback.ipynb #30d86ca9
 @patch
 def before_fit(self:TSynD):
-    check_dropout(self.learn.model)
+    check_dropout(self.learn.model); self._fill_lazy()
     if not len(self.learn.dls.train):
         raise InputError("an epoch has no batch: the batch size is larger than the training set and the last "
                          "batch is dropped; lower the batch size", 'batch size')
     self._reset()
     self.base_loss,dev = self.learn.loss_func,next(self.learn.model.parameters()).device
     self.engine.ae.to(dev).eval()
-    self.norm = _normalize(self.learn.dls.train, dev)
+    self.norm = normalisation(self.learn.dls.train, dev)
     self.engine.prepare = self._normalise if self.norm else None
     self.engine.bf16 = any(isinstance(c, BF16) for c in self.learn.cbs) if self.bf16 is None else self.bf16
     if self.gate > 0: self.judge = MovingAverage(self.learn.model)
@@ -83,11 +85,13 @@ def before_fit(self:TSynD):
 @patch
 def _normalise(self:TSynD, x): return (x-self.norm[0])/self.norm[1]
 
-def _normalize(dl, device):
-    fs = getattr(getattr(dl, 'after_batch', None), 'fs', [])
-    found = [f for f in fs if isinstance(f, Normalize)]
-    return (tuple(torch.as_tensor(t).as_subclass(Tensor).to(device) for t in (found[0].mean, found[0].std))
-            if found else None)
+# %% ../../nbs/targeting/08_callback.ipynb #babcd2ab
+@patch
+def _fill_lazy(self:TSynD):
+    model = self.learn.model
+    if not lazy_layers(model): return
+    model.eval()
+    with torch.no_grad(): model(self.learn.dls.train.one_batch()[0].as_subclass(Tensor))
 
 # %% ../../nbs/targeting/08_callback.ipynb #e7d335cf
 @patch
@@ -96,7 +100,7 @@ def before_batch(self:TSynD):
     # now, and not after the warm-up
     if self.learn.train_iter == 0:
         x,self.first = self._batch()
-        check_pixels(x)
+        check_pixels(x, UNIT_IMAGES); self._try_out(x)
     if self.learn.pct_train < self.warmup or not due: return
     x,y = self._batch()
     # batch norm cannot train on one
@@ -108,6 +112,15 @@ def before_batch(self:TSynD):
     self._finish()
     self.last_syn = self.syn
     self.count += 1; self.n_images += n
+
+# %% ../../nbs/targeting/08_callback.ipynb #033e9159
+@patch
+def _try_out(self:TSynD, x):
+    model,few = self.learn.model,self.learn.xb[0][:2].as_subclass(Tensor)
+    mark_trained(model, self.norm, x.shape[2:])
+    with frozen(model), torch.no_grad():
+        logits_of(model, few)
+        check_repeatable(model, few)
 
 # %% ../../nbs/targeting/08_callback.ipynb #0687fad0
 @patch
@@ -139,7 +152,8 @@ def _task(self:TSynD, y):
 @patch
 def after_pred(self:TSynD):
     if self.first is None: return
-    if self.learn.pred.ndim == 2: self.engine.task.check(self.learn.pred.detach(), self.first)
+    pred = self.learn.pred                # of a network that returns more, the loss knows the parts
+    if isinstance(pred, Tensor) and pred.ndim == 2: self.engine.task.check(pred.detach(), self.first)
     self.first = None
 
 # %% ../../nbs/targeting/08_callback.ipynb #c284599d
