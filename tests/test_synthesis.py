@@ -19,7 +19,7 @@ from tsynd.models import Classifier, mc_logits, MCDropout, train_classifier
 from tsynd.core import MultiLabel, seeded, SingleLabel
 from tsynd.data import load_medmnist, subset
 from tsynd.targeting import (
-    cat, check_pixels, cross_entropy, OBJECTIVES, project, synthesize, Synthesizer, Synthetic)
+    cat, cross_entropy, OBJECTIVES, project, synthesize, Synthesizer, Synthetic)
 from tsynd.targeting import entropy, mutual_information
 
 ONE, SEVERAL = SingleLabel(), MultiLabel()

@@ -9,7 +9,7 @@ __all__ = []
 import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
-    images=['to_float', 'Split', 'ImageData', 'to_numpy'],
+    images=['to_float', 'ROUNDING', 'check_pixels', 'Split', 'ImageData', 'to_numpy'],
     phantoms=['FACTORS', 'phantom_labels', 'speckle', 'render_phantom', 'HOLES', 'in_hole', 'phantom',
               'clear_phantom'],
     files=['read_npz', 'check_images', 'check_labels', 'load_npz', 'save_npz'],

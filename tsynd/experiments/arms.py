@@ -20,13 +20,13 @@ from ..core.errors import InputError, shown
 from ..core.seeds import seeded
 from ..core.settings import checked
 from ..core.tasks import Task, task_of
-from ..data.images import ImageData
+from ..data.images import check_pixels, ImageData
 from ..data.loaders import ImageDL
 from ..models.classifier import classifier_learner
 from ..models.dropout import mc_logits
+from ..models.fitting import TrainingCallback
 from ..models.prediction import device_of, frozen
 from ..targeting.callback import TSynD
-from ..targeting.synthesis import check_pixels
 from ..targeting.uncertainties import mutual_information
 from ..robustness.attacks import loss_and_gradient
 from .configuration import ArmSettings as A   # its defaults stand in every arm
@@ -153,9 +153,9 @@ def adversarial(model:nn.Module,        # images in [0,1] to logits (B,C)
     return (x+d).clamp(0, 1)
 
 # %% ../../nbs/experiments/03_arms.ipynb #0e999d45
-class AdversarialTraining(Callback):
+class AdversarialTraining(TrainingCallback):
     "Adds the loss on attacked images to that on the real batch"
-    order,run_valid = -5,False
+    order = -5
     def __init__(self,
                  eps:float=A.eps, # largest change of a pixel
                  steps:int=3,     # gradient steps
@@ -169,7 +169,7 @@ class AdversarialTraining(Callback):
 
     def before_batch(self):
         x,self.labels = (o[0].as_subclass(Tensor) for o in (self.learn.xb, self.learn.yb))
-        check_pixels(x, _UNIT)
+        x = check_pixels(x, _UNIT)
         if not self.labels.is_floating_point(): self.labels = _class_numbers(self.labels)
         seed = 1000003*self.seed + 7919*int(self.learn.train_iter) + 3
         self.attacked = self.attack(x, self.labels, seed % 2**31)
@@ -184,7 +184,7 @@ class AdversarialTraining(Callback):
         self.learn.loss_grad = self.learn.loss_grad + self.weight*extra
 
 # %% ../../nbs/experiments/03_arms.ipynb #cd2498bb
-_UNIT = "this callback expects [0, 1]; leave fastai's Normalize out and normalise inside the model"
+_UNIT = "but this callback expects [0, 1]; leave fastai's Normalize out and normalise inside the model"
 
 def _class_numbers(y):
     if y.ndim == 1: return y.long()
@@ -207,7 +207,7 @@ class Joint(TSynD):
     eps,pixel_steps = A.eps,A.pixel_steps
     def before_fit(self):
         super().before_fit()
-        if self.norm: raise InputError(f"the batches are normalised, but {_UNIT}", 'batches')
+        if self.norm: raise InputError(f"the batches are normalised, {_UNIT}", 'batches')
 
     def _instead(self, s):
         with torch.no_grad(): x = (s.source + s.x - self.engine.ae.decode(s.z0)).clamp(0, 1)
@@ -231,9 +231,9 @@ def _wide(): # its shifts of up to 32 pixels are made for 224; ours are as large
     return wide
 
 # %% ../../nbs/experiments/03_arms.ipynb #ff84d999
-class TrivialAugment(Callback):
+class TrivialAugment(TrainingCallback):
     "One random operation of random strength on each image of a batch (Müller & Hutter 2021)"
-    order,run_valid = -4,False
+    order = -4
     def __init__(self,
                  p:float=A.p, # share of images that are augmented, in [0,1]
                  seed:int=0   # of all that is drawn
@@ -243,7 +243,7 @@ class TrivialAugment(Callback):
 
     def before_batch(self):
         x = self.learn.xb[0].as_subclass(Tensor)
-        check_pixels(x, _UNIT)
+        x = check_pixels(x, _UNIT)
         with seeded((1000003*self.seed + 7919*int(self.learn.train_iter) + 5) % 2**31):
             on = torch.rand(len(x)) < self.p
             x = torch.stack([self.augment((255*o).round().byte()).float()/255 if a else o

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
 import pandas as pd
-from fastai.callback.core import Callback
 
 from ..core.devices import device, has_bf16
 from ..core.errors import InputError
@@ -24,6 +23,7 @@ from ..data.subsets import check_classes, stratified_order, subset
 from ..models.autoencoder import load_autoencoder, quality, train_autoencoder
 from ..models.classifier import make_classifier, train_classifier
 from ..models.dropout import check_dropout
+from ..models.fitting import TrainingCallback
 from ..models.prediction import predict
 from ..robustness.evaluation import robustness_table
 from ..targeting.bf16 import BF16
@@ -85,9 +85,8 @@ def precision(c)->str: # 'bfloat16' or 'float32'
 def precision_callbacks(c): return [BF16()] if precision(c) == 'bfloat16' else []
 
 # %% ../../nbs/experiments/01_experiment.ipynb #1e53e435
-class BatchOrder(Callback):
+class BatchOrder(TrainingCallback):
     "A checksum of the source indices of all training batches, in order"
-    run_valid = False
     def before_fit(self): self.md5 = hashlib.md5()
     def before_batch(self): self.md5.update(self.dl.batch_index(self.iter).numpy().tobytes())
     @property

@@ -9,7 +9,7 @@ __all__ = []
 import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
-    fitting=['FiniteLoss', 'TrainingBar', 'fit_one_cycle'],
+    fitting=['FiniteLoss', 'TrainingCallback', 'TrainingBar', 'fit_one_cycle'],
     bundles=['save_model', 'read_model', 'rebuild'],
     autoencoder=['Autoencoder', 'ReconstructionTarget', 'autoencoder_learner', 'train_autoencoder',
                  'encode_all', 'quality', 'load_autoencoder'],

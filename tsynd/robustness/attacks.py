@@ -52,14 +52,15 @@ def loss_and_gradient(model:nn.Module, # images to logits (B,C)
     return loss.detach(), logits.detach(), g
 
 # %% ../../nbs/robustness/01_attacks.ipynb #dd0d66b0
-def check_attack(x, y, eps, task, **counts):
+def check_attack(x, y, eps, task, **counts)->Tensor: # the images, without rounding errors
     "Raise `InputError` unless images, labels, radius and whole numbers make sense"
-    check_batch(x)
+    x = check_batch(x)
     check_range('eps', eps, lo=0, hi=1)
     for k,v in counts.items():
         if not isinstance(v, int) or v < 1:
             raise InputError(f"{k} is {v!r}, but must be a whole number, at least 1", k, v)
     as_task(task).check_labels(y, len(x))
+    return x
 
 # %% ../../nbs/robustness/01_attacks.ipynb #4b8eae0f
 def in_batches(attack, model, x, y, seeds, bs):
@@ -78,7 +79,7 @@ def fgsm(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
          bs:int=256            # images at a time
         )->Tensor:             # (N,ch,H,W) in [0,1]
     "Fast gradient sign method: one step to the corner of the box that the gradient points to; dropout off"
-    check_attack(x, y, eps, task, bs=bs)
+    x = check_attack(x, y, eps, task, bs=bs)
     if eps == 0: return x.clone()
     def attack(x, y, _): return (x + eps*loss_and_gradient(model, x, y, task)[2].sign()).clamp(0, 1)
     return in_batches(attack, model, x, y, [None]*len(x), bs)
@@ -120,7 +121,7 @@ def pgd(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
         tick=None             # called with the number of images after every pass through the model
        )->Tensor:             # (N,ch,H,W) in [0,1]
     "Projected gradient descent in the L∞ box: the worst image passed, of all steps and restarts; dropout off"
-    check_attack(x, y, eps, task, bs=bs, steps=steps, restarts=restarts)
+    x = check_attack(x, y, eps, task, bs=bs, steps=steps, restarts=restarts)
     step_size = 2.5*eps/steps if step_size is None else step_size
     check_range('step_size', step_size, lo=0, open_lo=eps>0)
     if eps == 0: return x.clone()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.errors import check_known, check_range, InputError
 from ..core.seeds import image_seeds, streams
+from ..data.images import check_pixels
 
 # %% ../../nbs/robustness/00_perturbations.ipynb #2c7dc429
 RANGES = dict(rotation=15.,   # degrees, either way
@@ -87,7 +88,7 @@ def draws(streams:list # of random generators, one per image
     return {k: u[:,i] if k in ('blur','noise') else 2*u[:,i]-1 for i,k in enumerate(DRAWN)}
 
 # %% ../../nbs/robustness/00_perturbations.ipynb #08c2fabb
-def check_batch(x):
+def check_batch(x)->Tensor: # without rounding errors
     want = 'expected a float tensor (N,ch,H,W) with values in [0, 1]'
     if not isinstance(x, Tensor) or not x.is_floating_point():
         found = getattr(x, 'dtype', type(x).__name__)
@@ -95,11 +96,7 @@ def check_batch(x):
     if x.ndim != 4 or not x.numel():
         raise InputError(f"images have shape {'×'.join(map(str, x.shape))}, {want}, at least one",
                          'images', tuple(x.shape))
-    bad = int((~torch.isfinite(x)).sum())
-    if bad: raise InputError(f"images hold {bad} pixels that are NaN or infinite, {want}", 'images', bad)
-    if x.min() < 0 or x.max() > 1:
-        raise InputError(f"images have values from {x.min():.3g} to {x.max():.3g}, {want}; "
-                         "undo a normalisation first", 'images', (x.min().item(), x.max().item()))
+    return check_pixels(x, f'{want}; undo a normalisation first')
 
 # %% ../../nbs/robustness/00_perturbations.ipynb #9618e9b9
 def perturb(x:Tensor,           # (N,ch,H,W) in [0,1]
@@ -110,7 +107,7 @@ def perturb(x:Tensor,           # (N,ch,H,W) in [0,1]
             bs:int=512          # images at a time; changes nothing but the memory needed
            )->Tensor:           # (N,ch,H,W) in [0,1]
     "Perturb each image at random, by its own amounts; image i depends on `seed` and i only"
-    check_batch(x)
+    x = check_batch(x)
     check_range('strength', strength, lo=0, hi=10); check_range('batch size', bs, lo=1, integer=True)
     kinds,ranges = (kinds,) if isinstance(kinds, str) else kinds, RANGES | (ranges or {})
     check_known('kind of perturbation', kinds, KINDS); check_known('range', ranges, RANGES)

@@ -12,7 +12,6 @@ from dataclasses import fields
 
 import pandas as pd
 import torch
-from fastai.callback.core import Callback
 from fastai.data.load import DataLoader
 from fastai.data.transforms import Normalize
 from fastai.losses import FocalLoss, LabelSmoothingCrossEntropy
@@ -26,16 +25,17 @@ from ..core.settings import takes
 from ..core.tasks import task_of
 from ..models.autoencoder import Autoencoder
 from ..models.dropout import check_dropout
+from ..models.fitting import TrainingCallback
 from .bank import LatentBank
 from .bf16 import BF16
 from .budget import Clock
 from .moving_average import MovingAverage
-from .synthesis import cat, check_pixels, Synthesizer, Synthetic
+from .synthesis import cat, check_sources, Synthesizer, Synthetic
 
 # %% ../../nbs/targeting/08_callback.ipynb #e7cb3c6c
-class TSynD(Callback):
+class TSynD(TrainingCallback):
     "Train on targeted synthetic images besides the real ones (Niemeijer et al. 2024, arXiv 2406.17473)"
-    order,run_valid,name = -5,False,'tsynd'
+    order,name = -5,'tsynd'
     @takes(TargetingSettings)
     def __init__(self,
                  autoencoder:Autoencoder, # trained on the same images
@@ -96,7 +96,7 @@ def before_batch(self:TSynD):
     # now, and not after the warm-up
     if self.learn.train_iter == 0:
         x,self.first = self._batch()
-        check_pixels(x)
+        check_sources(x)
     if self.learn.pct_train < self.warmup or not due: return
     x,y = self._batch()
     # batch norm cannot train on one
