@@ -26,6 +26,7 @@ from ..core.seeds import seeded
 from ..core.settings import bounds
 from ..data.images import ImageData, to_float
 from ..data.loaders import ImageDL
+from ..data.readers import as_image_data
 from .bundles import read_model, rebuild
 from .fitting import FiniteLoss, fit_one_cycle
 
@@ -105,7 +106,7 @@ class ReconstructionTarget(Callback):
 def _rounds(steps): return 10 if steps % 10 == 0 else 1
 
 def autoencoder_learner(
-    data:ImageData, # its training and validation images
+    data:ImageData|DataLoaders, # its training and validation images
     ae:Autoencoder, # to be trained
     steps:int=AutoencoderSettings.steps, # weight updates in all, in ten epochs; in one if no multiple of ten
     bs:int=AutoencoderSettings.bs,       # images in a batch
@@ -114,13 +115,14 @@ def autoencoder_learner(
     cbs=()          # further fastai callbacks
 )->Learner:
     "A fastai `Learner` that teaches `ae` to reconstruct the training images; in ten epochs, or one"
+    data = as_image_data(data)
     mk = lambda s, **kw: ImageDL(s, bs=bs, seed=seed, device=device, **kw)
     dls = DataLoaders(mk(data.train, shuffle=True, n=steps//_rounds(steps)*bs), mk(data.val),
                       device=torch.device(device or 'cpu'))
     return Learner(dls, ae, loss_func=F.mse_loss, cbs=[ReconstructionTarget(), FiniteLoss(), *L(cbs)])
 
 # %% ../../nbs/models/02_autoencoder.ipynb #3c90825f
-def train_autoencoder(data:ImageData,        # its training images
+def train_autoencoder(data:ImageData|DataLoaders, # its training images
                       steps:int=AutoencoderSettings.steps, # weight updates, at least 1
                       lr:float=AutoencoderSettings.lr, # highest learning rate of the one-cycle schedule
                       bs:int=AutoencoderSettings.bs, # images in a batch, at least 1
@@ -131,6 +133,7 @@ def train_autoencoder(data:ImageData,        # its training images
                       **kwargs               # for `Autoencoder`
                      )->Autoencoder:
     "An autoencoder trained on the training images of `data`, in eval mode"
+    data = as_image_data(data)
     check_range('autoencoder steps', steps, **bounds(AutoencoderSettings, 'steps'))
     if data.shape[1]%4 or data.shape[2]%4:
         raise InputError(f"images of {data.name} are {data.shape[1]}×{data.shape[2]}, "

@@ -170,6 +170,10 @@ def cat(syns:list)->Synthetic:
     "Join batches of synthetic images, moved to the CPU"
     return _each(lambda v,dim: torch.cat([x.detach().cpu() for x in v], dim), *syns)
 
+@patch(as_prop=True)
+def megabytes(self:Synthetic)->float:
+    return sum(v.nbytes for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor))/1e6
+
 # %% ../../nbs/targeting/03_synthesis.ipynb #b0532a45
 @patch
 def pick(self:Synthetic,
