@@ -428,7 +428,7 @@ def test_one_draw_is_enough_for_all_but_mi(o):
     assert len(Synthesizer(ae, o, T=1)(model, x, y)) == 4
 
 @pytest.mark.parametrize('change,said', [
-    (lambda x: x*2, 'to 2.00'), (lambda x: x-.5, 'from -0.5'), (lambda x: x*255, '[0, 1]'),
+    (lambda x: x*2, 'to 1.99'), (lambda x: x-.5, 'from -0.49'), (lambda x: x*255, '[0, 1]'),
     (lambda x: x+math.nan, '576 pixels'),
     (lambda x: x.where(x != x[0,0,0,0], torch.tensor(math.inf)), '1 pixels'),
     (lambda x: x[:,:,:10], '(B, 1, H, W)'), (lambda x: x.repeat(1,3,1,1), '(4, 3, 12, 12)'),
@@ -440,7 +440,9 @@ def test_bad_images_are_refused(change, said):
         with refused('images', said): synthesize(ae, model, change(x), y, objective=o)
 
 def test_rounding_beyond_the_range_is_forgiven():
-    check_pixels(torch.tensor([-5e-5, 1+5e-5]))
+    assert check_pixels(torch.tensor([-5e-5, .3, 1+5e-5])).tolist() == torch.tensor([0, .3, 1]).tolist()
+    same = torch.tensor([0., .3, 1.])
+    assert check_pixels(same) is same
     for wrong in ([-5e-4, 1.], [0, 1+5e-4]):
         with refused('images'): check_pixels(torch.tensor(wrong))
 

@@ -64,4 +64,8 @@ class TargetingSettings(derived(SynthesisSettings, T=8, steps=1)):
                                'False leaves autoencoder and judge in float32'] = None
     seed: Annotated[Seed, 'of dropout masks and random directions'] = 0
     keep: Annotated[whole(0, 10**6), 'images of the last epoch to keep, with provenance, at most'] = 1000
+    keep_mb: Annotated[number(0, 10**6), 'megabytes for the pictures among them; '
+                                         'of images beyond that the provenance is kept alone'] = 1000.
+    bank_mb: Annotated[number(0, 10**6), 'megabytes for latents that are remembered from epoch to epoch; '
+                                         'images beyond that are encoded anew each time'] = 1000.
     measure_every: Annotated[whole(1, 10**6), 'look at MI under fresh draws once in so many syntheses'] = 10

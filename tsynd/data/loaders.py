@@ -9,9 +9,13 @@ __all__ = ['ImageDL', 'image_dls']
 import math
 
 import numpy as np
+import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
+from fastai.data.transforms import Category, MultiCategory
+from fastai.torch_core import TensorCategory, TensorImage, TensorMultiCategory
 from fastcore.basics import patch
+from fastcore.foundation import L
 from torch import Tensor
 
 from ..core.defaults import ClassifierSettings
@@ -19,7 +23,7 @@ from ..core.devices import device as known_device
 from ..core.figures import show_images
 from ..core.settings import limited, Seed, stated, whole
 from ..core.tasks import task_of
-from .images import ImageData, Split
+from .images import check_pixels, ImageData, short_names, Split, to_float
 from .subsets import check_classes, strata
 
 # %% ../../nbs/data/05_loaders.ipynb #fe16072d
@@ -41,9 +45,10 @@ class ImageDL(DataLoader):
         super().__init__(dataset, bs=bs, shuffle=shuffle, n=n or len(dataset), device=device, **kwargs)
         self.even,self.seed,self.balanced,self.classes,self.epoch = even,seed,balanced,classes,0
 
+    def before_iter(self): self.epoch += torch.is_grad_enabled()
+
     def get_idxs(self):
-        g = np.random.default_rng([self.seed, self.epoch])
-        self.epoch += 1
+        g = np.random.default_rng([self.seed, max(0, self.epoch-1)])
         self.epoch_idxs = self._draw(g) if self.shuffle else np.arange(self.n) % len(self.dataset)
         return self.epoch_idxs.tolist()
 
@@ -93,7 +98,8 @@ def one_batch(self:ImageDL):
 @patch
 def new(self:ImageDL, dataset=None, cls=None, **kwargs):
     ours = dict(even=self.even, seed=self.seed, balanced=self.balanced, classes=self.classes)
-    if dataset is None and kwargs.get('shuffle', self.shuffle): ours['n'] = self.n
+    if dataset is not None: dataset = self._split(dataset)
+    elif kwargs.get('shuffle', self.shuffle): ours['n'] = self.n
     return DataLoader.new(self, dataset, cls, **(ours | kwargs))
 
 # %% ../../nbs/data/05_loaders.ipynb #4ef7967b
@@ -104,9 +110,13 @@ def show_batch(self:ImageDL,
               ):
     "Show the first images of a batch with their classes"
     x,y = self.one_batch()
-    task = task_of(y)
-    names = [str(o.tolist()) if self.classes is None else task.names(o, self.classes) for o in y[:max_n]]
-    return show_images(x[:max_n], titles=names, **kwargs)
+    return show_images(x[:max_n], titles=self._names(y[:max_n], short_names), **kwargs)
+
+@patch
+def _names(self:ImageDL, y, change=list):
+    if self.classes is None: return [str(o.tolist()) for o in y]
+    y,names = y.float() if y.ndim == 2 else y,change(self.classes)
+    return [task_of(y).names(o, names) for o in y]
 
 # %% ../../nbs/data/05_loaders.ipynb #13809be2
 @limited(seed=Seed, bs=stated(ClassifierSettings, 'bs'))
@@ -122,3 +132,57 @@ def image_dls(data:ImageData,      # every class needs a training image
     mk = lambda s, **kw: ImageDL(s, bs=bs, even=even, seed=seed, classes=data.short, device=device, **kw)
     device = known_device(device or 'cpu')
     return DataLoaders(mk(data.train, shuffle=True, balanced=balanced), mk(data.val), device=device)
+
+# %% ../../nbs/data/05_loaders.ipynb #6b1f0c02
+@patch(as_prop=True)
+def vocab(self:ImageDL): return self.classes
+
+@patch(as_prop=True)
+def items(self:ImageDL): return [self.dataset.select(slice(i, i+1)) for i in range(len(self.dataset))]
+
+@patch
+def _split(self:ImageDL, items): # as fastai hands them on
+    if isinstance(items, Split): return items
+    parts = [o if isinstance(o, Split) else Split(self._image(o), None, torch.zeros(1).long()) for o in items]
+    y = None if any(p.y is None for p in parts) else torch.cat([p.y for p in parts])
+    return Split(torch.cat([to_float(p.x) for p in parts]), y, torch.cat([p.index for p in parts]))
+
+@patch
+def _image(self:ImageDL, o): # (1,ch,H,W) in [0,1]
+    x,want = o if isinstance(o, Tensor) else np.asarray(o),tuple(self.dataset.x.shape[1:])
+    if isinstance(x, np.ndarray) and x.dtype.kind in 'uif' and x.ndim in (2, 3):
+        x = torch.from_numpy(np.atleast_3d(x).transpose(2, 0, 1).copy())
+    found = f'of shape {tuple(x.shape)}' if isinstance(x, Tensor) else f'a {type(o).__name__}'
+    if not isinstance(x, Tensor) or tuple(x.shape) != want:
+        raise InputError(f"image is {found}, expected one of shape {want} like those of the training, "
+                         "whole numbers from 0 to 255 or floats in [0, 1]", 'image', found)
+    x = x[None].as_subclass(Tensor)
+    return check_pixels(to_float(x) if x.dtype == torch.uint8 else x.float())
+
+# %% ../../nbs/data/05_loaders.ipynb #6b1f0c03
+@patch
+def decode_batch(self:ImageDL, b, max_n:int=9, full:bool=True)->L: # of (image, name)
+    "Images and the names of their labels, as fastai's `predict` and its pictures want them"
+    x,y = (o.detach().cpu()[:max_n] for o in b)
+    names = self.classes or [str(c) for c in range(y.shape[-1])]
+    def word(t): return MultiCategory(names[c] for c in t.nonzero()[:,0].tolist())
+    return L(zip(map(TensorImage, x), map(word, y) if y.ndim == 2 else map(Category, self._names(y))))
+
+@patch
+def _pre_show_batch(self:ImageDL, b, max_n:int=9): # what fastai's `plot_top_losses` asks for
+    x,y = b
+    kind = TensorMultiCategory if y.ndim == 2 else TensorCategory
+    return x.as_subclass(TensorImage), y.as_subclass(kind), self.decode_batch(b, max_n)
+
+@patch
+def show_results(self:ImageDL, b, out, max_n:int=9, ctxs=None, **kwargs):
+    "Images of a batch with their class above the predicted one"
+    (x,y),n = b,max_n
+    both = zip(self._names(y[:n], short_names), self._names(out[:n].cpu(), short_names))
+    return show_images(x[:n].cpu(), titles=[f'{a}\\n{b}' for a,b in both], axs=ctxs, **kwargs)
+
+# %% ../../nbs/data/05_loaders.ipynb #6b1f0c05
+@patch
+def set_split_idx(self:Split, i):
+    raise InputError("tta needs transforms that vary the images, but these DataLoaders have none; "
+                     "use get_preds(), or DataLoaders of fastai that augment", 'tta')

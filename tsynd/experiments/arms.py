@@ -24,6 +24,7 @@ from ..data.images import check_pixels, ImageData
 from ..data.loaders import ImageDL
 from ..models.classifier import classifier_learner
 from ..models.dropout import mc_logits
+from ..models.fitting import TrainingCallback
 from ..models.prediction import device_of, frozen
 from ..targeting.callback import TSynD
 from ..targeting.uncertainties import mutual_information
@@ -154,9 +155,9 @@ def adversarial(model:nn.Module,        # images in [0,1] to logits (B,C)
     return (x+d).clamp(0, 1)
 
 # %% ../../nbs/experiments/03_arms.ipynb #0e999d45
-class AdversarialTraining(Callback):
+class AdversarialTraining(TrainingCallback):
     "Adds the loss on attacked images to that on the real batch"
-    order,run_valid = -5,False
+    order = -5
     @limited()
     def __init__(self,
                  eps:float=A.eps, # largest change of a pixel
@@ -171,7 +172,7 @@ class AdversarialTraining(Callback):
 
     def before_batch(self):
         x,self.labels = (o[0].as_subclass(Tensor) for o in (self.learn.xb, self.learn.yb))
-        check_pixels(x, _UNIT)
+        x = check_pixels(x, _UNIT)
         if not self.labels.is_floating_point(): self.labels = _class_numbers(self.labels)
         seed = 1000003*self.seed + 7919*int(self.learn.train_iter) + 3
         self.attacked = self.attack(x, self.labels, seed % 2**31)
@@ -233,9 +234,9 @@ def _wide(): # its shifts of up to 32 pixels are made for 224; ours are as large
     return wide
 
 # %% ../../nbs/experiments/03_arms.ipynb #ff84d999
-class TrivialAugment(Callback):
+class TrivialAugment(TrainingCallback):
     "One random operation of random strength on each image of a batch (Müller & Hutter 2021)"
-    order,run_valid = -4,False
+    order = -4
     @limited()
     def __init__(self,
                  p:float=A.p, # share of images that are augmented, in [0,1]
@@ -246,7 +247,7 @@ class TrivialAugment(Callback):
 
     def before_batch(self):
         x = self.learn.xb[0].as_subclass(Tensor)
-        check_pixels(x, _UNIT)
+        x = check_pixels(x, _UNIT)
         with seeded((1000003*self.seed + 7919*int(self.learn.train_iter) + 5) % 2**31):
             on = torch.rand(len(x)) < self.p
             x = torch.stack([self.augment((255*o).round().byte()).float()/255 if a else o

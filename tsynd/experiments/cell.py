@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback.core import Callback, CancelValidException
+from fastai.callback.core import CancelValidException
 from fastai.callback.schedule import ParamScheduler
 from fastai.optimizer import Adam
 from filelock import FileLock, Timeout
@@ -26,7 +26,7 @@ from ..data.subsets import stratified_order, subset
 from ..models.autoencoder import load_autoencoder, train_autoencoder
 from ..models.bundles import save_model
 from ..models.classifier import train_classifier
-from ..models.fitting import fit_one_cycle
+from ..models.fitting import fit_one_cycle, TrainingCallback
 from ..models.prediction import predict
 from ..robustness.corruptions import corruption_table
 from ..robustness.evaluation import robustness_table
@@ -95,7 +95,7 @@ def fit_steps(learn, epochs:int, lr:float, progress=False):
     with learn.no_bar(), learn.no_logging(): learn.fit(epochs, lr, cbs=drops)
 
 # %% ../../nbs/experiments/05_cell.ipynb #0fbfb348
-class Witness(Callback):
+class Witness(TrainingCallback):
     "A checksum of the weights before training"
     def before_fit(self):
         self.checksum = hashlib.md5(b''.join(p.detach().cpu().numpy().tobytes()

@@ -13,7 +13,6 @@ from importlib.metadata import version
 
 import pandas as pd
 import torch
-from fastai.callback.core import Callback
 
 from ..core.devices import device, has_bf16
 from ..core.errors import InputError, shown
@@ -25,6 +24,7 @@ from ..data.subsets import check_classes, check_parts, stratified_order, subset
 from ..models.autoencoder import Autoencoder, load_autoencoder, quality, train_autoencoder
 from ..models.classifier import make_classifier, train_classifier
 from ..models.dropout import check_dropout
+from ..models.fitting import TrainingCallback
 from ..models.prediction import predict
 from ..robustness.evaluation import robustness_table
 from ..targeting.bf16 import BF16
@@ -145,9 +145,8 @@ def announce(c:RunConfig, data:ImageData):
               "(--size) or fewer updates take less", file=sys.stderr)
 
 # %% ../../nbs/experiments/01_experiment.ipynb #1e53e435
-class BatchOrder(Callback):
+class BatchOrder(TrainingCallback):
     "A checksum of the source indices of all training batches, in order"
-    run_valid = False
     def before_fit(self): self.md5 = hashlib.md5()
     def before_batch(self): self.md5.update(self.dl.batch_index(self.iter).numpy().tobytes())
     @property

@@ -27,6 +27,7 @@ from ..core.seeds import seeded
 from ..core.settings import Batch, limited, number, Seed, stated, whole
 from ..data.images import ImageData, to_float
 from ..data.loaders import ImageDL
+from ..data.readers import as_image_data
 from ..data.subsets import check_parts
 from .bundles import read_model, rebuild
 from .fitting import FiniteLoss, fit_one_cycle
@@ -111,7 +112,7 @@ def _rounds(steps): return 10 if steps % 10 == 0 else 1
 
 @limited(seed=Seed, steps=_OURS['steps'], bs=_OURS['bs'])
 def autoencoder_learner(
-    data:ImageData, # its training and validation images
+    data:ImageData|DataLoaders, # its training and validation images
     ae:Autoencoder, # to be trained
     steps:int=AutoencoderSettings.steps, # weight updates in all, in ten epochs; in one if no multiple of ten
     bs:int=AutoencoderSettings.bs,       # images in a batch
@@ -120,6 +121,7 @@ def autoencoder_learner(
     cbs=()          # further fastai callbacks
 )->Learner:
     "A fastai `Learner` that teaches `ae` to reconstruct the training images; in ten epochs, or one"
+    data = as_image_data(data)
     device = known_device(device or 'cpu')
     mk = lambda s, **kw: ImageDL(s, bs=bs, seed=seed, device=device, **kw)
     dls = DataLoaders(mk(data.train, shuffle=True, n=steps//_rounds(steps)*bs), mk(data.val), device=device)
@@ -127,7 +129,7 @@ def autoencoder_learner(
 
 # %% ../../nbs/models/02_autoencoder.ipynb #3c90825f
 @limited(seed=Seed, **_OURS)
-def train_autoencoder(data:ImageData,        # its training images
+def train_autoencoder(data:ImageData|DataLoaders, # its training images
                       steps:int=AutoencoderSettings.steps, # weight updates, at least 1
                       lr:float=AutoencoderSettings.lr, # highest learning rate of the one-cycle schedule
                       bs:int=AutoencoderSettings.bs, # images in a batch, at least 1
@@ -138,6 +140,7 @@ def train_autoencoder(data:ImageData,        # its training images
                       **kwargs               # for `Autoencoder`
                      )->Autoencoder:
     "An autoencoder trained on the training images of `data`, in eval mode"
+    data = as_image_data(data)
     check_parts(data, 'train')
     if data.shape[1]%4 or data.shape[2]%4:
         raise InputError(f"images of {data.name} are {data.shape[1]}×{data.shape[2]}, "

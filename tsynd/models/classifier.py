@@ -23,6 +23,7 @@ from ..core.settings import bounds, limited, Seed, stated, Text, whole
 from ..core.tasks import as_task, Task
 from ..data.images import ImageData
 from ..data.loaders import image_dls
+from ..data.readers import check_data
 from .bundles import read_model, rebuild
 from .fitting import FiniteLoss, fit_one_cycle
 from .prediction import mark_trained
@@ -130,6 +131,7 @@ def classifier_learner(data:ImageData,
                        **kwargs         # for `image_dls`: batch size, seed of the order, device, ...
                       )->Learner:
     "A fastai `Learner` on fresh `DataLoaders`, so that two learners with one seed see the same batches"
+    check_data(data)
     return Learner(image_dls(data, **kwargs), model, loss_func=data.task.loss(),
                    metrics=auc_metric(data.task), cbs=[FiniteLoss(), *L(cbs)])
 
@@ -147,6 +149,7 @@ def train_classifier(data:ImageData,
                      **kwargs          # for `classifier_learner`
                     )->Learner:
     "Train a classifier from scratch; returns its `Learner`"
+    check_data(data)
     with seeded(seed):
         if not isinstance(model, nn.Module):
             model = make_classifier(model, data.shape[0], data.task.n_outputs(data.n_classes), p)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAILURES', 'frozen', 'lazy_layers', 'check_initialised', 'only_logits', 'check_fits', 'one_pass', 'random_state',
-           'check_repeatable', 'logits_of', 'Normalised', 'normalisation', 'mark_trained', 'as_network', 'check_stack',
-           'predict', 'device_of']
+           'check_repeatable', 'logits_of', 'Normalised', 'mark_trained', 'as_network', 'check_stack', 'predict',
+           'device_of']
 
 # %% ../../nbs/models/03_prediction.ipynb #9e6f4fc0
 import inspect, re
@@ -15,13 +15,13 @@ from contextlib import contextmanager
 import torch
 import torch.utils.checkpoint
 from fastai.callback.schedule import Learner
-from fastai.data.transforms import Normalize
 from torch import nn, Tensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from ..core.errors import InputError
 from ..core.settings import Batch, limited
 from ..data.images import to_float
+from ..data.readers import normalization
 
 # %% ../../nbs/models/03_prediction.ipynb #46e3d367
 @contextmanager
@@ -176,17 +176,9 @@ class Normalised(nn.Module):
         self.register_buffer('mean', mean); self.register_buffer('std', std)
     def forward(self, x): return one_pass(self.model, (x-self.mean)/self.std)
 
-def normalisation(dl,         # a fastai `DataLoader`
-                  device=None # default: where they are
-                 )->tuple:    # (mean, std), or None
-    "What fastai's `Normalize` subtracts and divides by after a batch"
-    found = [f for f in getattr(getattr(dl, 'after_batch', None), 'fs', ()) if isinstance(f, Normalize)]
-    if found: return tuple(torch.as_tensor(t).as_subclass(Tensor).to(device)
-                           for t in (found[0].mean, found[0].std))
-
 # %% ../../nbs/models/03_prediction.ipynb #088dd27a
 def mark_trained(model:nn.Module,
-                 norm,     # as from `normalisation`
+                 norm,     # as from `normalization`
                  size=None # (H,W) of the images
                 ):
     "Note on a network whether it is trained on normalised images, and on one of ours, their size"
@@ -199,7 +191,7 @@ def as_network(model:nn.Module|Learner # a classifier
               )->nn.Module:            # for images in [0,1]
     "A `Learner`'s network with its normalisation, any other as it is; raises `InputError`"
     if isinstance(model, Learner):
-        norm = normalisation(model.dls.train, device_of(model.model, torch.zeros(())))
+        norm = normalization(model.dls.train, device_of(model.model, torch.zeros(())))
         if norm: return Normalised(model.model, *norm)
         model = model.model
     if getattr(getattr(model, '_orig_mod', model), '_trained_normalised', False):

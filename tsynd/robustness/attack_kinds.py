@@ -93,7 +93,7 @@ def __call__(self:Attack,
             )->Tensor:             # (N,ch,H,W) in [0,1]
     "The worst image passed, for each image; the original where that is already wrong"
     model,task,steps = as_network(model),as_task(task),self.steps if steps is None else steps
-    check_ball(model, x, y, eps, self.norm, task, steps=steps, restarts=restarts, bs=bs)
+    x = check_ball(model, x, y, eps, self.norm, task, steps=steps, restarts=restarts, bs=bs)
     def attack(x, y, seeds):
         run = Run(model, x, y, self.objective, task, stop, tick or (lambda n: None))
         if run.go(): self.climb(run, streams(seeds), eps, steps, restarts)
@@ -101,13 +101,14 @@ def __call__(self:Attack,
     return in_batches(attack, model, x, y, image_seeds(len(x), seed), bs) if eps else x.clone()
 
 # %% ../../nbs/robustness/05_attack_kinds.ipynb #a8aff8cb
-def check_ball(model, x, y, eps, norm, task, **counts):
+def check_ball(model, x, y, eps, norm, task, **counts)->Tensor: # the images, without rounding errors
     "Raise `InputError` unless an attack in this ball makes sense"
-    check_attack(x, y, 0, task, **counts)
+    x = check_attack(x, y, 0, task, **counts)
     check_range('eps', eps, lo=0, hi=1 if norm == 'Linf' else x[0].numel()**.5)
     if isinstance(model, Predictor) and model.T and model.task != task:
         raise InputError(f"the predictor was made with task={model.task.name!r}, but the attack with "
                          f"task={task.name!r}; give both the same", 'task', task.name)
+    return x
 
 # %% ../../nbs/robustness/05_attack_kinds.ipynb #5d59a465
 def _fgsm(run, streams, eps, steps, restarts):

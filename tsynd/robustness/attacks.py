@@ -53,12 +53,13 @@ def loss_and_gradient(model:nn.Module, # images to logits (B,C)
     return loss.detach(), logits.detach(), g
 
 # %% ../../nbs/robustness/01_attacks.ipynb #dd0d66b0
-def check_attack(x, y, eps, task, **counts):
+def check_attack(x, y, eps, task, **counts)->Tensor: # the images, without rounding errors
     "Raise `InputError` unless images, labels, radius and whole numbers make sense"
-    check_batch(x)
+    x = check_batch(x)
     check_range('eps', eps, lo=0, hi=1)
     for k,v in counts.items(): check_range(k, v, lo=1, hi=10**7, integer=True)
     as_task(task).check_labels(y, len(x))
+    return x
 
 # %% ../../nbs/robustness/01_attacks.ipynb #4b8eae0f
 def in_batches(attack, model, x, y, seeds, bs):
@@ -77,7 +78,7 @@ def fgsm(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C), or 
          bs:int=256            # images at a time
         )->Tensor:             # (N,ch,H,W) in [0,1]
     "Fast gradient sign method: one step to the corner of the box that the gradient points to; dropout off"
-    check_attack(x, y, eps, task, bs=bs)
+    x = check_attack(x, y, eps, task, bs=bs)
     model = as_network(model)
     if eps == 0: return x.clone()
     def attack(x, y, _): return (x + eps*loss_and_gradient(model, x, y, task)[2].sign()).clamp(0, 1)
@@ -121,7 +122,7 @@ def pgd(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C), or a
         tick=None             # called with the number of images after every pass through the model
        )->Tensor:             # (N,ch,H,W) in [0,1]
     "Projected gradient descent in the L∞ box: the worst image passed, of all steps and restarts; dropout off"
-    check_attack(x, y, eps, task, bs=bs, steps=steps, restarts=restarts)
+    x = check_attack(x, y, eps, task, bs=bs, steps=steps, restarts=restarts)
     step_size = 2.5*eps/steps if step_size is None else step_size
     check_range('step_size', step_size, lo=0, open_lo=eps>0)
     model = as_network(model)

@@ -135,8 +135,8 @@ def families(dataset:str='phantom' # or the name of a MedMNIST set
 
 # %% ../../nbs/robustness/03_corruptions.ipynb #248d5da0
 def _check_corruptions(x, dataset, names, severities, lo=0):
-    "The names, all of the data set's if None"
-    check_batch(x)
+    "The images without rounding errors, and the names, all of the data set's if None"
+    x = check_batch(x)
     if x.shape[1] not in (1,3):
         raise InputError(f"images have {x.shape[1]} channels, expected 1 (grey) or 3 (colour)",
                          'images', x.shape[1])
@@ -145,7 +145,7 @@ def _check_corruptions(x, dataset, names, severities, lo=0):
     check_known(f'{dataset}: corruption', names, known, 'corruption')
     if isinstance(severities, int) or severities is None: severities = [severities]
     for s in severities: check_range('severity', s, lo=lo, hi=5, integer=True)
-    return tuple(names)
+    return x,tuple(names)
 
 # %% ../../nbs/robustness/03_corruptions.ipynb #2a17b0e6
 @limited(bs=Batch)
@@ -157,7 +157,7 @@ def corrupt(x:Tensor,     # (N,1 or 3,H,W) in [0,1]
             bs:int=512    # images at a time; changes nothing but the memory needed
            )->Tensor:     # (N,1 or 3,H,W) in [0,1]
     "Corrupt each image; image i depends on `seed` and i only"
-    _check_corruptions(x, dataset, [name], [severity])
+    x,_ = _check_corruptions(x, dataset, [name], [severity])
     if severity == 0: return x.clone()
     level,seeds,f = families(dataset)[name][severity-1],image_seeds(len(x), seed),CORRUPTIONS[name]
     return torch.cat([f(x[i:i+bs], level, streams(seeds[i:i+bs])).clamp(0, 1) for i in range(0, len(x), bs)])
@@ -172,7 +172,7 @@ def show_corruptions(x:Tensor,    # (N,1 or 3,H,W) in [0,1]; the first image is 
                     ):
     "A row of pictures for each family, a column for each severity; returns the figure's axes"
     import matplotlib.pyplot as plt
-    names = _check_corruptions(x, dataset, names, severities)
+    x,names = _check_corruptions(x, dataset, names, severities)
     size = (width*len(severities)+1.2, width*len(names)+.3)
     fig,axs = plt.subplots(len(names), len(severities), figsize=size, squeeze=False)
     for row,name in zip(axs, names):
@@ -200,7 +200,7 @@ def corruption_table(model:nn.Module, # images (B,ch,H,W) in [0,1] to logits (B,
     "Errors on clean images and under each family and severity; dropout off"
     task,n = as_task(task),len(x) if n is None else n
     check_attack(x, y, 0, task, n=n, bs=bs)
-    names = _check_corruptions(x, dataset, names, severities, lo=1)
+    x,names = _check_corruptions(x, dataset, names, severities, lo=1)
     if n < len(x): i = stratified_order(y.cpu(), seed)[:n]; x,y = x[i.to(x.device)],y[i.to(y.device)]
     if isinstance(severities, int): severities = severities,
     todo,rows = [('clean',0), *((k,s) for k in names for s in severities)],[]

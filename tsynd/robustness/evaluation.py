@@ -31,9 +31,9 @@ def _check_table(x, y, task, eps, strengths, ladder, restarts, **counts):
     for k,v in dict(eps=eps, strengths=strengths).items():
         if isinstance(v, str) or not isinstance(v, Iterable):
             raise InputError(f"{k} is {shown(v)}, expected a list of numbers", k, v)
-    for e in (0,*eps): check_attack(x, y, e, task, restarts=restarts, **counts)
+    for e in (0,*eps): x = check_attack(x, y, e, task, restarts=restarts, **counts)
     for s in strengths: check_range('strength', s, lo=0, hi=10)
-    if not ladder or not task.several and restarts == 1: return
+    if not ladder or not task.several and restarts == 1: return x
     why = 'there are several labels per image' if task.several else f'restarts is {restarts}'
     raise InputError(f"ladder is set, but {why}, expected one label per image and one restart; "
                      "leave ladder out", 'ladder', ladder)
@@ -56,7 +56,7 @@ def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits
                     )->dict:              # condition: measures and the number of images
     "Accuracy, AUC and balanced accuracy on clean, perturbed and attacked images; dropout off"
     model,task,n = as_network(model), as_task(task), len(x) if attack_n is None else attack_n
-    _check_table(x, y, task, eps, strengths, ladder, steps=steps, restarts=restarts, bs=bs, attack_n=n)
+    x = _check_table(x, y, task, eps, strengths, ladder, steps=steps, restarts=restarts, bs=bs, attack_n=n)
     def score(x, y): return model_metrics(model, x, y, task, bs)
     i = stratified_order(y.cpu(), seed)[:n] if n < len(x) else slice(None)
     xa,ya,res = x[i],y[i],{'clean': score(x, y)}

@@ -183,7 +183,7 @@ def cam(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
         bs:int=64             # images at a time
        )->Tensor:             # (B,H,W) in [0,1], relative within each image; 0: no more than its average
     "Class activation maps; dropout off, and the model is left as it was"
-    check_batch(x)
+    x = check_batch(x)
     if method not in METHODS:
         raise InputError(f"method is {shown(method)}, expected one of {', '.join(METHODS)}", 'method', method)
     model,task = as_network(model),as_task(task)
@@ -285,7 +285,7 @@ def faithfulness(model:nn.Module,  # images (B,ch,H,W) in [0,1] to logits (B,C)
                  seed:int=0        # of noise and ties; image i depends on `seed` and i only
                 )->Tensor:         # (B,) in [-1,1]
     "Mean probability of a class without the least, minus that without the most important pixels; dropout off"
-    check_batch(x)
+    x = check_batch(x)
     want = (len(x), *x.shape[2:])
     if maps.shape != want:
         raise InputError(f"maps have shape {tuple(maps.shape)}, expected {want}, one for each image",
@@ -314,7 +314,7 @@ def minimise_class(model:nn.Module, # images (B,ch,H,W) in [0,1] to logits (B,C)
                    task:str|Task='multi-class' # what the labels are
                   )->tuple:         # start and end, (B,ch,H,W) in [0,1]
     "Where the search starts, `x` or its reconstruction, and the image nearby that makes a class improbable"
-    check_batch(x)
+    x = check_batch(x)
     model,task = as_network(model),as_task(task)
     dev = device_of(model, x)
     y = _classes(model, x, y, task).to(dev)

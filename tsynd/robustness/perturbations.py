@@ -89,7 +89,7 @@ def draws(streams:list # of random generators, one per image
     return {k: u[:,i] if k in ('blur','noise') else 2*u[:,i]-1 for i,k in enumerate(DRAWN)}
 
 # %% ../../nbs/robustness/00_perturbations.ipynb #08c2fabb
-def check_batch(x):
+def check_batch(x)->Tensor: # without rounding errors
     want = 'expected a float tensor (N,ch,H,W) with values in [0, 1]'
     if not isinstance(x, Tensor) or not x.is_floating_point():
         found = getattr(x, 'dtype', type(x).__name__)
@@ -97,7 +97,7 @@ def check_batch(x):
     if x.ndim != 4 or not x.numel():
         raise InputError(f"images have shape {'×'.join(map(str, x.shape))}, {want}, at least one",
                          'images', tuple(x.shape))
-    check_pixels(x, 'floats have to be in [0, 1]; undo a normalisation first, or divide bytes by 255')
+    return check_pixels(x, 'floats have to be in [0, 1]; undo a normalisation first, or divide bytes by 255')
 
 # %% ../../nbs/robustness/00_perturbations.ipynb #9618e9b9
 @limited(strength=number(0, 10), bs=Batch)
@@ -109,7 +109,7 @@ def perturb(x:Tensor,           # (N,ch,H,W) in [0,1]
             bs:int=512          # images at a time; changes nothing but the memory needed
            )->Tensor:           # (N,ch,H,W) in [0,1]
     "Perturb each image at random, by its own amounts; image i depends on `seed` and i only"
-    check_batch(x)
+    x = check_batch(x)
     kinds = (kinds,) if isinstance(kinds, str) else kinds
     check_known('kind of perturbation', kinds, KINDS); check_known('range', ranges or {}, RANGES)
     ranges = RANGES | (ranges or {})

@@ -13,7 +13,7 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
                    'mutual_information', 'Uncertainty', 'uncertainty'],
     ascent=['norms', 'project', 'ascend'],
     objectives=['cross_entropy', 'OBJECTIVES'],
-    synthesis=['Synthesizer', 'random_direction', 'UNIT_IMAGES', 'Synthetic', 'PROVENANCE_COLUMNS',
+    synthesis=['Synthesizer', 'random_direction', 'check_sources', 'Synthetic', 'PROVENANCE_COLUMNS',
                'cat', 'synthesize'],
     bank=['LatentBank'],
     bf16=['undo_bf16', 'BF16'],

@@ -6,44 +6,77 @@
 __all__ = ['LatentBank']
 
 # %% ../../nbs/targeting/04_bank.ipynb #a1bb4569
+import math
+
 import torch
 from fastcore.basics import patch
+
+from ..core.defaults import TargetingSettings
 
 # %% ../../nbs/targeting/04_bank.ipynb #5943f12c
 class LatentBank:
     "Latents by source index: encodings, and where the last ascents ended; a changed image counts as new"
-    def __init__(self, warm:bool=True): self.rows,self.warm,self.encoded = {},warm,0
+    def __init__(self, warm:bool=True, mb:float=TargetingSettings.bank_mb): # megabytes at most
+        self.warm,self.mb,self.encoded = warm,mb,0
+        self.clear()
 
     def recall(self, ae, x, index)->tuple: # (B,Z,h,w) encodings, and points to start from
-        rows = self._find(ae, x, index)
-        z0,start,mark = self.z0[rows],(self.z if self.warm else self.z0)[rows],_fingerprint(x)
-        new = ((mark-self.mark[rows]).abs() > 1e-4).any(1)
+        rows,mark = self._find(ae, x, index),_fingerprint(x)
+        z0,start,new = self.z0[rows],(self.z if self.warm else self.z0)[rows],self._new(rows, mark)
         if new.any():
             z0[new] = start[new] = ae.encode(x[new])
-            for kept,value in ((self.mark, mark), (self.z0, z0), (self.z, z0)): kept[rows[new]] = value[new]
             self.encoded += int(new.sum())
+            new &= rows >= 0
+            for kept,value in ((self.mark, mark), (self.z0, z0), (self.z, z0)): kept[rows[new]] = value[new]
         return z0, start
 
-    def store(self, index, z): self.z[self._row(index).to(z.device)] = z.detach()
+    def store(self, index, z):
+        rows = self._row(index).to(z.device)
+        self.z[rows[rows >= 0]] = z.detach()[rows >= 0]
 
 # %% ../../nbs/targeting/04_bank.ipynb #d09f1ed8
 @patch
-def _row(self:LatentBank, index):
-    return torch.tensor([self.rows.setdefault(i, len(self.rows)) for i in index.tolist()])
+def clear(self:LatentBank): # forget all
+    self.rows,self.came_back,self.known = {},0,0
+    self.z = self.z0 = self.mark = None
+
+@patch
+def _row(self:LatentBank, index): # -1 where there is no room
+    for i in index.tolist():
+        if len(self.rows) < self.room: self.rows.setdefault(i, len(self.rows))
+    return torch.tensor([self.rows.get(i, -1) for i in index.tolist()])
 
 # %% ../../nbs/targeting/04_bank.ipynb #56b65bb3
 @patch
 def _find(self:LatentBank, ae, x, index):
-    rows,shape = self._row(index).to(x.device),ae.latent_shape(x.shape[1:])
-    if not hasattr(self, 'z'):
-        self.z,self.z0,self.mark = x.new_zeros(0, *shape),x.new_zeros(0, *shape),x.new_zeros(0, 4)
-    more = len(self.rows)-len(self.z)
+    shape = ae.latent_shape(x.shape[1:])
+    self._give_up()
+    if self.z is None:
+        self.z,self.z0,self.mark = x.new_zeros(1, *shape),x.new_zeros(1, *shape),x.new_full((1, 4), torch.inf)
+        self.room = int(1e6*self.mb/(x.element_size()*(2*math.prod(shape)+4)))
+    rows = self._row(index).to(x.device)
+    more = len(self.rows)+1-len(self.z)
     if more > 0:
         # twice the room: growing costs no more than filling
-        more = max(more, len(self.z))
+        more = min(max(more, len(self.z)), self.room+1-len(self.z))
         self.z,self.z0 = (torch.cat([v, v.new_zeros(more, *shape)]) for v in (self.z, self.z0))
         self.mark = torch.cat([self.mark, self.mark.new_full((more, 4), torch.inf)])
     return rows
+
+# %% ../../nbs/targeting/04_bank.ipynb #6b1f0e02
+@patch
+def _new(self:LatentBank, rows, mark): # which images are not as they were
+    new = ((mark-self.mark[rows]).abs() > 1e-4).any(1)
+    if not self.known and self.rows:
+        back = self.mark[rows].isfinite().all(1)
+        self.came_back += int(back.sum()); self.known += int((back & ~new).sum())
+    return new
+
+@patch
+def _give_up(self:LatentBank):
+    if self.came_back < 32 or self.known: return
+    self.clear()
+    self.mb = 0
 
 # %% ../../nbs/targeting/04_bank.ipynb #90af26fa
 def _fingerprint(x): # four random projections of each image

@@ -7,8 +7,9 @@ __all__ = ['undo_bf16', 'BF16']
 
 # %% ../../nbs/targeting/05_bf16.ipynb #ef69e61c
 import torch
-from fastai.callback.core import Callback
 from torch import Tensor
+
+from ..models.fitting import TrainingCallback
 
 # %% ../../nbs/targeting/05_bf16.ipynb #a4aaf7f5
 class _InBF16: # in the place of a model's `forward`; a copy of the model has one of its own
@@ -27,7 +28,7 @@ def undo_bf16(model):
     if f.own: model.forward = f.own
 
 # %% ../../nbs/targeting/05_bf16.ipynb #b9b87c1e
-class BF16(Callback):
+class BF16(TrainingCallback):
     "Train in bfloat16 autocast, on CPU and GPU; the loss is computed in float32"
     def before_fit(self): undo_bf16(self.learn.model); self.learn.model.forward = _InBF16(self.learn.model)
     def after_fit(self): undo_bf16(self.learn.model)

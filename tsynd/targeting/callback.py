@@ -13,7 +13,6 @@ from dataclasses import fields
 import pandas as pd
 import torch
 from fastai.callback.core import Callback
-from fastai.data.load import DataLoader
 from fastai.losses import FocalLoss, LabelSmoothingCrossEntropy
 from fastcore.basics import patch
 from torch import nn, Tensor
@@ -23,21 +22,21 @@ from ..core.errors import InputError
 from ..core.figures import show_images, TYPE_SIZE
 from ..core.settings import takes
 from ..core.tasks import task_of
-from ..data.images import check_pixels
+from ..data.readers import normalization, sources
 from ..models.autoencoder import Autoencoder
 from ..models.dropout import check_dropout
-from ..models.prediction import (
-    check_repeatable, frozen, lazy_layers, logits_of, mark_trained, normalisation)
+from ..models.fitting import TrainingCallback
+from ..models.prediction import check_repeatable, frozen, lazy_layers, logits_of, mark_trained
 from .bank import LatentBank
 from .bf16 import BF16
 from .budget import Clock
 from .moving_average import MovingAverage
-from .synthesis import cat, Synthesizer, Synthetic, UNIT_IMAGES
+from .synthesis import cat, check_sources, Synthesizer, Synthetic
 
 # %% ../../nbs/targeting/08_callback.ipynb #e7cb3c6c
-class TSynD(Callback):
+class TSynD(TrainingCallback):
     "Train on targeted synthetic images besides the real ones (Niemeijer et al. 2024, arXiv 2406.17473)"
-    order,run_valid,name = -5,False,'tsynd'
+    order,name = -5,'tsynd'
     @takes(TargetingSettings)
     def __init__(self,
                  autoencoder:Autoencoder, # trained on the same images
@@ -60,9 +59,9 @@ def _check(self:TSynD):
 # %% ../../nbs/targeting/08_callback.ipynb #35fd1df1
 @patch
 def _reset(self:TSynD):
-    self.history,self.kept,self.count,self.n_images = [],[],0,0
+    self.history,self.kept,self.rows,self.count,self.n_images = [],[],[],0,0
     self.syn,self.last_syn,self.judge,self.first = None,None,None,None
-    self.bank,self.clock = LatentBank(self.warm),None
+    self.bank,self.clock,self.sources = LatentBank(self.warm, self.bank_mb),None,None
     self.engine.step = self.step
 
 # %% ../../nbs/targeting/08_callback.ipynb #30d86ca9
@@ -75,7 +74,7 @@ def before_fit(self:TSynD):
     self._reset()
     self.base_loss,dev = self.learn.loss_func,next(self.learn.model.parameters()).device
     self.engine.ae.to(dev).eval()
-    self.norm = normalisation(self.learn.dls.train, dev)
+    self.norm,self.sources = normalization(self.learn.dls.train, dev),sources(self.learn.dls.train)
     self.engine.prepare = self._normalise if self.norm else None
     self.engine.bf16 = any(isinstance(c, BF16) for c in self.learn.cbs) if self.bf16 is None else self.bf16
     if self.gate > 0: self.judge = MovingAverage(self.learn.model)
@@ -97,10 +96,11 @@ def _fill_lazy(self:TSynD):
 @patch
 def before_batch(self:TSynD):
     self.syn,due = None,self.clock.start() if self.clock else self.learn.train_iter % self.every == 0
+    if self.learn.iter == 0 and self.sources: self.sources.begin()
     # now, and not after the warm-up
     if self.learn.train_iter == 0:
         x,self.first = self._batch()
-        check_pixels(x, UNIT_IMAGES); self._try_out(x)
+        check_sources(x); self._try_out(x)
     if self.learn.pct_train < self.warmup or not due: return
     x,y = self._batch()
     # batch norm cannot train on one
@@ -161,16 +161,15 @@ def after_pred(self:TSynD):
 def _batch_seed(self:TSynD): return (1000003*self.seed + 7919*self.count + 1) % 2**31
 
 @patch
-def _source_index(self:TSynD, n):
-    dl,i = self.learn.dl,self.learn.iter
-    if hasattr(dl, 'batch_index'): return dl.batch_index(i)[:n]
-    order = _order(dl)
-    return None if order is None else torch.tensor(list(order[i*dl.bs:][:n]))
+def before_train(self:TSynD):
+    if self.sources: self.sources.start()
 
-def _order(dl): # of the epoch
-    plain = (isinstance(dl, DataLoader)
-             and getattr(dl.create_batches, '__func__', None) is DataLoader.create_batches)
-    return getattr(dl, '_DataLoader__idxs', None) if plain and dl.indexed and dl.n and dl.bs else None
+@patch
+def _source_index(self:TSynD, n):
+    dl,i,index = self.learn.dl,self.learn.iter,None
+    if hasattr(dl, 'batch_index'): index = dl.batch_index(i)
+    elif self.sources and self.sources.dl is dl: index = self.sources.index(i)
+    return None if index is None else index[:n]
 
 # %% ../../nbs/targeting/08_callback.ipynb #ff169ed7
 @patch
@@ -187,7 +186,7 @@ def _instead(self:TSynD, syn): return syn
 # %% ../../nbs/targeting/08_callback.ipynb #3b26491d
 @patch
 def _record(self:TSynD, few):
-    last = self.learn.epoch == self.learn.n_epoch-1 and sum(map(len, self.kept)) < self.keep
+    last = self.learn.epoch == self.learn.n_epoch-1 and sum(map(len, self.rows)) < self.keep
     if last: self.syn = self._measured(self.syn); self._keep()
     if few or last:
         self.history.append(dict(step=int(self.learn.train_iter), epoch=int(self.learn.epoch),
@@ -219,8 +218,11 @@ def _look(self:TSynD): # None where none is due
 # %% ../../nbs/targeting/08_callback.ipynb #63c56af7
 @patch
 def _keep(self:TSynD):
-    room = self.keep - sum(map(len, self.kept))
-    self.kept.append(cat([self.syn]).pick(range(min(room, len(self.syn)))))
+    s = cat([self.syn]).pick(range(min(self.keep-sum(map(len, self.rows)), len(self.syn))))
+    self.rows.append(s.table() if s.index is not None else s.table().assign(source_index=-1))
+    left = self.keep_mb-sum(k.megabytes for k in self.kept)
+    fit = min(len(s), int(left*len(s)/s.megabytes))
+    if fit > 0: self.kept.append(s.pick(range(fit)))
 
 # %% ../../nbs/targeting/08_callback.ipynb #2478e695
 @patch
@@ -248,16 +250,25 @@ def after_batch(self:TSynD):
 # %% ../../nbs/targeting/08_callback.ipynb #b6d1fcb3
 @patch
 def after_fit(self:TSynD):
-    if self.kept or self.last_syn is None or not self.keep: return
+    self.bank.clear()
+    if self.sources: self.sources.close()
+    if self.rows or self.last_syn is None or not self.keep: return
     self.syn = self._measured(self.last_syn)
     self._keep()
 
 # %% ../../nbs/targeting/08_callback.ipynb #a28cc2a9
 @patch(as_prop=True)
 def last_epoch(self:TSynD)->Synthetic:
-    "Synthetic images of the last epoch, at most `keep`, dropped ones too; raises `InputError` if none"
-    if self.kept: return cat(self.kept)
+    "Synthetic images of the last epoch, at most `keep` and `keep_mb`, dropped ones too; raises `InputError`"
+    # joined once: a copy for each look would double the memory
+    if len(self.kept) > 1: self.kept = [cat(self.kept)]
+    if self.kept: return self.kept[0]
+    self._nothing()
+
+@patch
+def _nothing(self:TSynD): # says why
     if not self.keep: field,why = 'keep','keep is 0'
+    elif self.rows: field,why = 'keep_mb',f'keep_mb is {self.keep_mb}, less than one takes'
     elif self.count:
         field,why = 'training',('training was stopped before it had ended, or the callback was pickled '
                                 'since, which leaves them out')
@@ -278,13 +289,14 @@ def images(self:TSynD)->Synthetic:
 @patch(as_prop=True)
 def provenance(self:TSynD)->pd.DataFrame:
     "One row per synthetic image of the last epoch, at most `keep`; a gate of 0 marks those that were dropped"
-    return self.last_epoch.table()
+    if not self.rows: self._nothing()
+    return pd.concat(self.rows, ignore_index=True)
 
 # %% ../../nbs/targeting/08_callback.ipynb #51b208b3
 @patch
 def __getstate__(self:TSynD):
-    left = dict(kept=[], syn=None, last_syn=None, syn_loss=None, judge=None, clock=None,
-                bank=LatentBank(self.warm))
+    left = dict(kept=[], rows=[], syn=None, last_syn=None, syn_loss=None, judge=None, clock=None,
+                sources=None, bank=LatentBank(self.warm, self.bank_mb))
     return {k: left.get(k, v) for k,v in vars(self).items()}
 
 # %% ../../nbs/targeting/08_callback.ipynb #ec1fdf59
