@@ -15,8 +15,9 @@ from torch import nn, Tensor
 from ..core.defaults import SynthesisSettings
 from ..core.errors import check_range, InputError
 from ..data.images import to_float
-from .prediction import (
-    as_network, check_repeatable, check_stack, FAILURES, frozen, one_pass, only_logits, random_state)
+from tsynd.models.prediction import (
+    as_network, check_fits, check_repeatable, check_stack, FAILURES, frozen, one_pass, only_logits,
+    random_state)
 
 # %% ../../nbs/models/05_dropout.ipynb #12e3f273
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -137,6 +138,7 @@ def _run(self:MCDropout, x, expanded):
     rows = len(x) if expanded else len(x)*self.T
     self.calls,self.expanded,self.rows = {},expanded,rows if expanded else None
     hooks = [m.register_forward_hook(self._hook(n, m)) for n,m in dropout_layers(self.model)]
+    check_fits(self.model, x)
     stream = random_state(x)
     try: out = only_logits((one_pass if expanded else nn.Module.__call__)(self.model, x))
     finally:
