@@ -1086,6 +1086,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'tsynd/robustness/explanation.py'),
                                               'tsynd.robustness.explanation._maps': ( 'robustness/explanation.html#_maps',
                                                                                       'tsynd/robustness/explanation.py'),
+                                              'tsynd.robustness.explanation._named': ( 'robustness/explanation.html#_named',
+                                                                                       'tsynd/robustness/explanation.py'),
                                               'tsynd.robustness.explanation._ranking': ( 'robustness/explanation.html#_ranking',
                                                                                          'tsynd/robustness/explanation.py'),
                                               'tsynd.robustness.explanation._reading': ( 'robustness/explanation.html#_reading',

@@ -21,7 +21,7 @@ def save_model(path:str|Path,   # without suffix
                **facts          # further facts for the JSON file
               ):
     "Write `path`.safetensors and `path`.json"
-    # copies, as a weight may be used twice; written by us, as safetensors makes files that only their owner reads
+    # copies, as a weight may be used twice; written by us, as only their owner may read files of safetensors
     weights = {k: v.clone(memory_format=torch.contiguous_format) for k,v in model.state_dict().items()}
     Path(f'{path}.safetensors').write_bytes(save(weights))
     Path(f'{path}.json').write_text(json.dumps(dict(kind=type(model).__name__, config=model.config, **facts),

@@ -16,8 +16,9 @@ from ..core.defaults import SynthesisSettings
 from ..core.errors import InputError
 from ..core.settings import limited, stated
 from ..data.images import to_float
-from .prediction import (
-    as_network, check_repeatable, check_stack, FAILURES, frozen, one_pass, only_logits, random_state)
+from tsynd.models.prediction import (
+    as_network, check_fits, check_repeatable, check_stack, FAILURES, frozen, one_pass, only_logits,
+    random_state)
 
 # %% ../../nbs/models/05_dropout.ipynb #12e3f273
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -34,8 +35,8 @@ def check_dropout(model:nn.Module): # any
     if not layers:
         idle = sum(isinstance(m, DROPOUT) for m in model.modules())
         found = f'{idle} dropout layers, all with p = 0' if idle else 'no dropout layer'
-        raise InputError(f"the classifier has {found}{_as_function(model)}, but its uncertainty is measured with "
-                         "dropout; add nn.Dropout before its last layer", 'dropout', found)
+        raise InputError(f"the classifier has {found}{_as_function(model)}, but its uncertainty is measured "
+                         "with dropout; add nn.Dropout before its last layer", 'dropout', found)
     for n,m in layers:
         if m.p >= 1:
             raise InputError(f"dropout layer {n} of the classifier has p = {m.p}, "
@@ -49,11 +50,13 @@ def _names(code): # that a function's code uses, and the functions within it
 
 def _as_function(model):
     for n,m in model.named_modules():
-        own = [f for c in type(m).__mro__ if not c.__module__.startswith('torch.nn') for f in vars(c).values()]
+        own = [f for c in type(m).__mro__ if not c.__module__.startswith('torch.nn')
+               for f in vars(c).values()]
         used = set().union(*(_names(f.__code__) for f in own if hasattr(f, '__code__')))
         found = [k for k in used if re.fullmatch(r'(alpha_|feature_)?dropout[123]?d?', k)
                  and not isinstance(getattr(m, k, None), nn.Module)]
-        if found: return f"; {f'layer {n}' if n else 'the network'} ({type(m).__name__}) calls it as a function"
+        where = f"{f'layer {n}' if n else 'the network'} ({type(m).__name__})"
+        if found: return f"; {where} calls it as a function"
     return ''
 
 # %% ../../nbs/models/05_dropout.ipynb #ab8c3512
@@ -64,8 +67,8 @@ def _check_off(name, m):
         with frozen(m), torch.no_grad(): same = torch.equal(m(x), m(x))
     except Exception: return                    # it wants something else; the first pass will tell
     if not same:
-        raise InputError(f"dropout layer {name} ({type(m).__name__}) of the classifier stays on in eval mode; use "
-                         "nn.Dropout, which is switched on where it is needed", 'dropout', type(m).__name__)
+        raise InputError(f"dropout layer {name} ({type(m).__name__}) of the classifier stays on in eval mode; "
+                         "use nn.Dropout, which is switched on where it is needed", 'dropout', type(m).__name__)
 
 # %% ../../nbs/models/05_dropout.ipynb #c38481f5
 def uncompiled(model:nn.Module # any
@@ -136,6 +139,7 @@ def _run(self:MCDropout, x, expanded):
     rows = len(x) if expanded else len(x)*self.T
     self.calls,self.expanded,self.rows = {},expanded,rows if expanded else None
     hooks = [m.register_forward_hook(self._hook(n, m)) for n,m in dropout_layers(self.model)]
+    check_fits(self.model, x)
     stream = random_state(x)
     try: out = only_logits((one_pass if expanded else nn.Module.__call__)(self.model, x))
     finally:
@@ -145,8 +149,10 @@ def _run(self:MCDropout, x, expanded):
         raise InputError("the classifier has dropout layers, but its forward pass reaches none of them; "
                          "put nn.Dropout before its last layer", 'dropout')
     if out.ndim != 2 or len(out) != rows:
-        found = f'the classifier returns shape {tuple(out.shape)}, expected {rows} rows of logits'
-        raise InputError(found, 'classifier', tuple(out.shape)) if expanded else RuntimeError(found)
+        shape = tuple(out.shape)
+        if not expanded: raise RuntimeError(f'{shape} is not {rows} rows of logits')
+        raise InputError(f"the classifier returns shape {shape}, expected {rows} rows of logits, (B,C)",
+                         'classifier', shape)
     return out.unflatten(0, (self.T, -1))
 
 # %% ../../nbs/models/05_dropout.ipynb #f94b6ffc

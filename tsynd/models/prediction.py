@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAILURES', 'frozen', 'lazy_layers', 'check_initialised', 'only_logits', 'check_fits', 'one_pass', 'random_state',
-           'check_repeatable', 'logits_of', 'Normalised', 'mark_trained', 'as_network', 'check_stack', 'predict',
-           'device_of']
+           'check_repeatable', 'logits_of', 'Normalised', 'mark_trained', 'device_of', 'as_network', 'check_stack',
+           'predict']
 
 # %% ../../nbs/models/03_prediction.ipynb #9e6f4fc0
 import inspect, re
@@ -60,8 +60,8 @@ def check_initialised(model:nn.Module): # any
     "Raise `InputError` if `model` has lazy layers without weights"
     lazy = lazy_layers(model)
     if not lazy: return
-    raise InputError(f"layer {lazy[0]!r} of the classifier is lazy and has no weights yet; train it, or call it "
-                     "with a batch of images first", 'classifier', lazy[0])
+    raise InputError(f"layer {lazy[0]!r} of the classifier is lazy and has no weights yet; train it, or "
+                     "call it with a batch of images first", 'classifier', lazy[0])
 
 # %% ../../nbs/models/03_prediction.ipynb #238fd6d8
 _checkpoint = inspect.unwrap(torch.utils.checkpoint.checkpoint)
@@ -89,8 +89,8 @@ def only_logits(out # what a classifier has returned
     "The logits: `out` itself, or what it holds under that name; raises `InputError`"
     found = out.get('logits') if isinstance(out, Mapping) else getattr(out, 'logits', out)
     if isinstance(found, Tensor): return found
-    raise InputError(f"the classifier returns {_kind(out)}, expected a tensor of logits (B,C), alone or under "
-                     "the name logits; wrap it in a module that returns only these", 'classifier', _kind(out))
+    raise InputError(f"the classifier returns {_kind(out)}, expected a tensor of logits (B,C), alone or "
+                     "under the name logits; wrap it in a module that returns only these", 'classifier', _kind(out))
 
 # %% ../../nbs/models/03_prediction.ipynb #267508d6
 _SIZES = re.compile(r'shape|size|channel|dimension|height|width|elements|[0-9]D\b', re.I)
@@ -106,8 +106,8 @@ def check_fits(model:nn.Module, x:Tensor):
     if x.ndim != 4 or not config: return
     want = config['ch'], *(config.get('size') or found[1:])
     if found != want:
-        raise InputError(f"images have shape {found}, but the classifier is for {want}; convert or resize them",
-                         'images', found)
+        raise InputError(f"images have shape {found}, but the classifier is for {want}; convert or "
+                         "resize them", 'images', found)
 
 def one_pass(model, x):
     "What the model returns; raises `InputError` if the images do not fit"
@@ -181,23 +181,23 @@ def mark_trained(model:nn.Module,
                  norm,     # as from `normalization`
                  size=None # (H,W) of the images
                 ):
-    "Note on a network whether it is trained on normalised images, and on one of ours, their size"
+    "Note on a network how the images are normalised on which it is trained, and on one of ours, their size"
     model = getattr(model, '_orig_mod', model)
     if size and _our_config(model): model.config['size'] = list(size)
-    if norm: model._trained_normalised = True
-    else: vars(model).pop('_trained_normalised', None)
+    if norm: model._normalisation = tuple(t.cpu() for t in norm)
+    else: vars(model).pop('_normalisation', None)
+
+# where it computes: without weights, where the images are
+def device_of(model, x): return next((p.device for p in model.parameters()), x.device)
 
 def as_network(model:nn.Module|Learner # a classifier
               )->nn.Module:            # for images in [0,1]
-    "A `Learner`'s network with its normalisation, any other as it is; raises `InputError`"
-    if isinstance(model, Learner):
-        norm = normalization(model.dls.train, device_of(model.model, torch.zeros(())))
-        if norm: return Normalised(model.model, *norm)
-        model = model.model
-    if getattr(getattr(model, '_orig_mod', model), '_trained_normalised', False):
-        raise InputError("the classifier was trained on images under fastai's Normalize, but images here are "
-                         "in [0, 1]; give the Learner in its place, or Normalised(model, mean, std)", 'classifier')
-    return model
+    "A network behind the normalisation with which it was trained, if that is known; else as it is"
+    learner = isinstance(model, Learner)
+    net = model.model if learner else model
+    norm = (normalization(model.dls.train) if learner else
+            getattr(getattr(net, '_orig_mod', net), '_normalisation', None))
+    return Normalised(net, *norm).to(device_of(net, torch.zeros(()))) if norm else net
 
 # %% ../../nbs/models/03_prediction.ipynb #d0b44384
 def check_stack(x):
@@ -216,6 +216,3 @@ def predict(model:nn.Module, # classifier, images in [0,1] to logits; or a `Lear
     dev = device_of(model, x)
     with frozen(model), torch.no_grad():
         return torch.cat([logits_of(model, to_float(b).to(dev)).float().cpu() for b in x.split(bs)])
-
-# where it computes: without weights, where the images are
-def device_of(model, x): return next((p.device for p in model.parameters()), x.device)

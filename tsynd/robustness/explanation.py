@@ -23,7 +23,8 @@ from ..core.settings import Batch, limited, number, whole
 from ..core.tasks import as_task, Task
 from ..data.phantoms import FACTORS, render_phantom
 from ..models.autoencoder import Autoencoder
-from ..models.prediction import as_network, device_of, frozen, logits_of, predict
+from ..models.prediction import (
+    as_network, device_of, frozen, logits_of, Normalised, predict)
 from ..targeting.ascent import ascend
 from .perturbations import check_batch
 
@@ -70,14 +71,15 @@ def _banded(x): # (1,ch,H,W) to (1+2·_BANDS,ch,H,W): the image, and with one ba
         return z
     return torch.cat([x, *[changed(axis, b) for axis in (2,3) for b in range(_BANDS)]])
 
-def _follows(m): # (1+2·_BANDS,C,h,w) to about -1 to 1: how far its change moves with the bands, and only with them
+def _follows(m): # (1+2·_BANDS,C,h,w) to about -1 to 1: how far its change moves with the bands, and only so
     d = (m[1:]-m[:1]).abs().sum(1).double().cpu()
     d = d/d.sum((1,2), keepdim=True).clamp(min=1e-30)
     def middle(n): return (torch.arange(n).double()+.5)/n - .5
     at = middle(_BANDS)/middle(_BANDS).pow(2).sum()
     down,right = d.sum(2) @ middle(d.shape[1]), d.sum(1) @ middle(d.shape[2])
     def score(own, other, n): return (1 if n == 1 else own @ at) - (other @ at).abs()
-    return min(score(down[:_BANDS], down[_BANDS:], d.shape[1]), score(right[_BANDS:], right[:_BANDS], d.shape[2]))
+    return min(score(down[:_BANDS], down[_BANDS:], d.shape[1]),
+               score(right[_BANDS:], right[:_BANDS], d.shape[2]))
 
 # %% ../../nbs/robustness/08_explanation.ipynb #23f533a8
 def _readings(o, H, W): # functions from (B,…) to (B,C,h,w)
@@ -96,8 +98,11 @@ def _reading(o, H, W): # the one that is a map, or None
     return fits[0] if len(fits) == 1 else None
 
 # %% ../../nbs/robustness/08_explanation.ipynb #2d8ac593
+def _named(model): # the layers, by the names that the user knows
+    return dict((model.model if isinstance(model, Normalised) else model).named_modules())
+
 def _watch(model, keep, x): # keep(name, output) after every layer
-    hooks = [m.register_forward_hook(lambda m,inp,out,n=n: keep(n, out)) for n,m in model.named_modules()]
+    hooks = [m.register_forward_hook(lambda m,inp,out,n=n: keep(n, out)) for n,m in _named(model).items()]
     try: return logits_of(model, x)
     finally:
         for h in hooks: h.remove()
@@ -140,15 +145,15 @@ def target_layer(model:nn.Module, # images (B,ch,H,W) to logits (B,C)
 
 def _chosen(model, layers, layer):
     if not layers:
-        raise InputError("the model has no layer whose output is beyond doubt a map of the image that its logits "
-                         "depend on, so no class activation map can be drawn; use a convolutional network, or a "
-                         "transformer that keeps its patches", 'model')
+        raise InputError("the model has no layer whose output is beyond doubt a map of the image that its "
+                         "logits depend on, so no class activation map can be drawn; use a convolutional "
+                         "network, or a transformer that keeps its patches", 'model')
     if layer is None:
-        modules = dict(model.named_modules())
+        modules = _named(model)
         fit = [n for n in layers if not _unfit(n, layers, modules)] or list(layers)
         side = min(7, max(min(layers[n][1:]) for n in fit))
         return [n for n in fit if min(layers[n][1:]) >= side][-1]
-    name = layer if isinstance(layer, str) else next((n for n,m in model.named_modules() if m is layer), None)
+    name = layer if isinstance(layer, str) else next((n for n,m in _named(model).items() if m is layer), None)
     if name not in layers:
         found = repr(layer) if isinstance(layer, str) else type(layer).__name__
         raise InputError(f"layer is {found}, expected one that gives a map, once: "
@@ -189,7 +194,7 @@ def cam(model:nn.Module,      # images (B,ch,H,W) in [0,1] to logits (B,C)
     model,task = as_network(model),as_task(task)
     y,maps = _classes(model, x, y, task),_maps(model, x)
     name = _chosen(model, {n: shape for n,(_,shape) in maps.items()}, layer)
-    read,module = maps[name][0],dict(model.named_modules())[name]
+    read,module = maps[name][0],_named(model)[name]
     with _borrowed(model):
         engine = METHODS[method](_Logits(model), [module],
                                  reshape_transform=lambda t: read(t).float().clone())

@@ -88,7 +88,8 @@ def masking_check(model:nn.Module,  # a `Predictor`, or any classifier, which th
                   progress=None     # True: a bar with the time left; or a function of (done, total)
                  )->dict:           # masked (bool), verdict (a sentence), predictor, eps, n, findings
     "Signs that gradient attacks fail on this model although it is not robust"
-    model,task,steps = as_network(model), as_task(task), {n: a.steps for n,a in ATTACKS.items()} | (steps or {})
+    model,task = as_network(model),as_task(task)
+    steps = {n: a.steps for n,a in ATTACKS.items()} | (steps or {})
     check_range('tol', tol, lo=0, hi=1); check_range('eps', eps, lo=0, hi=1, open_lo=True)
     check_known('images of attack', images or {}, ATTACKS)
     attack_plan(model, x, y, task, eps, None, (), steps, bs); check_range('large', large, lo=eps, hi=1)

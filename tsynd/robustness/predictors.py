@@ -13,7 +13,7 @@ from ..core.settings import bounds, limited, whole
 from ..core.tasks import as_task, Task
 from ..data.images import to_float
 from ..models.dropout import check_dropout, mc_logits
-from ..models.prediction import as_network, frozen, logits_of
+from ..models.prediction import as_network, check_stack, frozen, logits_of
 
 # %% ../../nbs/robustness/04_predictors.ipynb #11db85c9
 class Predictor(nn.Module):
@@ -31,6 +31,7 @@ class Predictor(nn.Module):
         self.model,self.T,self.seed,self.task = model,T,seed,as_task(task)
 
     def forward(self, x):
+        check_stack(x)
         if self.T: return self.task.mean_logits(mc_logits(self.model, x, self.T, self.seed))
         with frozen(self.model): return logits_of(self.model, to_float(x))
 
