@@ -185,13 +185,20 @@ def test_impossible_trainings_are_refused(data, kwargs, field):
     found, = kwargs.values()
     with refused(field, found=found): train_autoencoder(data, **kwargs)
 
+def test_no_training_image_is_refused(data):
+    with refused('training images', 'at least one'):
+        train_autoencoder(replace(data, train=data.train.select(slice(0))), steps=1)
+
 def test_images_that_do_not_fit_are_refused_before_training(data):
-    odd = replace(data, train=replace(data.train, x=data.train.x[:,:,:10]))
+    odd = replace(data, **{s: replace(part, x=part.x[:,:,:10])
+                           for s,part in dict(train=data.train, val=data.val, test=data.test).items()})
     with refused('images', '10×12', 'multiples of 4'): train_autoencoder(odd, steps=10, width=4)
 
 def test_a_loss_that_is_no_longer_finite_stops_it(data, bars):
+    class Diverged(Callback):
+        def after_pred(self): self.learn.pred = self.learn.pred*float('nan')
     with refused('loss', 'learning rate', found=float('nan')):
-        train_autoencoder(data, steps=40, lr=float('inf'), width=4, progress=True)
+        train_autoencoder(data, steps=40, width=4, progress=True, cbs=Diverged())
     assert [b.closed for b in bars] == [True]
 
 def test_cancelling_closes_the_bar(data, bars):

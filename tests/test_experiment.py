@@ -24,7 +24,9 @@ from tsynd.models import load_classifier, mc_logits
 from tsynd.cli import main
 from tsynd.data import image_dls, load_data, load_npz, phantom, subset
 from tsynd.core import has_bf16
-from tsynd.experiments import BatchOrder, precision, prepare_data, resolve, run, RunConfig, train_arm
+from tsynd.experiments import (
+    announce, BatchOrder, expected_seconds, precision, prepare_data, resolve, run, RunConfig, seconds_per_image,
+    train_arm)
 from tsynd.reports import read_run, write_report
 from tsynd.reports import python_lines
 from tsynd.robustness import attack_loss, pgd
@@ -479,6 +481,56 @@ def test_images_of_ones_own(tmp_path):
     compile(lines, 'lines', 'exec')
     assert (lines.split('\n')[1].startswith('data = ...') and "out='runs/mine', data=data)" in lines
             and 'data = subset(data, 24, seed=0)' in lines)
+
+@pytest.mark.parametrize('part, words', [('train', 'has no image of'), ('val', 'validation images'), ('test', 'test images')])
+def test_an_empty_part_is_refused_before_anything_is_trained(tmp_path, monkeypatch, part, words):
+    whole = phantom(24, 8, 8, size=12)
+    none = replace(whole, **{part: getattr(whole, part).select(slice(0))})
+    for f in ('train_autoencoder', 'train_classifier'): monkeypatch.delattr(f'tsynd.experiments.experiment.{f}')
+    with pytest.raises(tsynd.InputError, match=words): run(RunConfig(quick=True), tmp_path/'x', data=none)
+    assert not (tmp_path/'x').exists()
+
+@pytest.mark.parametrize('field, config, given', [
+    ('root', {}, dict(root='folder')), ('root', dict(dataset='phantom', quick=True), dict(root='folder')),
+    ('dataset', dict(dataset='breastmnist'), dict(data=phantom(16, 4, 4, size=12))),
+    ('size', dict(size=64), dict(data=phantom(16, 4, 4, size=12))), ('data', {}, dict(data='folder')),
+    ('data set', dict(dataset='folder'), {})])
+def test_what_was_asked_for_is_run_or_refused(field, config, given):
+    with refused(field): prepare_data(RunConfig(**config), **given)
+
+def test_images_that_no_autoencoder_takes_are_refused_at_once():
+    whole = phantom(16, 4, 4, size=12)
+    for n in (4, 10):
+        cut = {s: replace(getattr(whole, s), x=getattr(whole, s).x[..., :n]) for s in ('train', 'val', 'test')}
+        with refused('images', f'12×{n}', 'multiples of 4'): resolve(RunConfig(), replace(whole, **cut))
+
+
+# The time it will take
+
+def test_the_expected_time_counts_images():
+    data = phantom(20, 4, 10, size=12)
+    c = replace(RunConfig(), epochs=3, ae_steps=7, ae_bs=5, warmup=1., attack_n=6)
+    # 35 images of the autoencoder; two classifiers see 60, and 10 as they are and 6 attacked, 12 times at 3 radii,
+    # two thirds of a training each
+    assert expected_seconds(c, data, (1., 0.)) == 35
+    assert expected_seconds(c, data, (0., 1.)) == pytest.approx(2*(60 + (10 + 3*12*6)*2/3))
+    assert expected_seconds(replace(c, autoencoder='x'), data, (1., 0.)) == 0
+    more = expected_seconds(replace(c, warmup=0., share=.5, every=3, steps=1), data, (1., 1.))
+    assert more - expected_seconds(c, data, (1., 1.)) == pytest.approx(60*.5/3*(2*2/3 + 1))     # an ascent, a training
+
+@pytest.mark.parametrize('each, said', [((1e-6, 1e-6), False), ((1., 1.), True)])
+def test_a_long_run_is_announced(monkeypatch, capsys, each, said):
+    monkeypatch.setattr('tsynd.experiments.experiment.seconds_per_image', lambda c, data: each)
+    c = RunConfig(epochs=1, ae_steps=40, bs=8, attack_n=30, warmup=1.)
+    data = phantom(20, 4, 40, size=12)
+    announce(resolve(c, data), data)
+    out = capsys.readouterr()
+    total = 40*32 + 2*20 + 2*(36*30 + 40)*2/3
+    assert out.out == '' and (f'about {total/60:.0f} minutes' in out.err if said else out.err == '')
+
+def test_larger_images_take_longer():
+    small, large = (sum(seconds_per_image(RunConfig(), phantom(8, 4, 4, size=n))) for n in (12, 48))
+    assert large > 3*small > 0      # sixteen times the pixels
 
 @bases
 def test_the_python_lines_of_the_report_are_that_configuration(base):

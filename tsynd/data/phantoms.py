@@ -83,6 +83,11 @@ def _check_holes(holes):
             pair = isinstance(ends, (tuple,list)) and len(ends) == 2
             for v in ends if pair else [ends]: check_range(k, v if pair else None, lo=0, hi=1)
 
+def _phantoms(**splits):
+    md5 = hashlib.md5(b''.join(p.x.numpy().tobytes() for p in splits.values())).hexdigest()
+    return ImageData('phantom', 'binary-class', ['benign','malignant'], **splits, md5=md5, licence='CC0',
+                     source='tsynd phantom')
+
 # %% ../../nbs/data/01_phantom.ipynb #b11a2c80
 @limited(seed=Seed)
 def phantom(n_train:int=200, # training images, none of them in a hole
@@ -112,11 +117,6 @@ def phantom(n_train:int=200, # training images, none of them in a hole
     return _phantoms(train=split(0, n_train, holes), val=split(1, n_val, holes), test=split(2, n_test, False))
 
 # %% ../../nbs/data/01_phantom.ipynb #63960b5f
-def _phantoms(**splits):
-    md5 = hashlib.md5(b''.join(p.x.numpy().tobytes() for p in splits.values())).hexdigest()
-    return ImageData('phantom', 'binary-class', ['benign','malignant'], **splits, md5=md5, licence='CC0',
-                     source='tsynd phantom')
-
 @limited(**dict.fromkeys(('n_train','n_val','n_test'), whole(1, 10**6)))
 def clear_phantom(n_train:int=200, # training images
                   n_val:int=50,    # validation images

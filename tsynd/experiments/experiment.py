@@ -131,11 +131,11 @@ def expected_seconds(c:RunConfig, # resolved
     ae,clf = each
     looks = 1 if c.steps == 1 else c.steps+1
     seen = c.epochs*len(data.train)
-    synthetic = seen*c.share/c.every*(1-c.warmup)*(looks*(ae+clf)+clf)
+    synthetic = seen*c.share/c.every*(1-c.warmup)*(looks*(ae+clf)*2/3 + clf)     # no gradient of weights
     if c.budget: synthetic = (c.budget-1)*seen*clf
     attacks = len(EPS)*12*min(c.attack_n, len(data.test))       # ten steps, before and after
     autoencoder = 0 if c.autoencoder else c.ae_steps*c.ae_bs*ae
-    return autoencoder + 2*seen*clf + synthetic + 2*clf*(attacks + len(data.test))
+    return autoencoder + 2*seen*clf + synthetic + 2*clf*(attacks + len(data.test))*2/3
 
 def announce(c:RunConfig, data:ImageData):
     "Say on standard error how long a run will take, if that is more than two minutes"
