@@ -18,4 +18,5 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     settings=['Settings', 'Text', 'FileName', 'whole', 'number', 'Seed', 'Images', 'expected', 'checked',
               'Row', 'rows', 'type_of', 'stated', 'bounds', 'derived', 'takes'],
     defaults=['AutoencoderSettings', 'ClassifierSettings', 'SynthesisSettings', 'TargetingSettings'],
-    devices=['device', 'has_bf16']))
+    devices=['device', 'has_bf16'],
+    unfinished=['Begun', 'beside', 'Unfinished', 'begun', 'resumable', 'check_finished']))
