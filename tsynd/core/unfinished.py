@@ -9,6 +9,7 @@ __all__ = ['Begun', 'beside', 'Unfinished', 'begun', 'resumable', 'check_finishe
 import hashlib, json, os, shutil, time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -30,7 +31,7 @@ class Begun:
 def beside(goal)->Path:
     "The folder of the unfinished work for this goal"
     goal = Path(goal)
-    if goal.is_symlink() or goal.name in ('', '..'): goal = Path(os.path.realpath(goal))
+    if os.path.islink(goal) or goal.name in ('', '..'): goal = Path(os.path.realpath(goal))
     return goal.with_name(f'{goal.name}.unfinished')
 
 class Unfinished:
@@ -42,11 +43,15 @@ class Unfinished:
     @property
     def finished(self)->list: return list(self.record.finished) if self.record else []
 
-# %% ../../nbs/core/08_unfinished.ipynb #526459b1
+# %% ../../nbs/core/08_unfinished.ipynb #3960a120
+@cache
+def _reader():
+    from pydantic import TypeAdapter
+    return TypeAdapter(Begun)
+
 def begun(folder)->Begun: # or None, where there is none that can be read
     "What `run.json` says in a folder of unfinished work"
-    from pydantic import TypeAdapter
-    try: return TypeAdapter(Begun).validate_json((Path(folder)/'run.json').read_bytes(), strict=True)
+    try: return _reader().validate_json((Path(folder)/'run.json').read_bytes(), strict=True)
     except (OSError, ValueError): return None
 
 # %% ../../nbs/core/08_unfinished.ipynb #44272926
@@ -220,7 +225,7 @@ def _leave(self:Unfinished, error):
 def check_finished(folder):
     "Raise `InputError` if a folder is unfinished work, or is not there and its unfinished work is"
     for f in (Path(folder), beside(folder)):
-        if f.is_dir() and begun(f):
+        if begun(f):
             work = Unfinished(f.with_name(f.name.removesuffix('.unfinished')))
             raise InputError(f"{f} is an unfinished run, begun at {work.record.begun} (finished: {work.so_far}); "
                              "the command that began it goes on with it", f)
