@@ -1,4 +1,4 @@
-"""Unfinished work: killed at every step that touches the disk, and gone on with; whose it is, and what it is not."""
+"""Unfinished work: killed at every step on the disk, and gone on with; whose it is, and what it is not."""
 import os, shutil
 from pathlib import Path
 
@@ -29,8 +29,9 @@ def add_up(goal, about=ABOUT, anew=False, second=lambda: .2):
 def tree(folder): return {p.relative_to(folder).as_posix() for p in folder.rglob('*')}
 
 def complete(goal):
-    return (tree(goal.parent) == {goal.name, *(f'{goal.name}/{f}' for f in ('sum.txt', 'deep', 'deep/parts.txt'))}
-            and (goal/'sum.txt').read_text() == str(.1+.2) and (goal/'deep'/'parts.txt').read_text() == '0.1 0.2')
+    files = {f'{goal.name}/{f}' for f in ('sum.txt', 'deep', 'deep/parts.txt')}
+    return (tree(goal.parent) == {goal.name, *files} and (goal/'sum.txt').read_text() == str(.1+.2)
+            and (goal/'deep'/'parts.txt').read_text() == '0.1 0.2')
 
 STEPS = ((os, 'replace'), (os, 'rename'), (os, 'mkdir'), (os, 'rmdir'), (os, 'unlink'), (Path, 'write_text'))
 
@@ -105,9 +106,10 @@ def test_a_second_process_is_refused_and_harms_nothing(half):
         assert tree(half.parent) == before
     assert add_up(half) == ['second'] and complete(half)
 
-@pytest.mark.parametrize('harm', [lambda f: (f/'value.txt').write_text('0.3'), lambda f: (f/'value.txt').unlink(),
-                                  lambda f: (f/'kept.json').write_text('{'), shutil.rmtree,
-                                  lambda f: (f/'more').touch()])
+HARM = [lambda f: (f/'value.txt').write_text('0.3'), lambda f: (f/'value.txt').unlink(), shutil.rmtree,
+        lambda f: (f/'kept.json').write_text('{'), lambda f: (f/'more').touch()]
+
+@pytest.mark.parametrize('harm', HARM)
 def test_a_stage_whose_files_have_changed_is_made_again(half, harm):
     harm(beside(half)/'first')
     assert add_up(half) == ['first', 'second'] and complete(half)
@@ -148,7 +150,8 @@ def test_wrong_settings_leave_nothing_and_other_errors_what_is_finished(half):
     def wrong(): raise InputError('loss is nan', 'loss')
     with pytest.raises(OSError) as caught: add_up(half, second=full)
     assert 'run.unfinished: first; the same command goes on' in caught.value.__notes__[0]
-    with refused('disk'): add_up(half, second=told)
+    with refused('disk', 'the disk is full', 'run.unfinished: first; the same command goes on'):
+        add_up(half, second=told)
     assert begun(beside(half)).finished.keys() == {'first'}
     with refused('loss'): add_up(half, second=wrong)
     assert tree(half.parent) == set()

@@ -103,7 +103,7 @@ def parser()->argparse.ArgumentParser:
     r.add_argument('--out', metavar='DIR',
                    help='a new folder for the results (default: runs/ and a name made of the options)')
     r.add_argument('--anew', action='store_true',
-                   help='begin anew where an unfinished run stands in the way, and give up what it has finished')
+                   help='begin anew where an unfinished run is in the way, and give up what it finished')
     for o in options(): _add(r, *o)
     _more(sub, raw)
     return p

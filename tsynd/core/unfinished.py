@@ -38,10 +38,13 @@ class Unfinished:
     "Work in stages, whose results are kept until all is finished"
     def __init__(self, goal):
         self.goal,self.folder = Path(goal),beside(goal)
-        self.record,self.hopeless = begun(self.folder),False
+        self.record,self.made = begun(self.folder),[]
+        self.going,self.hopeless = False,False      # are its stages ours? are the settings wrong?
 
     @property
-    def finished(self)->list: return list(self.record.finished) if self.record else []
+    def finished(self)->list:
+        "Names of the finished stages, in order"
+        return list(self.record.finished) if self.record else []
 
 # %% ../../nbs/core/08_unfinished.ipynb #3960a120
 @cache
@@ -64,7 +67,8 @@ def stage(self:Unfinished,
          ):
     "What `make()` gives, now or when the work was begun"
     folder,files = self.folder/name,self.record.finished.get(name)
-    if files and files == _checksums(folder): return load(json.loads((folder/'kept.json').read_text()), folder)
+    if files and files == _checksums(folder):
+        return load(json.loads((folder/'kept.json').read_text()), folder)
     value = self._make(make)
     _clear(folder)
     folder.mkdir()
@@ -109,14 +113,20 @@ def begin(self:Unfinished,
          ):
     "Go on with what is there if it is about the same; raises `InputError`"
     asked,about = json.loads(json.dumps([asked, about]))
-    if not self.finished:
+    if self.finished: self._check_same(about)
+    else:
         self.record = Begun(time.strftime('%Y-%m-%d %H:%M'), asked, about)
-        return self._write()
+        self._write()
+    self.going = True
+
+@patch
+def _check_same(self:Unfinished, about):
+    old = self.record.about
     for k,v in about.items():
-        if k in self.record.about and self.record.about[k] == v: continue
-        raise InputError(f"{self.folder} is an unfinished run whose {k} is {shown(self.record.about.get(k))}, "
-                         f"not {shown(v)}; choose another folder with --out, or give up what is finished "
-                         "there with --anew", k, v)
+        if k in old and old[k] == v: continue
+        raise InputError(f"{self.folder} is an unfinished run whose {k} is {shown(old.get(k))}, not {shown(v)}; "
+                         "choose another folder with --out, or give up what is finished there with --anew",
+                         k, v)
 
 # %% ../../nbs/core/08_unfinished.ipynb #9c5dda25
 @patch(as_prop=True)
@@ -151,8 +161,6 @@ def _remove(self:Unfinished):
         for p in self.folder.iterdir():
             if p.name != 'run.json': _clear(p)
     shutil.rmtree(self.folder, ignore_errors=True)
-    for p in self.made[1:]:             # folders above it that had to be made, unless they hold something
-        with suppress(OSError): p.rmdir()
 
 # %% ../../nbs/core/08_unfinished.ipynb #d58ee3e9
 @patch
@@ -169,8 +177,7 @@ def _open(self:Unfinished):
         raise InputError(f"{folder} is being worked on by another process; wait until it has ended, "
                          "or choose another folder with --out", folder) from None
     except OSError as e:
-        for p in self.made:
-            with suppress(OSError): p.rmdir()
+        self._unmake()
         raise InputError(f"{self.goal} cannot be written ({e.strerror}); choose another folder with --out",
                          self.goal, e.strerror) from None
 
@@ -178,7 +185,7 @@ def _open(self:Unfinished):
 def _check_ours(self:Unfinished):
     strange = {p.name for p in self.folder.iterdir()} - {'lock', '.run.json'}
     if self.folder.is_symlink() or strange and not self.record:
-        raise InputError(f"{self.folder} is not what a run has left, but a link or a folder of something else; "
+        raise InputError(f"{self.folder} is not what a run has left, but a link or something else's folder; "
                          "remove it, or choose another folder with --out", self.folder)
 
 # %% ../../nbs/core/08_unfinished.ipynb #8095ee84
@@ -216,10 +223,18 @@ def resumable(goal,           # where the results are to be: a new folder, or an
 
 @patch
 def _leave(self:Unfinished, error):
-    if self.hopeless or not self.finished: return self._remove()
+    if self.hopeless or not self.finished:
+        self._remove()
+        return self._unmake()
     words = f'finished and kept in {self.folder}: {self.so_far}; the same command goes on'
     if isinstance(error, KeyboardInterrupt): error.args = (words,)
     elif not isinstance(error, InputError): error.add_note(words)
+    elif self.going: error.message += f'; {words}'
+
+@patch
+def _unmake(self:Unfinished): # the folders that had to be made, unless they hold something
+    for p in self.made:
+        with suppress(OSError): p.rmdir()
 
 # %% ../../nbs/core/08_unfinished.ipynb #708f8709
 def check_finished(folder):
@@ -227,5 +242,5 @@ def check_finished(folder):
     for f in (Path(folder), beside(folder)):
         if begun(f):
             work = Unfinished(f.with_name(f.name.removesuffix('.unfinished')))
-            raise InputError(f"{f} is an unfinished run, begun at {work.record.begun} (finished: {work.so_far}); "
-                             "the command that began it goes on with it", f)
+            raise InputError(f"{f} is an unfinished run, begun at {work.record.begun} (finished: "
+                             f"{work.so_far}); the command that began it goes on with it", f)
