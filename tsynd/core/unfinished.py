@@ -124,9 +124,9 @@ def _check_same(self:Unfinished, about):
     old = self.record.about
     for k,v in about.items():
         if k in old and old[k] == v: continue
-        raise InputError(f"{self.folder} is an unfinished run whose {k} is {shown(old.get(k))}, not {shown(v)}; "
-                         "choose another folder with --out, or give up what is finished there with --anew",
-                         k, v)
+        raise InputError(f"{self.folder} is an unfinished run whose {k} is {shown(old.get(k))}, "
+                         f"not {shown(v)}; choose another folder with --out, or give up what is finished "
+                         "there with --anew", k, v)
 
 # %% ../../nbs/core/08_unfinished.ipynb #9c5dda25
 @patch(as_prop=True)
