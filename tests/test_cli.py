@@ -1,7 +1,7 @@
 """The command: what it says, what it refuses in one line, what it leaves behind,
 and that it runs offline and from a wheel."""
 import hashlib, io, json, math, os, re, shlex, shutil, signal, subprocess, sys, textwrap
-import threading, urllib.error, urllib.request, zipfile
+import threading, time, urllib.error, urllib.request, zipfile
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +15,14 @@ import tsynd
 from tsynd.models import Autoencoder, save_model
 from tsynd.models import make_classifier
 from tsynd.cli import default_out, EXAMPLES, main, options, parser
-from tsynd.core import InputError
-from tsynd.data import load_npz, medmnist_info
-from tsynd.experiments import new_folder, RunConfig
+from tsynd.core import begun, InputError, resumable
+from tsynd.data import load_npz, medmnist_info, phantom
+from tsynd.experiments import run, RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = Path(sys.executable).parent
 SMOKE = ('--quick', '--size', '12', '--subset', '16', '--ae-steps', '4', '--epochs', '2', '--steps', '1',
-         '--T', '4', '--bs', '8')
+         '--T', '4', '--bs', '8', '--attack-n', '16')
 FILES = {'metrics.json', 'synthetic.npz', 'provenance.csv', 'report.html', 'figures', 'models'}
 
 
@@ -404,7 +404,7 @@ def test_an_output_folder_is_refused(taken, no_training, out, words):
 
 def test_a_folder_without_permission_is_refused(here, no_training, monkeypatch):
     def denied(*args, **kwargs): raise PermissionError(13, 'Permission denied')
-    monkeypatch.setattr('tempfile.mkdtemp', denied)
+    monkeypatch.setattr(Path, 'mkdir', denied)
     refused(here, 'run', '--quick', '--out', 'a/b/x',
             words=['a/b/x', 'cannot be written (Permission denied)', '--out'])
 
@@ -417,75 +417,14 @@ def test_a_folder_that_cannot_be_listed_is_refused(taken, no_training, monkeypat
 
 @pytest.mark.parametrize('out', ['empty', 'a/b/c', 'a/../d', 'link'])
 def test_a_folder_that_is_empty_or_new_is_filled(taken, out):
-    with new_folder(out) as tmp: (tmp/'file').write_text('x')
-    assert (taken/out/'file').read_text() == 'x' and not [p for p in taken.rglob('.*')]
+    with resumable(out) as work:
+        work.begin({}, {})
+        work.finish(lambda folder: (folder/'file').write_text('x'))
+    assert (taken/out/'file').read_text() == 'x' and not [p for p in taken.rglob('*unfinished*')]
     assert (taken/out).stat().st_mode & 0o777 == 0o755
 
 
-# Whatever happens in the middle, nothing is left
-
-MIDDLE = ['tsynd.experiments.experiment.load_data', 'tsynd.experiments.experiment.train_autoencoder',
-          'tsynd.models.autoencoder.Autoencoder.measure_sigma',
-          'tsynd.targeting.synthesis.Synthesizer.measure', 'tsynd.experiments.experiment.robustness_table',
-          'tsynd.experiments.results.save_npz', 'tsynd.reports.run.gallery_plot', 'os.replace']
-
-@pytest.mark.xdist_group('middle')
-@pytest.mark.parametrize('point', MIDDLE)
-def test_an_interrupted_run_leaves_nothing(here, monkeypatch, point):
-    def interrupted(*args, **kwargs): raise KeyboardInterrupt
-    monkeypatch.setattr(point, interrupted)
-    refused(here, 'run', *SMOKE, code=130, words=['interrupted', 'nothing was written'])
-
-def test_an_interrupted_move_leaves_nothing(here, monkeypatch):
-    replace, count = os.replace, []
-    def second(*args):
-        count.append(args)
-        if len(count) == 2: raise KeyboardInterrupt
-        replace(*args)
-    (here/'taken').mkdir()
-    monkeypatch.setattr(os, 'replace', second)
-    for out in ('taken','new'):
-        count.clear()
-        with pytest.raises(KeyboardInterrupt), new_folder(here/out) as tmp:
-            for k in 'ab': (tmp/k).mkdir(); (tmp/k/'file').write_text('x')
-        assert len(count) == 2
-    assert not [*(here/'taken').iterdir()] and not (here/'new').exists()
-
-def test_sigterm_leaves_nothing_either(here, monkeypatch, capfd):
-    "Not even when it comes twice, as from `timeout`, and the second while all is cleaned up"
-    rmtree, this = shutil.rmtree, os.getpid()
-    def training(*args, **kw): (here/'training').touch(); signal.pause()
-    def remove(folder):
-        if os.getpid() != this: os.kill(os.getpid(), signal.SIGTERM)
-        rmtree(folder)
-    monkeypatch.setattr('tsynd.experiments.experiment.train_autoencoder', training)
-    monkeypatch.setattr('tsynd.experiments.results.shutil.rmtree', remove)
-    p = process(lambda: sys.exit(main(['run', '--quick', '--out', 'a/x'])))
-    wait_for((here/'training').exists)
-    assert len(listing(here)) == 4
-    p.terminate(); p.join(60)
-    assert screen(capfd.readouterr().err) == ['tsynd: interrupted; nothing was written']
-    assert p.exitcode == 130 and [p.name for p in here.iterdir()] == ['training']
-
-def test_signals_are_given_back_and_another_thread_sets_none(here):
-    before, codes = signal.getsignal(signal.SIGTERM), [main(['report', 'x'])]
-    t = threading.Thread(target=lambda: codes.append(main(['report', 'x'])))
-    t.start(); t.join()
-    assert codes == [2, 2] and signal.getsignal(signal.SIGTERM) is before
-
-@pytest.mark.xdist_group('middle')
-@pytest.mark.parametrize('error', [RuntimeError, ValueError, OSError])
-@pytest.mark.parametrize('point', ['tsynd.experiments.experiment.load_data',
-                                   'tsynd.targeting.synthesis.Synthesizer.measure',
-                                   'tsynd.experiments.results.save_npz'])
-def test_a_bug_shows_its_traceback_and_leaves_nothing(here, monkeypatch, point, error):
-    def fails(*args, **kwargs): raise error('a bug of ours')
-    monkeypatch.setattr(point, fails)
-    with pytest.raises(error, match='a bug of ours'): said('run', *SMOKE)
-    assert listing(here) == []
-
-
-# Drawing a report again
+# A finished run
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
@@ -495,6 +434,173 @@ def made(tmp_path_factory):
     return folder
 
 reports = pytest.mark.xdist_group('made')
+
+
+# Whatever happens in the middle, the same command goes on after the last stage
+
+EXPERIMENT = 'tsynd.experiments.experiment'
+# where a run is interrupted: how many stages are finished
+MIDDLE = {f'{EXPERIMENT}.load_data': 0, f'{EXPERIMENT}.train_autoencoder': 0,
+          'tsynd.models.autoencoder.Autoencoder.measure_sigma': 0, f'{EXPERIMENT}.BatchOrder': 1,
+          'tsynd.targeting.synthesis.Synthesizer.measure': 2, f'{EXPERIMENT}.robustness_table': 3,
+          'tsynd.experiments.results.save_npz': 5, 'tsynd.reports.run.gallery_plot': 5,
+          'tsynd.core.unfinished.os.rename': 5}
+STAGES = ['autoencoder', 'baseline', 'tsynd', 'evaluation of baseline', 'evaluation of tsynd']
+UNFINISHED = 'runs/phantom-n16-12px-mi-seed0-quick.unfinished'
+
+def interrupted(*args, **kwargs): raise KeyboardInterrupt
+
+def same(folder, other):
+    "Are two runs the same, bit for bit, but for the seconds?"
+    a, b = (dict(listing(f)) for f in (folder, other))
+    m, n = (dict(json.loads((f/'metrics.json').read_text()), timing=0) for f in (folder, other))
+    timed = 'metrics.json', 'report.html', 'synthetic.npz'    # an archive holds the time of its making
+    x, y = (np.load(f/'synthetic.npz') for f in (folder, other))
+    arrays = x.files == y.files and all(x[k].dtype == y[k].dtype and np.array_equal(x[k], y[k])
+                                        for k in x.files)
+    return (arrays and json.dumps(m) == json.dumps(n) and list(a) == list(b)
+            and all(a[f] == b[f] for f in a if f not in timed))
+
+@reports
+@pytest.mark.parametrize('point, stages', MIDDLE.items())
+def test_an_interrupted_run_goes_on(here, made, point, stages):
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(point, interrupted)
+        code, out, err = said('run', *SMOKE)
+    line, = screen(err)
+    assert code == 130 and out == ''
+    if not stages:                                             # and nothing to go on with
+        assert line == 'tsynd: interrupted; nothing was written' and listing(here) == []
+        return
+    assert [p.name for p in here.glob('runs/*')] == [Path(UNFINISHED).name]
+    assert list(begun(UNFINISHED).finished) == STAGES[:stages]
+    assert UNFINISHED in line and STAGES[stages-1] in line and 'the same command goes on' in line
+    with pytest.MonkeyPatch.context() as m:                    # what is finished is not made again
+        m.setattr('tsynd.experiments.experiment.train_autoencoder', None)
+        if stages > 2: m.setattr('tsynd.experiments.experiment.train_classifier', None)
+        if stages > 4: m.setattr('tsynd.experiments.experiment.robustness_table', None)
+        code, out, err = said('run', *SMOKE)
+    assert code == 0 and 'tsynd: goes on after autoencoder' in err and 'begun at 2' in err
+    assert [p.name for p in here.glob('runs/*')] == [Path(UNFINISHED).stem]
+    assert same(here/UNFINISHED.removesuffix('.unfinished'), made)
+
+@pytest.fixture(scope='module')
+def stopped(tmp_path_factory):
+    "A folder with the unfinished run `x`, whose baseline is trained"
+    folder = tmp_path_factory.mktemp('stopped')
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr('tsynd.targeting.synthesis.Synthesizer.measure', interrupted)
+        assert said('run', *SMOKE, '--out', folder/'x')[0] == 130
+    return folder
+
+@pytest.fixture
+def half(here, stopped):
+    shutil.copytree(stopped/'x.unfinished', here/'x.unfinished')
+    return here
+
+STOPS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -signal.SIGKILL)]
+
+@reports
+@pytest.mark.parametrize('number, code', STOPS, ids=lambda v: getattr(v, 'name', ''))
+def test_every_signal_leaves_what_a_kill_leaves(half, made, capfd, number, code):
+    "also when it comes twice, as from `timeout`; meanwhile a second process is refused; and all goes on"
+    before = listing(half)
+    def training(*args, **kw): (half/'training').touch(); signal.pause(); time.sleep(60)
+    def child():
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr('tsynd.targeting.synthesis.Synthesizer.measure', training)
+            sys.exit(said_here('run', *SMOKE, '--out', 'x'))
+    p = process(child)
+    wait_for((half/'training').exists)
+    (half/'training').unlink()
+    refused(half, 'run', *SMOKE, '--out', 'x', words=['x.unfinished', 'another process'])
+    os.kill(p.pid, number)
+    p.join(60)
+    assert p.exitcode == code and listing(half) == before
+    last = screen(capfd.readouterr().err)[-1]
+    assert (last == 'tsynd: interrupted; finished and kept in x.unfinished: autoencoder and baseline; '
+                    'the same command goes on') == (code > 0)
+    if number == signal.SIGKILL:
+        assert said('run', *SMOKE, '--out', 'x')[0] == 0 and same(half/'x', made)
+        assert [p.name for p in half.iterdir()] == ['x']
+
+def said_here(*argv):
+    "Exit status of `tsynd …`, whose output is not caught"
+    with cheap(): return main(list(argv))
+
+@reports
+def test_a_second_signal_does_not_disturb_the_cleaning_up(here, monkeypatch):
+    def twice(*args, **kwargs): os.kill(os.getpid(), signal.SIGTERM)
+    rmtree = shutil.rmtree
+    def remove(*args, **kwargs): twice(); rmtree(*args, **kwargs)
+    monkeypatch.setattr('tsynd.experiments.experiment.train_autoencoder', twice)
+    monkeypatch.setattr('tsynd.core.unfinished.shutil.rmtree', remove)
+    assert said('run', *SMOKE, '--out', 'a/x')[0] == 143 and listing(here) == []
+
+def test_a_signal_that_is_ignored_stays_so(monkeypatch):
+    "as under nohup"
+    before, seen = signal.signal(signal.SIGHUP, signal.SIG_IGN), []
+    monkeypatch.setattr('tsynd.cli._report', lambda folder: seen.append(signal.getsignal(signal.SIGHUP)))
+    try: assert main(['report', 'x']) == 0 and seen == [signal.SIG_IGN]
+    finally: signal.signal(signal.SIGHUP, before)
+
+@reports
+def test_another_run_does_not_go_on_with_it(half, no_training, monkeypatch):
+    for more, words in (('--lr .1', 'lr is 0.002, not 0.1'), ('--epochs 3', 'epochs is 2, not 3')):
+        refused(half, 'run', *SMOKE, *more.split(), '--out', 'x', words=['x.unfinished', words, '--anew'])
+    with monkeypatch.context() as m:
+        m.setattr('tsynd.experiments.results.code_checksum', lambda: 'changed')
+        refused(half, 'run', *SMOKE, '--out', 'x', words=['code of tsynd', "not 'changed'", '--anew'])
+    c = parser().parse_args(['run', *SMOKE])
+    c = RunConfig(**{k: v for k, v in vars(c).items() if k in RunConfig.__dataclass_fields__})
+    data = replace(phantom(seed=0, size=12))
+    data.train.x[:, 0, 0, 0] += 1
+    with pytest.raises(InputError, match='checksum of the images'): run(c, 'x', progress=False, data=data)
+
+@reports
+def test_another_run_begins_anew_if_told_to(half, made):
+    code, _, err = said('run', *SMOKE, '--seed', '1', '--out', 'x', '--anew')
+    assert code == 0 and 'goes on' not in err and [p.name for p in half.iterdir()] == ['x']
+    m = json.loads((half/'x'/'metrics.json').read_text())
+    assert m['config']['seed'] == 1 and not same(half/'x', made)
+
+@reports
+def test_the_default_folder_is_that_of_the_run_that_was_stopped(half):
+    (half/'runs').mkdir()
+    for name in ('', '-2'): (half/f'runs/phantom-n16-12px-mi-seed0-quick{name}').mkdir()
+    (half/'x.unfinished').rename(half/'runs/phantom-n16-12px-mi-seed0-quick-3.unfinished')
+    asked = vars(parser().parse_args(['run', *SMOKE]))
+    asked = {k: v for k, v in asked.items() if k in RunConfig.__dataclass_fields__}
+    name = lambda **more: default_out(**(asked | more)).name.removeprefix('phantom-n16-12px-mi-seed0-quick')
+    assert name() == '-3' and name(lr=.1) == '-4'
+
+@reports
+def test_an_unfinished_run_has_no_report(half):
+    for folder in ('x', 'x.unfinished'):
+        refused(half, 'report', folder,
+                words=['x.unfinished is an unfinished run', 'autoencoder and baseline'])
+
+def test_signals_are_given_back_and_another_thread_sets_none(here):
+    before, codes = signal.getsignal(signal.SIGTERM), [main(['report', 'x'])]
+    t = threading.Thread(target=lambda: codes.append(main(['report', 'x'])))
+    t.start(); t.join()
+    assert codes == [2, 2] and signal.getsignal(signal.SIGTERM) is before
+
+@reports
+@pytest.mark.parametrize('error', [RuntimeError, ValueError, OSError])
+@pytest.mark.parametrize('point', ['tsynd.experiments.experiment.load_data',
+                                   'tsynd.targeting.synthesis.Synthesizer.measure',
+                                   'tsynd.experiments.results.save_npz'])
+def test_a_bug_shows_its_traceback_and_leaves_what_is_finished(here, monkeypatch, point, error):
+    def fails(*args, **kwargs): raise error('a bug of ours')
+    monkeypatch.setattr(point, fails)
+    with pytest.raises(error, match='a bug of ours') as caught: said('run', *SMOKE)
+    if not MIDDLE[point]: assert listing(here) == []
+    else:
+        assert list(begun(UNFINISHED).finished) == STAGES[:MIDDLE[point]]
+        assert 'the same command goes on' in caught.value.__notes__[0]
+
+# Drawing a report again
 
 @reports
 def test_the_report_is_drawn_again_just_so(made, tmp_path):

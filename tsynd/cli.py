@@ -6,8 +6,9 @@
 __all__ = ['EXAMPLES', 'RUN', 'STUDY', 'ROOT', 'options', 'one_line', 'parser', 'default_out', 'main']
 
 # %% ../nbs/cli.ipynb #349feb1c
-import argparse, os, signal, sys, threading, warnings
-from contextlib import contextmanager
+import argparse, glob, os, signal, sys, threading, warnings
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from itertools import chain, count
 from pathlib import Path
 
@@ -28,7 +29,7 @@ pneumoniamnist retinamnist breastmnist bloodmnist tissuemnist organamnist organc
 RUN = '''Train an autoencoder on the training images, then a classifier without and with TSynD from the same
 initial weights and with the same batches; measure both on the test split: clean, randomly perturbed, and
 under attack (PGD). Everything goes into one new folder: report.html, metrics.json, figures, synthetic images
-with their provenance, models.'''
+with their provenance, models. A run that was stopped or killed goes on: give the same command again.'''
 
 STUDY = '''Run every arm of a study on every data set, subset size and seed, paired, in parallel processes.
 Finished trainings are written at once: stop it at any time, the same command goes on. Add seeds, sizes, data
@@ -101,6 +102,8 @@ def parser()->argparse.ArgumentParser:
     r.add_argument('--root', metavar='DIR', help=ROOT)
     r.add_argument('--out', metavar='DIR',
                    help='a new folder for the results (default: runs/ and a name made of the options)')
+    r.add_argument('--anew', action='store_true',
+                   help='begin anew where an unfinished run is in the way, and give up what it finished')
     for o in options(): _add(r, *o)
     _more(sub, raw)
     return p
@@ -123,16 +126,21 @@ def _more(sub, raw):
 
 # %% ../nbs/cli.ipynb #49df51e3
 def default_out(**config)->Path: # as typed
-    "A folder under runs/ that is not there yet"
+    "A folder under runs/ that is not there yet, or whose run was stopped"
+    from tsynd.core.unfinished import begun, beside
     from tsynd.experiments.configuration import RunConfig
     c = RunConfig(**config)
     size = f'{c.size}px' if c.size != RunConfig.size else ''
     parts = c.dataset, c.subset and f'n{c.subset}', size, c.objective, f'seed{c.seed}', c.quick and 'quick'
     base = Path('runs')/'-'.join(str(p) for p in parts if p)
-    return next(p for p in chain([base], (Path(f'{base}-{i}') for i in count(2))) if not p.exists())
+    for folder in sorted(glob.glob(f'{glob.escape(str(base))}*.unfinished')):
+        work = begun(folder)
+        if work and work.asked == asdict(c): return Path(folder.removesuffix('.unfinished'))
+    names = chain([base], (Path(f'{base}-{i}') for i in count(2)))
+    return next(p for p in names if not p.exists() and not beside(p).exists())
 
 # %% ../nbs/cli.ipynb #d38df099
-def _run(root=None, out=None, **config):
+def _run(root=None, out=None, anew=False, **config):
     from tsynd.core.settings import checked
     from tsynd.experiments.configuration import RunConfig
     c = checked(RunConfig(**config))                    # before PyTorch is loaded
@@ -140,7 +148,7 @@ def _run(root=None, out=None, **config):
     from tsynd.reports.run import write_report
     from tsynd.reports.run_data import NOTHING
     out = Path(out) if out else default_out(**config)
-    result = run(c, out, root, progress=True, finish=write_report)
+    result = run(c, out, root, progress=True, finish=write_report, anew=anew)
     d = result.data
     if not result.metrics['arms']['tsynd']['synthetic_images']: _warn(NOTHING)
     print(f"{d}\n\n{result.table().to_string(na_rep='–')}\n")
@@ -186,16 +194,23 @@ def _version():
     print(f'tsynd {__version__}')
 
 # %% ../nbs/cli.ipynb #f3d77ff0
-def _interrupt(*_): # once: a second signal, such as `timeout` sends, would disturb the cleaning up
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
 @contextmanager
-def _stoppable(): # within, a SIGTERM is a Ctrl-C; only the main thread may set signals
-    if threading.current_thread() is not threading.main_thread(): yield; return
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try: yield
-    finally: signal.signal(signal.SIGTERM, before)
+def _stoppable(): # within, each signal is a Ctrl-C; gives the list of those that came
+    came,before = [],_heeded()
+    def interrupt(number, frame):  # once: a second, such as `timeout` sends, would disturb the cleaning up
+        came.append(number)
+        for s in before: signal.signal(s, signal.SIG_IGN)
+        raise KeyboardInterrupt
+    for s in before: signal.signal(s, interrupt)
+    try: yield came
+    finally:
+        for s,handler in before.items(): signal.signal(s, handler)
+
+def _heeded(): # signal: what was done about it; only the main thread may change that
+    if threading.current_thread() is not threading.main_thread(): return {}
+    names = 'SIGINT','SIGTERM','SIGHUP'
+    now = {s: signal.getsignal(s) for n in names if (s := getattr(signal, n, None))}
+    return {s: handler for s,handler in now.items() if handler not in (None, signal.SIG_IGN)}
 
 # %% ../nbs/cli.ipynb #9532f3b9
 def _dispatch(args):
@@ -226,11 +241,13 @@ def main(argv=None # default: the command line
     if rest:
         where = ' '.join(filter(None, ('tsynd', args['command'])))
         p.exit(2, f"tsynd: {one_line(' '.join(rest))} is not known; see {where} --help\n")
+    stopped = []
     try:
-        with _stoppable(): _dispatch(args)
+        with _stoppable() as stopped: _dispatch(args)
     except KeyboardInterrupt as e:
-        print(f"tsynd: interrupted; {str(e) or 'nothing was written'}", file=sys.stderr)
-        return 130
+        with suppress(OSError):         # the terminal may be gone
+            print(f"tsynd: interrupted; {str(e) or 'nothing was written'}", file=sys.stderr)
+        return 128 + (stopped or [signal.SIGINT])[0]
     except ValueError as e:
         from tsynd.core import InputError
         if not isinstance(e, InputError): raise

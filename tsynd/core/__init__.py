@@ -19,4 +19,5 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
               'expected', 'checked', 'Row', 'rows', 'type_of', 'stated', 'bounds', 'check_kind', 'derived',
               'takes', 'limited'],
     defaults=['AutoencoderSettings', 'ClassifierSettings', 'SynthesisSettings', 'TargetingSettings'],
-    devices=['device', 'has_bf16']))
+    devices=['device', 'has_bf16'],
+    unfinished=['Begun', 'beside', 'Unfinished', 'begun', 'resumable', 'check_finished']))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['prepare_data', 'synthesis', 'epochs_of', 'resolve', 'precision', 'precision_callbacks', 'seconds_per_image',
-           'expected_seconds', 'announce', 'BatchOrder', 'train_arm', 'versions', 'Result', 'compare']
+           'expected_seconds', 'announce', 'BatchOrder', 'train_arm', 'Stage', 'versions', 'Result', 'compare']
 
 # %% ../../nbs/experiments/01_experiment.ipynb #3ee6ea85
 import hashlib, math, platform, sys, time
@@ -169,6 +169,15 @@ def train_arm(c:RunConfig,        # resolved
                           for i,v in enumerate(learn.recorder.values)])
     return learn, facts, time.perf_counter()-start
 
+# %% ../../nbs/experiments/01_experiment.ipynb #c74f2434
+@dataclass
+class Stage:
+    "What a part of a run has made"
+    facts: dict              # numbers and words
+    seconds: float
+    model: object = None     # the autoencoder, or a fastai Learner with a classifier
+    synthetic: object = None # `Synthetic` of the last epoch
+
 # %% ../../nbs/experiments/01_experiment.ipynb #9673f01a
 def _autoencoder(c, data, progress):
     start = time.perf_counter()
@@ -180,13 +189,23 @@ def _autoencoder(c, data, progress):
     facts = dict(latent_shape=list(ae.latent_shape(data.shape)), compression=held_out['latents_per_pixel'],
                  steps=None if c.autoencoder else c.ae_steps,
                  psnr=held_out['psnr'], ssim=held_out['ssim'], psnr_train=seen['psnr'])
-    return ae, facts, time.perf_counter()-start
+    return Stage(facts, time.perf_counter()-start, ae)
 
 # %% ../../nbs/experiments/01_experiment.ipynb #475c49aa
-def _evaluate(c, data, learners, progress):
+def _arm(c, data, arm, ae, progress):
+    cb = synthesis(c, ae) if arm == 'tsynd' else None
+    learn,facts,seconds = train_arm(c, data, [cb] if cb else [], progress and arm)
+    if not cb: return Stage(facts, seconds, learn)
+    cost = getattr(cb.clock, 'cost', None)
+    facts |= dict(synthetic_images=cb.n_images, trace=cb.history, cost=cost)
+    return Stage(facts, seconds, learn, cb.last_epoch if cb.kept else None)
+
+def _evaluate(c, data, learn, progress):
+    start = time.perf_counter()
     x,y = (t.to(device(c.device)) for t in data.test.batch(slice(None)))
-    return {arm: robustness_table(l.model, x, y, data.task, eps=EPS, attack_n=c.attack_n, seed=c.seed,
-                                  progress=progress) for arm,l in learners.items()}
+    table = robustness_table(learn.model, x, y, data.task, eps=EPS, attack_n=c.attack_n, seed=c.seed,
+                             progress=progress)
+    return Stage(table, time.perf_counter()-start)
 
 def versions()->dict:
     "Versions of what the numbers depend on"
@@ -215,23 +234,23 @@ class Result:
 # %% ../../nbs/experiments/01_experiment.ipynb #9703c39a
 def compare(c:RunConfig,        # resolved
             data:ImageData,     # prepared
-            progress:bool=False # show progress bars?
+            progress:bool=False, # show progress bars?
+            stage=lambda name, make: make() # gives a `Stage`: made now, or kept from before
            )->Result:
     "Train an autoencoder and, paired, a classifier without and with TSynD; measure both"
-    ae,ae_facts,t_ae = _autoencoder(c, data, progress)
-    cb = synthesis(c, ae)
-    learners,arms,timing = {},{},dict(autoencoder=t_ae)
-    for arm,cbs in dict(baseline=[], tsynd=[cb]).items():
-        learners[arm],arms[arm],timing[arm] = train_arm(c, data, cbs, progress and arm)
-    cost = getattr(cb.clock, 'cost', None)
-    arms['tsynd'] |= dict(synthetic_images=cb.n_images, trace=cb.history, cost=cost)
-    start = time.perf_counter()
-    for arm,m in _evaluate(c, data, learners, progress).items(): arms[arm]['metrics'] = m
-    timing['evaluation'] = time.perf_counter()-start
-    timing['total'] = sum(timing.values())
+    arms = 'baseline','tsynd'
+    coder = stage('autoencoder', lambda: _autoencoder(c, data, progress))
+    trained = {arm: stage(arm, lambda: _arm(c, data, arm, coder.model, progress)) for arm in arms}
+    measured = {arm: stage(f'evaluation of {arm}', lambda: _evaluate(c, data, trained[arm].model, progress))
+                for arm in arms}
+    timing = dict(autoencoder=coder.seconds, **{arm: s.seconds for arm,s in trained.items()},
+                  evaluation=sum(s.seconds for s in measured.values()))
     facts = dict(name=data.name, task=data.task.name, classes=list(data.classes), shape=list(data.shape),
                  attacked=min(c.attack_n, len(data.test)), md5=data.md5, licence=data.licence,
                  source=data.source, **{s: len(getattr(data, s)) for s in ('train','val','test')})
-    res = dict(config=asdict(c), versions=versions(), data=facts, autoencoder=ae_facts,
-               conditions=list(arms['baseline']['metrics']), arms=arms, timing=timing)
-    return Result(data, ae, learners, cb.last_epoch if cb.kept else None, res)
+    res = dict(config=asdict(c), versions=versions(), data=facts, autoencoder=coder.facts,
+               conditions=list(measured['baseline'].facts),
+               arms={arm: dict(s.facts, metrics=measured[arm].facts) for arm,s in trained.items()},
+               timing=dict(timing, total=sum(timing.values())))
+    return Result(data, coder.model, {arm: s.model for arm,s in trained.items()}, trained['tsynd'].synthetic,
+                  res)

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
+from ..core.unfinished import check_finished
 from .page import figure_html, render, style_sheet, write_page
 from .run_data import RunFolder, compare_arms, read_run, run_finding
 from .run_figures import robustness_plot, scatter_plot, trace_plot, training_plot
@@ -122,6 +123,7 @@ def run_html(run:RunFolder,
 def write_report(folder:str|Path # a run folder
                 )->Path:         # of report.html
     "Write report.html and its figures into a run folder; raises `InputError`"
+    check_finished(folder)
     run = read_run(folder)
     plots = {k: draw(run) for k, draw in RUN_PLOTS.items()}
     pictures = {k: p for k, p in (plots | dict(gallery=gallery_plot(run))).items() if p}
