@@ -1,12 +1,10 @@
 """fastai around a training: predictions leave it alone, its tools work on our loaders, its loaders are read."""
-import functools
-
 import matplotlib; matplotlib.use('Agg')
 import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.load import DataLoader, SkipItemException
-from fastai.data.transforms import Categorize, GrandparentSplitter, Normalize, ToTensor, parent_label
+from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize, ToTensor, parent_label
 from fastai.interpret import ClassificationInterpretation, Interpretation
 from fastai.learner import Learner, load_learner
 from fastai.losses import CrossEntropyLossFlat
@@ -19,12 +17,12 @@ from PIL import Image
 from refused import refused
 from torch import nn
 
-from tsynd.core import InputError, metrics, seeded
+from tsynd.core import InputError, seeded
 from tsynd.data import ImageData, ImageDL, Split, as_image_data, image_data, image_dls, phantom, sources
 from tsynd.experiments import AdversarialTraining, BatchOrder, Witness
 from tsynd.models import (
-    Autoencoder, TrainingCallback, autoencoder_learner, classifier_learner, make_classifier,
-    train_autoencoder, train_classifier)
+    Autoencoder, TrainingCallback, autoencoder_learner, classifier_learner, train_autoencoder,
+    train_classifier)
 from tsynd.targeting import BF16, LatentBank, TSynD
 
 
@@ -96,10 +94,10 @@ def test_what_a_training_found_survives_inference(data, ae, plain, name):
     assert later[0] == plain[0] and all(map(torch.equal, later[1], plain[1]))
 
 def test_inference_within_a_fit_does_not_begin_or_end_it(data, ae):
-    "As a callback does it that measures on other images after each epoch"
+    "As a callback does it that measures on other images before each validation"
     class Measures(Callback):
         def __init__(self, on): self.on = on
-        def after_epoch(self):
+        def after_train(self):
             if self.on: self.learn.get_preds(); self.learn.validate(ds_idx=0)
     class Wrapped(Callback):
         "Is the model in bfloat16 in each training batch?"
@@ -155,7 +153,6 @@ def read(dl): return [b[0].flatten().tolist() for b in dl]
 
 @pytest.fixture(scope='module')
 def learn(data):
-    "Its loss is least, and its answer right, where the mean grey value says so"
     return train_classifier(data, tiny(), epochs=2, bs=8)
 
 def test_predict_gives_name_number_and_probabilities(learn, data):
@@ -290,15 +287,13 @@ def test_a_file_that_cannot_be_read_takes_no_name_from_the_others(folder, ae):
         return PILImageBW.create(f)
     dss = Datasets(files, [[open_], [parent_label, Categorize()]], splits=[range(24), range(4)])
     dls = dss.dataloaders(bs=8, num_workers=0, device='cpu', after_item=[ToTensor()],
-                          after_batch=[functools.partial(to_unit)])
+                          after_batch=[IntToFloatTensor()])
     learn = Learner(dls, tiny(), loss_func=CrossEntropyLossFlat(), cbs=tsynd(ae))
     quiet(learn, learn.fit, 2)
     t = learn.tsynd
     assert len(t.last_epoch) == 16 and t.provenance.source_index.tolist() == t.last_epoch.index.tolist()
     for x,i in zip(t.last_epoch.source, t.last_epoch.index):
         assert np.array_equal((x[0]*255).round().byte().numpy(), np.array(Image.open(files[i])))
-
-def to_unit(b): return (b[0].float()/255, b[1])
 
 
 # An ImageData from DataLoaders
@@ -409,7 +404,8 @@ def latents(bank): return 0 if bank.z is None else bank.z.nbytes+bank.z0.nbytes+
 
 @pytest.mark.parametrize('mb', [0, .002, .01, .02, 1])
 def test_a_bank_keeps_to_its_size_and_what_is_in_it_stays(ae, mb):
-    x,i,bank = torch.rand(40, 1, 12, 12, generator=torch.Generator().manual_seed(0)),torch.arange(40),LatentBank(mb=mb)
+    x = torch.rand(40, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    i,bank = torch.arange(40),LatentBank(mb=mb)
     with torch.no_grad(): z = ae.encode(x)
     each = 4*(2*z[0].numel()+4)
     fit = min(40, int(1e6*mb/each))
@@ -440,7 +436,9 @@ def test_a_bank_gives_up_where_every_image_is_new_each_time(ae, p):
 
 def test_the_bank_is_empty_after_the_training(data, ae):
     class During(Callback):
-        def after_epoch(self): self.rows,self.bytes = len(self.learn.tsynd.bank.rows),latents(self.learn.tsynd.bank)
+        def after_epoch(self):
+            bank = self.learn.tsynd.bank
+            self.rows,self.bytes = len(bank.rows),latents(bank)
     learn = classifier_learner(data, tiny(), bs=8, balanced=False, cbs=[tsynd(ae), During()])
     quiet(learn, learn.fit, 2)
     bank = learn.tsynd.bank

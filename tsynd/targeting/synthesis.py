@@ -75,8 +75,8 @@ def random_direction(z, seed): # one random direction of length 1 for each image
     return d/norms(d)
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #78aee3ac
-_OURS = ("but the autoencoder needs [0, 1]; do not normalise them before, or use fastai's Normalize, which is "
-         "undone, with nothing behind it that changes pixels, as RandomErasing does")
+_OURS = ("but the autoencoder needs [0, 1]; do not normalise them before, or use fastai's Normalize, "
+         "which is undone, with nothing behind it that changes pixels, as RandomErasing does")
 
 def check_sources(x:Tensor)->Tensor: return check_pixels(x, _OURS)
 
