@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
-from fastai.data.transforms import Category, MultiCategory
+from fastai.data.transforms import Category, CategoryMap, MultiCategory
 from fastai.torch_core import TensorCategory, TensorImage, TensorMultiCategory
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -135,7 +135,8 @@ def image_dls(data:ImageData,      # every class needs a training image
 
 # %% ../../nbs/data/05_loaders.ipynb #6b1f0c02
 @patch(as_prop=True)
-def vocab(self:ImageDL): return self.classes
+def vocab(self:ImageDL): # fastai takes the last of a list for the one of several that it wants
+    return None if self.classes is None else CategoryMap(self.classes, sort=False)
 
 @patch(as_prop=True)
 def items(self:ImageDL): return [self.dataset.select(slice(i, i+1)) for i in range(len(self.dataset))]
@@ -179,7 +180,7 @@ def show_results(self:ImageDL, b, out, max_n:int=9, ctxs=None, **kwargs):
     "Images of a batch with their class above the predicted one"
     (x,y),n = b,max_n
     both = zip(self._names(y[:n], short_names), self._names(out[:n].cpu(), short_names))
-    return show_images(x[:n].cpu(), titles=[f'{a}\\n{b}' for a,b in both], axs=ctxs, **kwargs)
+    return show_images(x[:n].cpu(), titles=[f'{a}\n{b}' for a,b in both], axs=ctxs, **kwargs)
 
 # %% ../../nbs/data/05_loaders.ipynb #6b1f0c05
 @patch

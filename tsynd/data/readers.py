@@ -118,8 +118,8 @@ def _pair(b, norm): # images as bytes, and labels
 # %% ../../nbs/data/06_readers.ipynb #6b1f0d22
 def check_data(data): # refuse all but an `ImageData`
     if isinstance(data, ImageData): return
-    raise InputError(f"data is a {type(data).__name__}, expected an ImageData; `image_data(dls)` reads it from "
-                     "DataLoaders, on which fastai's own Learner trains a classifier as they are",
+    raise InputError(f"data is a {type(data).__name__}, expected an ImageData; `image_data(dls)` reads it "
+                     "from DataLoaders, on which fastai's own Learner trains a classifier as they are",
                      'data', type(data).__name__)
 
 def as_image_data(data:ImageData|DataLoaders)->ImageData:
