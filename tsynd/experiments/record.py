@@ -15,11 +15,11 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
-from annotated_types import Len
+from annotated_types import Len, MaxLen, Predicate
 from filelock import FileLock
 from typing_extensions import Required, TypedDict
 
-from ..core.errors import InputError, shown
+from ..core.errors import InputError, printable, shown
 from ..core.schemas import conform, parse_json
 from ..core.settings import number, Text, whole
 from ..core.writing import no_link, system_errors, write_whole
@@ -93,7 +93,7 @@ FACTS = ['status','reason','seconds','seconds_autoencoder','seconds_measuring','
 
 # %% ../../nbs/experiments/06_record.ipynb #7f7a7201
 _Value, _Words, _Unit = number(-1e30, 1e30)|None, str|None, number(0, 1)|None
-_Count = whole(0, 10**12)|None
+_Count,_Condition = whole(0, 10**12)|None,Annotated[str, MaxLen(300), Predicate(printable)]
 _NAMED = dict(auc=_Unit, accuracy=_Unit, balanced_accuracy=_Unit, ece=_Unit)
 CellMeasures = TypedDict('CellMeasures', _NAMED, total=False)
 
@@ -103,10 +103,10 @@ class CellRecord(TypedDict, total=False):
     status: Required[Literal['done', 'failed']]
     reason: _Words
     versions: dict[Text, _Words]|None
-    measures: dict[Text, CellMeasures]
+    measures: dict[_Condition, CellMeasures]
     shape: Annotated[list[whole(1, 10**9)], Len(2, 2)]
     p: str
-    y: list[whole(0, 10**6)|list[whole(0, 1)]]
+    y: Annotated[list, Len(1)]
     seconds: _Value
     seconds_autoencoder: _Value
     seconds_measuring: _Value
@@ -129,7 +129,7 @@ def _whole(r, cell, path): # a record with nothing missing and nothing wrong
                          f"expected all that tsynd study writes; {_ADVICE}", path, lacks)
     where = f"{path}, {cell.id},"
     conform(r, CellRecord, where, _ADVICE)
-    conform(r.get('measures', {}), dict[Text, dict[Text, _Value]], where, _ADVICE)
+    conform(r.get('measures', {}), dict[_Condition, dict[Text, _Value]], where, _ADVICE)
     for k in KEYS:
         v = getattr(cell, k)
         if type(r[k]) is not type(v) or r[k] != v:
@@ -139,8 +139,9 @@ def _whole(r, cell, path): # a record with nothing missing and nothing wrong
 def _predictions(r, path): # (y, p) on clean images
     try:
         y,p = np.array(r['y']),unpack_probabilities(r['p'], r['shape'])
-        labels = y.shape[0] == len(p) and (y.shape == p.shape if y.ndim > 1 else y.max() < p.shape[1])
-        if labels and ((p >= 0) & (p <= 1)).all(): return y,p
+        fit = y.dtype.kind == 'i' and y.shape in (p.shape, p.shape[:1])
+        top = p.shape[1]-1 if y.ndim == 1 else 1        # several labels are 0 or 1 each
+        if fit and 0 <= y.min() <= y.max() <= top and ((p >= 0) & (p <= 1)).all(): return y,p
     except ValueError: pass                             # not of this length, or no base 64
     raise InputError(f"{path}, {r['id']}, has labels y, probabilities p and a shape that do not fit each "
                      f"other; {_ADVICE}", 'p')

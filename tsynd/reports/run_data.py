@@ -75,6 +75,8 @@ def _read_provenance(path):
     if missing and len(rows):
         raise InputError(f"{path} has no column {missing[0]}, expected the provenance of a run; {_AGAIN}",
                          missing[0])
+    twice = [c for c in NUMBERS if f'{c}.1' in rows]        # as pandas names the second
+    if twice: raise InputError(f"{path} has two columns {twice[0]}; {_AGAIN}", twice[0])
     rows = rows.reindex(columns=[*rows.columns, *missing])
     names = rows.label_name.astype(str).str.strip().replace('', 'no label')
     long = [n for n in names if len(n) > 2000]
@@ -93,7 +95,8 @@ def _check_stack(path, key, a, n, shape):
     stack = a.ndim in (3, 4) and a.shape[3:] in ((), (3,)) and min(a.shape) > 0
     if a.dtype != np.uint8 or not stack or a.shape[1:] != shape:
         want = '×'.join(map(str, (n, *shape)))
-        raise InputError(f"{path} has {found} {a.dtype} as {key}, expected {want} uint8; {_AGAIN}", key, found)
+        raise InputError(f"{path} has {found} {a.dtype} as {key}, expected {want} uint8; {_AGAIN}",
+                         key, found)
 
 def _read_images(path, n, shape=None): # shape: (ch,H,W) as in the metrics
     if not path.is_file():
