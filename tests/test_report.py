@@ -20,7 +20,7 @@ from tsynd.reports import parse_attack
 CONDITIONS = ['clean', 'perturbed', 'PGD 1/255', 'PGD 4/255']
 MEASURES = ('accuracy', 'auc', 'balanced_accuracy')
 VOID = {'meta', 'img', 'source', 'br', 'link', 'path', 'circle', 'rect'}
-EVIL = '"><script>alert(1)</script><img src=http://evil.example/x onerror=1> $\\frac{a} & \' \ud800 </style>'
+EVIL = '"><script>alert(1)</script><img src=http://evil.example/x onerror=1> $\\frac{a} & \' </style>'
 
 
 def make_metrics(base=.7, ours=.75, ch=1, size=28, classes=('benign', 'malignant'), task='binary-class',
@@ -179,14 +179,13 @@ def test_few_synthetic_images(tmp_path, n):
 
 
 def test_hostile_strings(tmp_path):
-    evil = EVIL.replace('\ud800', '')  # what can be drawn
     def edit(m):
         m['config'] |= dict(dataset=EVIL, model=EVIL, autoencoder=EVIL)
         m['data'] |= dict(name=EVIL, classes=[EVIL, EVIL], source=EVIL, licence=EVIL, md5=EVIL, task=EVIL)
         m['versions'] = {EVIL: EVIL}
-        m['conditions'][1] = evil
-        for a in m['arms'].values(): a['metrics'][evil] = a['metrics'].pop('perturbed')
-    labels = [evil, '   ', '$x', '_', 'NA', 'None?', '-', '\\', '<b>', '&amp;', '%', '{}']
+        m['conditions'][1] = EVIL
+        for a in m['arms'].values(): a['metrics'][EVIL] = a['metrics'].pop('perturbed')
+    labels = [EVIL, '   ', '$x', '_', 'NA', 'None?', '-', '\\', '<b>', '&amp;', '%', '{}']
     page = check(make_run(tmp_path/'run', edit=edit, labels=labels))
     assert 'alert(1)' in page.text and len(page.get('img')) == 4*9 + 4
     assert not [a for _, a in page.tags if 'evil' in str(a.get('src'))]
@@ -396,17 +395,18 @@ def put(m, where, value):
 
 # the file, what is put into it, and the entry or column at fault, where it is not the whole file
 BAD = {'no metrics': ('metrics.json', None, None), 'no provenance': ('provenance.csv', None, None),
-       'half a json': ('metrics.json', '{"config": ', None), 'a list': ('metrics.json', '[]', 'config'),
+       'half a json': ('metrics.json', '{"config": ', None), 'a list': ('metrics.json', '[]', None),
        'no arms': ('metrics.json', '{"config":{},"data":{},"conditions":[],"arms":{"baseline":{}}}',
                    'arms.tsynd'),
        **{f'{k} is {v}': ('metrics.json', (k, v), k) for k, v in {
            'data': 3, 'arms': [], 'conditions': 3, 'arms.baseline': [], 'arms.tsynd.metrics': 3}.items()},
        **{f'{k} is null': ('metrics.json', (k, None), k) for k in (
            'data', 'config', 'arms', 'arms.tsynd', 'arms.baseline.metrics', 'data.classes')},
-       **{f'{k} holds {v!r}': ('metrics.json', (k, v), k.removesuffix('.clean')) for k, v in (
-           ('conditions', ['clean', 3]), ('conditions', []), ('arms.tsynd.metrics.clean', 'x'),
-           ('arms.baseline.metrics.clean', None), ('arms.baseline.history', 'x'), ('arms.tsynd.history', 3),
-           ('arms.tsynd.trace', [None]), ('arms.tsynd.trace', {'a': 1}))},
+       **{f'{k} holds {v!r}': ('metrics.json', (k, v), f'{k}{at}') for k, v, at in (
+           ('conditions', ['clean', 3], '.1'), ('conditions', [], ''), ('arms.tsynd.metrics.clean', 'x', ''),
+           ('arms.baseline.metrics.clean', None, ''), ('arms.baseline.history', 'x', ''),
+           ('arms.tsynd.history', 3, ''), ('arms.tsynd.trace', [None], '.0'),
+           ('arms.tsynd.trace', {'a': 1}, ''), ('data.name', 'half a letter \ud800', ''))},
        'ragged table': ('provenance.csv', 'a,b\n1,2,3,4\n1,2,3,4,5,6,7\n', None),
        'latin-1 table': ('provenance.csv', 'label_name\nKr\xe4he\n'.encode('latin-1'), None),
        'latin-1 json': ('metrics.json', '"\xe4"'.encode('latin-1'), None),
@@ -439,7 +439,8 @@ def test_a_page_that_cannot_be_written(tmp_path):
 
 def test_a_page_that_breaks_off_leaves_no_part(tmp_path, monkeypatch):
     folder = make_run(tmp_path/'run')
-    def full(self, target): raise OSError(28, 'No space left on device', str(self))
-    monkeypatch.setattr('pathlib.Path.replace', full)
-    with refused(folder/'.report.html.part', found='No space left on device'): write_report(folder)
-    assert not [*folder.glob('.report*')] and not (folder/'report.html').exists()
+    def full(part, target): raise OSError(28, 'No space left on device', str(part))
+    (folder/'report.html').write_text('what was there')
+    monkeypatch.setattr('os.replace', full)
+    with refused(folder/'figures'/'mi_images.png', found='No space left on device'): write_report(folder)
+    assert not [*folder.rglob('.*')] and (folder/'report.html').read_text() == 'what was there'

@@ -388,7 +388,7 @@ def test_bad_folders_are_refused(tmp_path):
         study_report(make(tmp_path/'t', lambda r: dict(r, status='failed', reason='x')))
     blocked = make(tmp_path/'u')
     (blocked/'report.html').mkdir()
-    with refused(blocked/'.report.html.part'): study_report(blocked)
+    with refused(blocked/'report.html'): study_report(blocked)
 
 def test_the_same_study_makes_the_same_page(tmp_path):
     a, b = make(tmp_path/'a'), make(tmp_path/'b')

@@ -6,7 +6,7 @@
 __all__ = ['EXAMPLES', 'RUN', 'STUDY', 'ROOT', 'options', 'one_line', 'parser', 'default_out', 'main']
 
 # %% ../nbs/cli.ipynb #349feb1c
-import argparse, glob, os, signal, sys, threading, warnings
+import argparse, errno, glob, os, signal, sys, threading, warnings
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import chain, count
@@ -142,8 +142,10 @@ def default_out(**config)->Path: # as typed
 # %% ../nbs/cli.ipynb #d38df099
 def _run(root=None, out=None, anew=False, **config):
     from tsynd.core.settings import checked
+    from tsynd.core.surroundings import files_only
     from tsynd.experiments.configuration import RunConfig
     c = checked(RunConfig(**config))                    # before PyTorch is loaded
+    files_only()
     from tsynd.experiments import run
     from tsynd.reports.run import write_report
     from tsynd.reports.run_data import NOTHING
@@ -157,7 +159,8 @@ def _run(root=None, out=None, anew=False, **config):
 
 # %% ../nbs/cli.ipynb #bc7c1338
 def _study(config, out, root, jobs, dry_run):
-    from tsynd.core import check_range
+    from tsynd.core import check_range, files_only
+    files_only()
     from tsynd.experiments import cells, estimate, read_config, run_study
     check_range('jobs', jobs, lo=1, hi=256, integer=True)
     c = read_config(config)
@@ -179,6 +182,8 @@ def _forecast(cells, t, jobs):
 
 # %% ../nbs/cli.ipynb #6f8a3095
 def _report(folder):
+    from tsynd.core import files_only
+    files_only()
     if os.path.exists(Path(folder)/'study.toml'):
         from tsynd.reports import study_report
         print(study_report(folder))
@@ -232,9 +237,17 @@ def _check_texts(args):
                              'NUL and broken characters', k, v)
 
 # %% ../nbs/cli.ipynb #4ff02ada
-def main(argv=None # default: the command line
-        )->int:    # exit status
-    "Entry point of the `tsynd` command"
+_SURROUNDINGS = {getattr(errno, k) for k in (
+    'ENOSPC', 'EDQUOT', 'EROFS', 'EIO', 'EACCES', 'EPERM', 'ENAMETOOLONG', 'ELOOP', 'EMFILE', 'ENFILE')
+    if hasattr(errno, k)}
+
+def _told(e): # what went wrong in one line, or None where it is a mistake of ours
+    from tsynd.core.errors import InputError
+    if isinstance(e, InputError): return e
+    if isinstance(e, OSError) and e.errno in _SURROUNDINGS:
+        return f"{e.filename or 'the computer'} cannot be used ({e.strerror})"
+
+def _status(argv): # of the program, when it ends
     p = parser()
     args,rest = p.parse_known_args(argv)
     args = vars(args)
@@ -248,9 +261,21 @@ def main(argv=None # default: the command line
         with suppress(OSError):         # the terminal may be gone
             print(f"tsynd: interrupted; {str(e) or 'nothing was written'}", file=sys.stderr)
         return 128 + (stopped or [signal.SIGINT])[0]
-    except ValueError as e:
-        from tsynd.core import InputError
-        if not isinstance(e, InputError): raise
-        print(f'tsynd: {one_line(e)}', file=sys.stderr)
+    except (ValueError, OSError) as e:
+        if not _told(e): raise
+        print(f'tsynd: {one_line(_told(e))}', file=sys.stderr)
         return 2
     return 0
+
+# %% ../nbs/cli.ipynb #aa9ebdf4
+def main(argv=None # default: the command line
+        )->int:    # exit status
+    "Entry point of the `tsynd` command"
+    from tsynd.core.surroundings import steady_streams
+    with steady_streams() as (out, _):
+        try: status = _status(argv)
+        except SystemExit as e: status = e.code             # of argparse
+        out.flush()
+        if not isinstance(out.fault, OSError) or isinstance(out.fault, BrokenPipeError): return status
+        print(f'tsynd: standard output cannot be written ({out.fault.strerror})', file=sys.stderr)
+        return 2

@@ -7,7 +7,7 @@ __all__ = ['Cell', 'cells', 'cell_data', 'Busy', 'group_autoencoder', 'cpu_time'
            'measure_cell', 'corrupted']
 
 # %% ../../nbs/experiments/05_cell.ipynb #de519aa3
-import hashlib, json, os, time
+import hashlib, os, time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,12 @@ from fastai.callback.core import CancelValidException
 from fastai.callback.schedule import ParamScheduler
 from fastai.optimizer import Adam
 from filelock import FileLock, Timeout
+from typing_extensions import Required, TypedDict
 
 from ..core.devices import device
+from ..core.schemas import conform, read_json
+from ..core.settings import number
+from ..core.writing import make_folder, no_link, system_errors
 from ..data.named import load_data
 from ..data.subsets import stratified_order, subset
 from ..models.autoencoder import load_autoencoder, train_autoencoder
@@ -66,22 +70,23 @@ def cell_data(c:StudyConfig, cell:Cell, root=None):
 # %% ../../nbs/experiments/05_cell.ipynb #5aed7a3a
 class Busy(Exception): "Another process is training what is needed"
 
+_Cost = TypedDict('_Cost', dict(seconds=Required[number(0, 1e9)]), total=False)
+
 def group_autoencoder(c:StudyConfig, cell:Cell, data, folder:Path):
     "The trained autoencoder of a cell's group, and the seconds it took; raises `Busy`"
-    path = Path(folder)/'autoencoders'/cell.group
-    path.parent.mkdir(exist_ok=True)
+    path = make_folder(Path(folder)/'autoencoders')/cell.group
     try:
-        with FileLock(f'{path}.lock', timeout=0):
+        with FileLock(no_link(Path(f'{path}.lock')), timeout=0):
             if not path.exists():
                 start,part = cpu_time(c),path.parent/f'.{cell.group}'
                 ae = train_autoencoder(data, c.ae_steps, bs=c.ae_bs, seed=cell.seed, device=device(c.device),
                                        cbs=precision_callbacks(c))
-                part.mkdir(exist_ok=True)
-                save_model(part/'autoencoder', ae, seconds=cpu_time(c)-start)
-                os.replace(part, path)
+                save_model(make_folder(part)/'autoencoder', ae, seconds=cpu_time(c)-start)
+                with system_errors(path): os.replace(part, path)
     except Timeout: raise Busy from None
-    ae = load_autoencoder(path/'autoencoder', data.shape, device(c.device))
-    return ae, json.loads((path/'autoencoder.json').read_text())['seconds']
+    ae,facts,advice = path/'autoencoder',path/'autoencoder.json',f'remove {path}, and it is trained again'
+    seconds = conform(read_json(facts, advice), _Cost, facts, advice)['seconds']
+    return load_autoencoder(ae, data.shape, device(c.device)), seconds
 
 # %% ../../nbs/experiments/05_cell.ipynb #9c577ae8
 def cpu_time(c): # on one thread the processor's time, which does not see what else the machine does

@@ -8,6 +8,7 @@ __all__ = ['GROW', 'run_cell', 'work', 'run_study']
 # %% ../../nbs/experiments/07_study.ipynb #493fc1ee
 import hashlib, json, os, signal, subprocess, sys, time
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -15,11 +16,13 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from ..core.errors import check_range, InputError
+from ..core.surroundings import steady_streams
+from ..core.writing import make_folder, no_link, system_errors, write_whole
 from .cell import (
     Busy, Cell, cell_data, cells, cpu_time, group_autoencoder, measure_cell, train_cell)
 from .configuration import StudyConfig
 from .experiment import versions
-from .record import append, pack_probabilities, read_study, records, Study, write_whole
+from .record import append, pack_probabilities, read_study, records, Study
 from .study_configuration import check_config, check_machine, read_folder, to_toml
 from ..models.shared import code_checksum
 
@@ -53,7 +56,7 @@ def work(folder:str|Path, # of the study
     folder = Path(folder)
     c,tried = read_folder(folder),set()
     check_machine(c)
-    (folder/'locks').mkdir(exist_ok=True)
+    make_folder(folder/'locks')
     while todo := _todo(c, folder, run, tried):
         # all are taken: wait in case a process dies
         if not any([_take(c, cell, folder, root, run, parent, tried) for cell in todo]): time.sleep(.5)
@@ -71,16 +74,16 @@ def _take(c, cell, folder, root, run, parent, tried): # run `cell` unless it is 
     name = folder/'locks'/hashlib.md5(cell.id.encode()).hexdigest()
     tries = name.with_suffix('.tries')
     try:
-        with FileLock(f'{name}.lock', timeout=0):
+        with FileLock(no_link(Path(f'{name}.lock')), timeout=0):
             if cell not in _todo(c, folder, run, tried): return False
             before = len(tries.read_bytes()) if tries.exists() else 0
             try:
-                tries.write_bytes(b'.'*(before+1))
+                write_whole(tries, b'.'*(before+1))
                 record = (run_cell(c, cell, folder, root) if before < 5 else
                           dict(id=cell.id, **asdict(cell), status='failed',
                                reason='its process was killed five times'))
                 append(folder, dict(record, run=run))
-            except (Busy, KeyboardInterrupt): tries.write_bytes(b'.'*before); raise
+            except (Busy, KeyboardInterrupt): write_whole(tries, b'.'*before); raise
             tries.unlink(); tried.add(cell.id)
             return True
     except (Timeout, Busy): return False
@@ -90,9 +93,14 @@ def _interrupt(*_): # once: a second signal would disturb the cleaning up
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
 
+def _told(f, *args): # what the user can correct, in one line
+    try: f(*args)
+    except InputError as e: sys.exit(f'tsynd: {e}')
+
 def _worker(*args): # `work` in a process of its own
     signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, _interrupt)
-    try: work(*args)
+    try:
+        with steady_streams(): _told(work, *args)
     except KeyboardInterrupt: os._exit(128+signal.SIGTERM)   # at once: to take torch down needs seconds
 
 def _stop(workers):
@@ -114,9 +122,12 @@ def run_study(c:StudyConfig,
     folder = _open(c, Path(folder))
     run = f'{os.getpid()}-{time.time():.0f}'
     given = f'{str(folder)!r}, {root and str(root)!r}, {os.getpid()}, {run!r}'
-    call = f'from tsynd.experiments.study import _worker; _worker({given})'
-    env = dict(os.environ, OMP_NUM_THREADS='1')
-    workers = [subprocess.Popen([sys.executable, '-W', 'ignore', '-c', call], env=env)
+    # last on the path, and nothing of the working folder: a numbers.py there is not Python's
+    source = str(Path(find_spec('tsynd').origin).parents[1])
+    call = (f'import sys; sys.path.append({source!r}); '
+            f'from tsynd.experiments.study import _worker; _worker({given})')
+    env = dict(os.environ, OMP_NUM_THREADS='1', MPLBACKEND='agg')
+    workers = [subprocess.Popen([sys.executable, '-P', '-W', 'ignore', '-c', call], env=env)
                for _ in range(min(jobs, len(_todo(c, folder, run))))]
     try: _watch(c, folder, workers, run, progress)
     finally: _stop(workers)

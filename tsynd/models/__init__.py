@@ -10,7 +10,7 @@ import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     fitting=['FiniteLoss', 'TrainingCallback', 'TrainingBar', 'fit_one_cycle'],
-    bundles=['save_model', 'read_model', 'rebuild'],
+    bundles=['save_model', 'ModelFacts', 'read_model', 'rebuild'],
     autoencoder=['Autoencoder', 'ReconstructionTarget', 'autoencoder_learner', 'train_autoencoder',
                  'encode_all', 'quality', 'load_autoencoder'],
     prediction=['frozen', 'lazy_layers', 'check_initialised', 'only_logits', 'FAILURES', 'check_fits',

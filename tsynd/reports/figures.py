@@ -24,13 +24,17 @@ PALETTE = dict(
               base='#e69f00', tsynd='#56b4e9', lost='#f0a94a'))
 
 # %% ../../nbs/reports/00_figures.ipynb #f85722db
+def _plain(): # what a matplotlibrc may ask for and the machine not have
+    kinds = ('text.', 'font.', 'mathtext.', 'path.', 'savefig.', 'agg.', 'svg.', 'axes.formatter.')
+    return {k: v for k, v in matplotlib.rcParamsDefault.items() if k.startswith(kinds)}
+
 def _settings(c):
     "matplotlib's settings with the palette `c`"
     size = {k: TYPE_SIZE for k in ('font.size', 'axes.titlesize', 'legend.fontsize')}
     text = {k: c.ink for k in ('text.color', 'axes.labelcolor', 'xtick.labelcolor', 'ytick.labelcolor')}
     marks = {'axes.edgecolor': c.muted, 'xtick.color': c.muted, 'ytick.color': c.muted, 'grid.color': c.line}
     lines = {'axes.linewidth': .8, 'grid.linewidth': .7, 'lines.linewidth': 1.8, 'lines.markersize': 5.5}
-    return size | text | marks | lines | {
+    return _plain() | size | text | marks | lines | {
         'text.parse_math': False,   # a class named "$x" is no formula
         'figure.facecolor': c.paper, 'figure.constrained_layout.use': True, 'legend.frameon': False,
         'axes.facecolor': c.paper, 'axes.grid': True, 'axes.axisbelow': True, 'axes.titlelocation': 'left',
@@ -59,7 +63,7 @@ class Plot:
         "The figure as PNG"
         if dpi not in self.drawn:
             f = io.BytesIO()
-            self.fig.savefig(f, dpi=dpi, format='png')
+            with matplotlib.rc_context(_plain()): self.fig.savefig(f, dpi=dpi, format='png')
             self.drawn[dpi] = f.getvalue()
         return self.drawn[dpi]
 

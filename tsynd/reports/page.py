@@ -7,14 +7,13 @@ __all__ = ['templates', 'render', 'style_text', 'style_sheet', 'data_uri', 'figu
 
 # %% ../../nbs/reports/02_page.ipynb #90ddb9a0
 import base64, io, math
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from ..core.errors import InputError
+from ..core.writing import make_folder, write_whole
 from .figures import PALETTE, Plot, figure_style
 from .words import fixed, signed_difference, signed_points
 
@@ -76,14 +75,9 @@ def write_page(folder:Path,         # exists
                what:str='run folder'# that cannot be written to, for the message
               )->Path:              # of report.html
     "Write report.html and its pictures; raises `InputError`"
-    path, part = folder/'report.html', folder/'.report.html.part'
-    try:
-        if pictures: (folder/'figures').mkdir(exist_ok=True)
-        for name, plot in (pictures or {}).items():
-            (folder/'figures'/f'{name}.png').write_bytes(plot.png(200))
-        part.write_text(page(), encoding='utf-8', errors='xmlcharrefreplace')
-        return part.replace(path)
-    except OSError as e:
-        with suppress(OSError): part.unlink(missing_ok=True)
-        message = f'{e.filename} cannot be written ({e.strerror}); copy the {what} to a place where it can'
-        raise InputError(message, e.filename, e.strerror) from None
+    advice = f'copy the {what} to a place where it can'
+    if pictures: make_folder(folder/'figures', advice)
+    for name, plot in (pictures or {}).items():
+        write_whole(folder/'figures'/f'{name}.png', plot.png(200), advice)
+    write_whole(folder/'report.html', page().encode('utf-8', 'xmlcharrefreplace'), advice)
+    return folder/'report.html'

@@ -61,7 +61,7 @@ def study_facts_html(f:Findings)->Markup:
     c, cells = f.study.config, f.study.cells
     longer = [a for a, s in c.arms.items() if s.get('longer', 1) != 1]
     failed = [(r.id, r.reason) for r in cells[cells.status == 'failed'].itertuples()]
-    written = [r.get('versions') or {} for r in records(f.study.folder).values()]
+    written = [v for r in records(f.study.folder).values() if isinstance(v := r.get('versions'), dict)]
     versions = sorted({(k, str(v)) for r in written for k, v in r.items()})
     return render('study_facts.html', arms=list(_arm_words(f)), cells=_cell_counts(f), failed=failed,
                   pairing=pairing(cells, longer), versions=versions, settings=_settings(f))
