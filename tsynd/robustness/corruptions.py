@@ -154,7 +154,8 @@ def corrupt(x:Tensor,     # (N,1 or 3,H,W) in [0,1]
             bs:int=512    # images at a time; changes nothing but the memory needed
            )->Tensor:     # (N,1 or 3,H,W) in [0,1]
     "Corrupt each image; image i depends on `seed` and i only"
-    x,_ = _check_corruptions(x, dataset, [name], [severity]); check_range('batch size', bs, lo=1, integer=True)
+    x,_ = _check_corruptions(x, dataset, [name], [severity])
+    check_range('batch size', bs, lo=1, integer=True)
     if severity == 0: return x.clone()
     level,seeds,f = families(dataset)[name][severity-1],image_seeds(len(x), seed),CORRUPTIONS[name]
     return torch.cat([f(x[i:i+bs], level, streams(seeds[i:i+bs])).clamp(0, 1) for i in range(0, len(x), bs)])
