@@ -18,7 +18,7 @@ from tsynd.core import metrics, probabilities
 from tsynd.models import (
     check_dropout, Classifier, classifier_learner, dropout_layers, frozen, load_classifier,
     make_classifier, mc_logits, MCDropout, predict, train_classifier)
-from tsynd.core import InputError, seeded
+from tsynd.core import seeded
 from tsynd.data import load_medmnist, phantom
 
 MULTI = 'multi-label, binary-class'
