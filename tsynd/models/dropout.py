@@ -67,8 +67,9 @@ def _check_off(name, m):
         with frozen(m), torch.no_grad(): same = torch.equal(m(x), m(x))
     except Exception: return                    # it wants something else; the first pass will tell
     if not same:
-        raise InputError(f"dropout layer {name} ({type(m).__name__}) of the classifier stays on in eval mode; "
-                         "use nn.Dropout, which is switched on where it is needed", 'dropout', type(m).__name__)
+        raise InputError(f"dropout layer {name} ({type(m).__name__}) of the classifier stays on in eval "
+                         "mode; use nn.Dropout, which is switched on where it is needed",
+                         'dropout', type(m).__name__)
 
 # %% ../../nbs/models/05_dropout.ipynb #c38481f5
 def uncompiled(model:nn.Module # any

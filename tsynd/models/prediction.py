@@ -90,7 +90,8 @@ def only_logits(out # what a classifier has returned
     found = out.get('logits') if isinstance(out, Mapping) else getattr(out, 'logits', out)
     if isinstance(found, Tensor): return found
     raise InputError(f"the classifier returns {_kind(out)}, expected a tensor of logits (B,C), alone or "
-                     "under the name logits; wrap it in a module that returns only these", 'classifier', _kind(out))
+                     "under the name logits; wrap it in a module that returns only these",
+                     'classifier', _kind(out))
 
 # %% ../../nbs/models/03_prediction.ipynb #267508d6
 _SIZES = re.compile(r'shape|size|channel|dimension|height|width|elements|[0-9]D\b', re.I)
