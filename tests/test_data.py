@@ -58,8 +58,8 @@ def test_what_is_put_together_wrongly_is_refused(what, where):
                   **(dict(train=part, val=part, test=part)
                      | {where: replace(part, **{k: f(getattr(part, k)) for k,f in WRONG[what].items()})}))
 
-INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64,
-            torch.bool]
+INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32,
+            torch.uint64, torch.bool]
 
 @pytest.mark.parametrize('dtype', INTEGERS, ids=str)
 def test_whole_labels_of_every_type_are_taken(dtype):
@@ -67,7 +67,8 @@ def test_whole_labels_of_every_type_are_taken(dtype):
     data = ImageData('made', 'binary-class', ['a','b'], replace(part, y=y.to(dtype)), part, part)
     assert data.train.y.dtype == torch.int64 and data.train.y.tolist() == y.tolist()
 
-@pytest.mark.parametrize('dtype', [torch.uint8, torch.int32, torch.bool, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize('dtype', [torch.uint8, torch.int32, torch.bool, torch.float16, torch.float64],
+                         ids=str)
 def test_zeros_and_ones_of_every_type_are_several_labels(dtype):
     part = split(C=3, multilabel=True)
     data = ImageData('made', MULTI, ['a','b','c'], replace(part, y=part.y.to(dtype)), part, part)
@@ -75,31 +76,37 @@ def test_zeros_and_ones_of_every_type_are_several_labels(dtype):
 
 @pytest.mark.parametrize('y', [torch.eye(2)[torch.arange(10)%2].long(), torch.ones(10, dtype=torch.complex64),
                                torch.full((10,), 2**63, dtype=torch.uint64), torch.zeros(10).double(),
-                               [0]*10, None], ids=['one-hot', 'complex', 'too large', 'floats', 'list', 'none'])
+                               [0]*10, None],
+                               ids=['one-hot', 'complex', 'too large', 'floats', 'list', 'none'])
 def test_labels_that_are_no_class_numbers_are_refused_at_once(y):
     part = split()
     with refused('made, val: labels'):
         ImageData('made', 'binary-class', ['a','b'], part, replace(part, y=y), part)
 
 @pytest.mark.parametrize('names, want', [
-    (np.array([1, 2]), ['1','2']), ([1, 2], ['1','2']), ((0., 1.5), ['0.0','1.5']), ([True, False], ['True','False']),
+    (np.array([1, 2]), ['1','2']), ([1, 2], ['1','2']), ((0., 1.5), ['0.0','1.5']),
+    ([True, False], ['True','False']),
     (np.array(['a','b']), ['a','b']), (range(2), ['0','1'])], ids=str)
 def test_class_names_may_be_numbers(names, want):
     data = replace(image_data(), classes=names)
     assert data.classes == data.short == want and all(type(c) is str for c in data.classes)
 
 @pytest.mark.parametrize('names', [
-    ['a', None], ['a', math.nan], ['a', 10**5000], ['a', ''], ['a', 'b\n'], ['a', 'b'*5000], ['a', b'b'], ['a', 'a'],
-    [1, '1'], ['a'], [], 'ab', {'a': 1, 'b': 2}, {'a','b'}, None, 5, [['a'], ['b']]], ids=lambda v: str(type(v)))
+    ['a', None], ['a', math.nan], ['a', 10**5000], ['a', ''], ['a', 'b\n'], ['a', 'b'*5000], ['a', b'b'],
+    ['a', 'a'], [1, '1'], ['a'], [], 'ab', {'a': 1, 'b': 2}, {'a','b'}, None, 5, [['a'], ['b']]],
+    ids=lambda v: str(type(v)))
 def test_what_names_no_class_is_refused(names):
     with refused('made: classes') as e: replace(image_data(), classes=names)
     assert len(str(e.value)) < 400
 
 @pytest.mark.parametrize('change, at', [
-    (dict(x=torch.zeros(10, 1, 8, 8, dtype=torch.uint8)), 'images'), (dict(x=torch.zeros(10, 3, 4, 4).byte()), 'images'),
-    (dict(x=torch.zeros(10, 1, 0, 4).byte()), 'images'), (dict(index=None), 'index'), (dict(index=[0]*10), 'index'),
+    (dict(x=torch.zeros(10, 1, 8, 8, dtype=torch.uint8)), 'images'),
+    (dict(x=torch.zeros(10, 3, 4, 4).byte()), 'images'),
+    (dict(x=torch.zeros(10, 1, 0, 4).byte()), 'images'), (dict(index=None), 'index'),
+    (dict(index=[0]*10), 'index'),
     (dict(index=torch.zeros(10)), 'index'), (dict(factors=torch.rand(9, 8)), 'factors'),
-    (dict(factors=torch.rand(10, 8)+1), 'factors'), (dict(factors=torch.zeros(10, 8, dtype=torch.int64)), 'factors')])
+    (dict(factors=torch.rand(10, 8)+1), 'factors'),
+    (dict(factors=torch.zeros(10, 8, dtype=torch.int64)), 'factors')])
 def test_parts_that_do_not_belong_together_are_refused(change, at):
     data = image_data()
     with refused(f'made, test: {at}'): replace(data, test=replace(data.test, **change))
@@ -369,16 +376,21 @@ def test_an_archive_of_a_kind_that_cannot_be_read_is_refused(archive, at, value)
     with refused(path): read_npz(path)
 
 def header(shape=(4,), descr='|u1', extra='', version=b'\x01\x00'):
-    text = (f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}, }}" if not extra else extra).encode()
+    text = (extra or f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}, }}").encode()
     return b'\x93NUMPY' + version + len(text).to_bytes(2, 'little') + text
 
-HOSTILE = {'terabytes': header('(1000000, 1000, 1000)')+bytes(9), 'a digit too many': header('(' + '9'*400 + ',)'),
+HOSTILE = {'terabytes': header('(1000000, 1000, 1000)')+bytes(9),
+           'a digit too many': header('(' + '9'*400 + ',)'),
            'negative': header('(-4,)')+bytes(4), 'negative twice': header('(-2, -2)')+bytes(4),
-           'too few': header('(5,)')+bytes(4), 'too many': header('(3,)')+bytes(4), 'no header': b'', 'text': b'hello',
+           'too few': header('(5,)')+bytes(4), 'too many': header('(3,)')+bytes(4), 'no header': b'',
+           'text': b'hello',
            'nested brackets': header(extra='('*1000+')'*1000), 'nested lists': header(extra='['*4000),
-           'a call': header(extra="__import__('os').getcwd()"), 'cut header': header()[:-9], 'half a dozen': header('6'),
-           'a hundred dimensions': header('(' + '1,'*100 + ')')+bytes(1), 'objects': header('(1,)', '|O')+bytes(8),
-           'nothing each': header('(1000000000000,)', '|V0'), 'fields': header('(1,)', [('a', '<f4')])+bytes(4),
+           'a call': header(extra="__import__('os').getcwd()"), 'cut header': header()[:-9],
+           'half a dozen': header('6'),
+           'a hundred dimensions': header('(' + '1,'*100 + ')')+bytes(1),
+           'objects': header('(1,)', '|O')+bytes(8),
+           'nothing each': header('(1000000000000,)', '|V0'),
+           'fields': header('(1,)', [('a', '<f4')])+bytes(4),
            'times': header('(1,)', '<M8[s]')+bytes(8), 'no type': header('(1,)', '<q9')+bytes(9),
            'of the future': header(version=b'\x09\x00')+bytes(4), 'huge header': header(extra=' '*60_000)}
 
@@ -392,7 +404,8 @@ def test_a_header_is_checked_before_there_is_room_for_what_it_promises(tmp_path,
     tracemalloc.start()
     with pytest.raises(InputError) as e: quiet_load(path, medmnist.INFO['breastmnist'], 'breastmnist')
     peak = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
-    assert str(path) in str(e.value) and len(str(e.value)) < 400+len(str(path)) and len(str(e.value).splitlines()) == 1
+    said = str(e.value)
+    assert str(path) in said and len(said) < 400+len(str(path)) and len(said.splitlines()) == 1
     assert peak < 4*path.stat().st_size + 2**21
 
 def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path):
@@ -403,7 +416,8 @@ def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path):
             for _ in range(80): f.write(bytes(2**20))
     with refused(path, 'would unpack to', str(80*2**20+len(header(f'({80*2**20},)')))): read_npz(path)
 
-@pytest.mark.parametrize('extra', [np.zeros((4,7)), np.zeros((3,8)), np.full((4,8), 2.), np.full((4,8), np.nan),
+@pytest.mark.parametrize('extra',
+                         [np.zeros((4,7)), np.zeros((3,8)), np.full((4,8), 2.), np.full((4,8), np.nan),
                                    np.zeros((4,8), int), np.array(5.), np.array(['a']), np.zeros((0,8)),
                                    np.array([{}], dtype=object)], ids=lambda a: f'{a.dtype} {a.shape}')
 def test_an_extra_array_is_right_or_refused(tmp_path, extra):
@@ -423,10 +437,13 @@ def test_an_array_may_lie_in_another_order(tmp_path):
     assert np.array_equal(data.train.y, arrays['train_labels'][:,0])
     assert torch.equal(data.train.factors, torch.arange(64).view(8, 8)/64)
 
-@pytest.mark.parametrize('change', [dict(task='x'), dict(label=['a','b']), dict(label={'1':'a','2':'b'}), dict(label={}),
+@pytest.mark.parametrize('change',
+                         [dict(task='x'), dict(label=['a','b']), dict(label={'1':'a','2':'b'}),
+                          dict(label={}),
                                     dict(n_channels=2), dict(n_channels='1')], ids=str)
 def test_what_is_said_of_a_file_is_checked(tmp_path, change):
-    with refused(*change): quiet_load(write_npz(tmp_path, 'breastmnist'), medmnist.INFO['breastmnist'] | change, 'mine')
+    path, info = write_npz(tmp_path, 'breastmnist'), medmnist.INFO['breastmnist'] | change
+    with refused(*change): quiet_load(path, info, 'mine')
 
 def test_a_name_of_ones_own_is_answered_with_a_line_that_works(tmp_path):
     "What the message says to do is done, up to the run"
@@ -505,6 +522,10 @@ def test_no_download_when_told_not_to(tmp_path, monkeypatch):
     with refused(tmp_path/'breastmnist.npz', '--root'):
         load_medmnist('breastmnist', tmp_path, download=False)
     assert list(tmp_path.iterdir()) == []
+
+def test_a_root_whose_name_is_too_long_is_refused(tmp_path):
+    root = tmp_path/('x'*300)
+    with refused(root/'breastmnist.npz', '--root'): load_medmnist('breastmnist', root)
 
 def test_a_root_that_is_a_file_is_refused(tmp_path):
     (tmp_path/'file').write_text('')

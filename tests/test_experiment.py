@@ -25,8 +25,8 @@ from tsynd.cli import main
 from tsynd.data import image_dls, load_data, load_npz, phantom, subset
 from tsynd.core import has_bf16
 from tsynd.experiments import (
-    announce, BatchOrder, expected_seconds, precision, prepare_data, resolve, run, RunConfig, seconds_per_image,
-    train_arm)
+    announce, BatchOrder, expected_seconds, precision, prepare_data, resolve, run, RunConfig,
+    seconds_per_image, train_arm)
 from tsynd.reports import read_run, write_report
 from tsynd.reports import python_lines
 from tsynd.robustness import attack_loss, pgd
@@ -482,11 +482,14 @@ def test_images_of_ones_own(tmp_path):
     assert (lines.split('\n')[1].startswith('data = ...') and "out='runs/mine', data=data)" in lines
             and 'data = subset(data, 24, seed=0)' in lines)
 
-@pytest.mark.parametrize('part, words', [('train', 'has no image of'), ('val', 'validation images'), ('test', 'test images')])
+@pytest.mark.parametrize('part, words',
+                         [('train', 'has no image of'), ('val', 'validation images'),
+                          ('test', 'test images')])
 def test_an_empty_part_is_refused_before_anything_is_trained(tmp_path, monkeypatch, part, words):
     whole = phantom(24, 8, 8, size=12)
     none = replace(whole, **{part: getattr(whole, part).select(slice(0))})
-    for f in ('train_autoencoder', 'train_classifier'): monkeypatch.delattr(f'tsynd.experiments.experiment.{f}')
+    for f in ('train_autoencoder', 'train_classifier'):
+        monkeypatch.delattr(f'tsynd.experiments.experiment.{f}')
     with pytest.raises(tsynd.InputError, match=words): run(RunConfig(quick=True), tmp_path/'x', data=none)
     assert not (tmp_path/'x').exists()
 
@@ -501,7 +504,8 @@ def test_what_was_asked_for_is_run_or_refused(field, config, given):
 def test_images_that_no_autoencoder_takes_are_refused_at_once():
     whole = phantom(16, 4, 4, size=12)
     for n in (4, 10):
-        cut = {s: replace(getattr(whole, s), x=getattr(whole, s).x[..., :n]) for s in ('train', 'val', 'test')}
+        cut = {s: replace(part, x=part.x[..., :n])
+               for s, part in dict(train=whole.train, val=whole.val, test=whole.test).items()}
         with refused('images', f'12×{n}', 'multiples of 4'): resolve(RunConfig(), replace(whole, **cut))
 
 
@@ -510,13 +514,15 @@ def test_images_that_no_autoencoder_takes_are_refused_at_once():
 def test_the_expected_time_counts_images():
     data = phantom(20, 4, 10, size=12)
     c = replace(RunConfig(), epochs=3, ae_steps=7, ae_bs=5, warmup=1., attack_n=6)
-    # 35 images of the autoencoder; two classifiers see 60, and 10 as they are and 6 attacked, 12 times at 3 radii,
-    # two thirds of a training each
+    # the autoencoder sees 35 images, two classifiers 60; and 10 as they are and 6 under attack, 12 times at
+    # 3 radii, for two thirds of the price
     assert expected_seconds(c, data, (1., 0.)) == 35
     assert expected_seconds(c, data, (0., 1.)) == pytest.approx(2*(60 + (10 + 3*12*6)*2/3))
     assert expected_seconds(replace(c, autoencoder='x'), data, (1., 0.)) == 0
-    more = expected_seconds(replace(c, warmup=0., share=.5, every=3, steps=1), data, (1., 1.))
-    assert more - expected_seconds(c, data, (1., 1.)) == pytest.approx(60*.5/3*(2*2/3 + 1))     # an ascent, a training
+    # 10 images are made, by an ascent of one step, and trained on
+    c = replace(c, share=.5, every=3, steps=1)
+    made = expected_seconds(replace(c, warmup=0.), data, (1., 1.)) - expected_seconds(c, data, (1., 1.))
+    assert made == pytest.approx(10*(2*2/3 + 1))
 
 @pytest.mark.parametrize('each, said', [((1e-6, 1e-6), False), ((1., 1.), True)])
 def test_a_long_run_is_announced(monkeypatch, capsys, each, said):

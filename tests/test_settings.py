@@ -24,8 +24,8 @@ from tsynd.experiments import (
     adversarial, ARMS, ArmSettings, callbacks, check_config, read_config, read_study, resolve, RunConfig,
     StudyConfig, to_toml)
 from tsynd.models import (
-    Autoencoder, autoencoder_learner, load_autoencoder, make_classifier, mc_logits, predict, train_autoencoder,
-    train_classifier)
+    Autoencoder, autoencoder_learner, load_autoencoder, make_classifier, mc_logits, predict,
+    train_autoencoder, train_classifier)
 from tsynd.robustness import ATTACKS, attack_suite, corrupt, perturb, pgd, robustness_table
 from tsynd.targeting import synthesize, Synthesizer, TSynD
 
@@ -146,29 +146,39 @@ FUNCTIONS = [
                    holes=('x', 3, None, [1], {'a': 3}, {'a': {}}, {'a': {'q': (0, 1)}}, {'a': {'x': 3}},
                           {'a': {'x': ('a', 'b')}}))),
     (clear_phantom, dict(n_train=WHOLE)), (load_data, dict(name=TEXTS, seed=SEEDS)),
-    (partial(load_data, 'breastmnist'), dict(root=PATHS, size=(96, *WHOLE))), (read_npz, dict(path=(*PATHS, '/dev/zero'))),
+    (partial(load_data, 'breastmnist'), dict(root=PATHS, size=(96, *WHOLE))),
+    (read_npz, dict(path=(*PATHS, '/dev/zero'))),
     (partial(subset, DATA, 8), dict(seed=SEEDS)), (partial(subset, DATA), dict(n=WHOLE)),
     (partial(image_dls, DATA), dict(bs=WHOLE, seed=SEEDS, device=('x'*5000, 'a\0b', True, ['cpu']))),
-    (partial(train_autoencoder, DATA), dict(steps=WHOLE, lr=(1e-300, *REAL), bs=WHOLE, seed=SEEDS, width=WHOLE,
+    (partial(train_autoencoder, DATA),
+     dict(steps=WHOLE, lr=(1e-300, *REAL), bs=WHOLE, seed=SEEDS, width=WHOLE,
                                             latent_channels=WHOLE, noise=REAL, device=('tpu', 'a\nb', True))),
-    (partial(train_classifier, DATA), dict(model=TEXTS, epochs=WHOLE, lr=(1e-300, *REAL), seed=SEEDS, p=REAL, bs=WHOLE)),
+    (partial(train_classifier, DATA),
+     dict(model=TEXTS, epochs=WHOLE, lr=(1e-300, *REAL), seed=SEEDS, p=REAL, bs=WHOLE)),
     (make_classifier, dict(model=TEXTS, ch=WHOLE, n_classes=WHOLE, p=REAL)),
     (load_autoencoder, dict(path=PATHS)), (partial(predict, MODEL, X), dict(bs=WHOLE)),
     (partial(mc_logits, MODEL, X), dict(T=WHOLE, seed=SEEDS)),
-    (partial(TSynD, AE), dict(objective=TEXTS, T=WHOLE, steps=WHOLE, radius=(1e-300, 0., *REAL), step=(1e-300, *REAL),
+    (partial(TSynD, AE),
+     dict(objective=TEXTS, T=WHOLE, steps=WHOLE, radius=(1e-300, 0., *REAL), step=(1e-300, *REAL),
                               weight=REAL, share=(1e-300, *REAL), every=WHOLE, seed=SEEDS[:7])),
     (partial(synthesize, AE, MODEL, X, Y), dict(seed=SEEDS, task=TEXTS)),
-    (partial(perturb, X), dict(strength=REAL, seed=SEEDS, bs=WHOLE, kinds=(5, None, ['x']), ranges=(5, 'x', {'noise': 1e308}))),
-    (partial(corrupt, X, 'pixelate', severity=1), dict(severity=(10**30, -1, 1.5, True, '1', None), seed=SEEDS, bs=WHOLE)),
-    (partial(pgd, MODEL, X, Y, .01), dict(steps=WHOLE, restarts=WHOLE, seed=SEEDS, step_size=REAL, bs=WHOLE, task=TEXTS)),
+    (partial(perturb, X),
+     dict(strength=REAL, seed=SEEDS, bs=WHOLE, kinds=(5, None, ['x']), ranges=(5, 'x', {'noise': 1e308}))),
+    (partial(corrupt, X, 'pixelate', severity=1),
+     dict(severity=(10**30, -1, 1.5, True, '1', None), seed=SEEDS, bs=WHOLE)),
+    (partial(pgd, MODEL, X, Y, .01),
+     dict(steps=WHOLE, restarts=WHOLE, seed=SEEDS, step_size=REAL, bs=WHOLE, task=TEXTS)),
     (partial(ATTACKS['PGD-L2'], MODEL, X, Y), dict(eps=REAL)),
     (partial(attack_suite, MODEL, X, Y, 'binary-class'), dict(eps=REAL, seed=SEEDS, names=(5, None, 'x'))),
-    (partial(robustness_table, MODEL, X, Y, 'binary-class'), dict(eps=(5, 'x', [1e308], ['x'], None), steps=WHOLE, seed=SEEDS)),
+    (partial(robustness_table, MODEL, X, Y, 'binary-class'),
+     dict(eps=(5, 'x', [1e308], ['x'], None), steps=WHOLE, seed=SEEDS)),
     (partial(adversarial, MODEL, X, Y), dict(eps=REAL, steps=WHOLE, seed=SEEDS)),
     (lambda **given: resolve(RunConfig(**given), DATA),
-     dict(epochs=WHOLE, seed=SEEDS, lr=(1e308, 1e-300), dataset=TEXTS, autoencoder=PATHS, device=TEXTS, model=TEXTS))]
+     dict(epochs=WHOLE, seed=SEEDS, lr=(1e308, 1e-300), dataset=TEXTS, autoencoder=PATHS, device=TEXTS,
+          model=TEXTS))]
 
-@pytest.mark.parametrize('function, given', FUNCTIONS, ids=lambda v: getattr(getattr(v, 'func', v), '__name__', ''))
+@pytest.mark.parametrize('function, given', FUNCTIONS,
+                         ids=lambda v: getattr(getattr(v, 'func', v), '__name__', ''))
 def test_whatever_a_function_is_given_is_answered_in_a_sentence(function, given):
     for name, values in given.items():
         for v in values:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core.errors import InputError, shown
 from ..core.settings import check_kind, Text
-from ..core.tasks import as_task, MultiLabel, SingleLabel, Task
+from ..core.tasks import as_task, Task
 
 # %% ../../nbs/data/00_images.ipynb #18f3bb16
 ROUNDING = 1e-4     # how far outside [0,1] a pixel may lie, after a normalisation that was undone
@@ -95,16 +95,10 @@ class ImageData:
         return f"{self.name}: {n} images of {size}, {self.n_classes} classes, {self.task}"
 
 # %% ../../nbs/data/00_images.ipynb #9e876b59
-@patch
-def as_labels(self:Task, y:Tensor)->Tensor: return y
-
-@patch
-def as_labels(self:SingleLabel, y:Tensor)->Tensor: # whole numbers of any type
-    return y if y.is_floating_point() or y.is_complex() else y.long()
-
-@patch
-def as_labels(self:MultiLabel, y:Tensor)->Tensor: # zeros and ones of any type
-    return y if y.is_complex() else y.float()
+def _as_labels(y, task): # whole numbers, or zeros and ones, of any type
+    if y.is_complex(): return y
+    if task.several: return y.float()
+    return y if y.is_floating_point() else y.long()
 
 # %% ../../nbs/data/00_images.ipynb #42429db8
 def _name(v, where):
@@ -153,7 +147,7 @@ def _checked(s, where, C, task):
     _check_images(s.x, f'{where}: images')
     index = _check_index(s.index, f'{where}: index', len(s.x))
     _check_factors(s.factors, f'{where}: factors', len(s.x))
-    y = task.as_labels(s.y) if isinstance(s.y, Tensor) else s.y
+    y = _as_labels(s.y, task) if isinstance(s.y, Tensor) else s.y
     task.check_labels(y, len(s.x), C, f'{where}: labels')
     return s if y is s.y and index is s.index else replace(s, y=y, index=index)
 

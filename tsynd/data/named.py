@@ -50,7 +50,7 @@ def _download(name, path, size):
             cls(split='train', download=True, size=size, root=tmp)
             os.replace(Path(tmp)/path.name, path)
     except (RuntimeError, OSError):
-        for p in made: p.is_dir() and p.rmdir()
+        for p in made: os.path.isdir(p) and p.rmdir()
         url = medmnist.INFO[name]['url' if size==28 else f'url_{size}']
         raise InputError(f"{path} does not exist and could not be downloaded; fetch {url} yourself, "
                          "put it there, or name another folder with --root or MEDMNIST_ROOT",

@@ -38,6 +38,10 @@ def _check_table(x, y, task, eps, strengths, ladder, restarts, **counts):
     raise InputError(f"ladder is set, but {why}, expected one label per image and one restart; "
                      "leave ladder out", 'ladder', ladder)
 
+def _perturbed(s): return 'perturbed' if s == 1 else f'perturbed ×{s:g}'
+
+def _passes(eps, restarts, steps): return sum(e > 0 for e in eps)*(restarts*(steps+1)+1)
+
 # %% ../../nbs/robustness/02_evaluation.ipynb #a80af5df
 @limited(steps=Count, restarts=Count)
 def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits (B,C), or a `Learner`
@@ -60,10 +64,8 @@ def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits
     def score(x, y): return model_metrics(model, x, y, task, bs)
     i = stratified_order(y.cpu(), seed)[:n] if n < len(x) else slice(None)
     xa,ya,res = x[i],y[i],{'clean': score(x, y)}
-    passes = sum(e>0 for e in eps)*(restarts*(steps+1)+1)
-    with ticking(progress, len(x)*len(strengths) + len(xa)*passes) as tick:
-        for s in strengths:
-            res['perturbed' if s == 1 else f'perturbed ×{s:g}'] = score(perturb(x, s, seed), y); tick(len(x))
+    with ticking(progress, len(x)*len(strengths) + len(xa)*_passes(eps, restarts, steps)) as tick:
+        for s in strengths: res[_perturbed(s)] = score(perturb(x, s, seed), y); tick(len(x))
         if len(xa) < len(x): res['PGD 0/255'] = score(xa, ya)
         if ladder: return res | _ladder(model, xa, ya, task, eps, steps, seed, bs, tick)
         for e in eps:
