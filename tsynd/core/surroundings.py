@@ -8,6 +8,7 @@ __all__ = ['in_letters_of', 'Steady', 'steady_streams', 'files_only']
 # %% ../../nbs/core/10_surroundings.ipynb #faaab24d
 import logging, os, sys
 from contextlib import contextmanager, suppress
+from importlib import import_module
 
 from .errors import InputError
 
@@ -60,7 +61,7 @@ def files_only():
     asked = os.environ.pop('MPLBACKEND', None)
     os.environ['MPLBACKEND'] = 'agg'
     logging.getLogger('matplotlib').setLevel(logging.ERROR)
-    try: import matplotlib
+    try: import_module('matplotlib')
     except Exception as e:
         found = str(e).splitlines()[0]
         raise InputError(f'matplotlib cannot be loaded ({found}); is there a damaged matplotlibrc in the '

@@ -19,7 +19,7 @@ from fastai.callback.core import CancelValidException
 from fastai.callback.schedule import ParamScheduler
 from fastai.optimizer import Adam
 from filelock import FileLock, Timeout
-from typing_extensions import Required, TypedDict
+from typing_extensions import TypedDict
 
 from ..core.devices import device
 from ..core.schemas import conform, read_json
@@ -70,7 +70,8 @@ def cell_data(c:StudyConfig, cell:Cell, root=None):
 # %% ../../nbs/experiments/05_cell.ipynb #5aed7a3a
 class Busy(Exception): "Another process is training what is needed"
 
-_Cost = TypedDict('_Cost', dict(seconds=Required[number(0, 1e9)]), total=False)
+class _Cost(TypedDict):
+    seconds: number(0, 1e9)
 
 def group_autoencoder(c:StudyConfig, cell:Cell, data, folder:Path):
     "The trained autoencoder of a cell's group, and the seconds it took; raises `Busy`"

@@ -11,13 +11,13 @@ import json, lzma, os
 from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Required
 
 import numpy as np
 import pandas as pd
 from annotated_types import Len, MaxLen, Predicate
 from filelock import FileLock
-from typing_extensions import Required, TypedDict
+from typing_extensions import TypedDict
 
 from ..core.errors import InputError, printable, shown
 from ..core.schemas import conform, parse_json

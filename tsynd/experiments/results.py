@@ -19,6 +19,7 @@ from ..core.devices import device
 from ..core.errors import as_path
 from ..core.settings import checked
 from ..core.unfinished import resumable
+from ..core.writing import system_errors, write_whole
 from ..data.files import save_npz
 from ..data.images import ImageData, Split, to_numpy
 from ..models.autoencoder import load_autoencoder
@@ -34,13 +35,17 @@ from .experiment import (
 def save_result(r:Result,
                 folder:Path # exists and is empty
                ):
-    "Write metrics, synthetic images with provenance, and models"
-    (folder/'models').mkdir()
-    save_model(folder/'models'/'autoencoder', r.autoencoder, data=r.metrics['data']['name'])
-    for arm,l in r.learners.items():
-        save_model(folder/'models'/arm, l.model, data=r.metrics['data']['name'], arm=arm)
-    (folder/'metrics.json').write_text(json.dumps(r.metrics, indent=1, allow_nan=False)+'\n')
-    s,data = r.synthetic,r.data
+    "Write metrics, synthetic images with provenance, and models; raises `InputError`"
+    with system_errors(folder, 'choose another folder with --out'):
+        (folder/'models').mkdir()
+        save_model(folder/'models'/'autoencoder', r.autoencoder, data=r.metrics['data']['name'])
+        for arm,l in r.learners.items():
+            save_model(folder/'models'/arm, l.model, data=r.metrics['data']['name'], arm=arm)
+        write_whole(folder/'metrics.json', (json.dumps(r.metrics, indent=1, allow_nan=False)+'\n').encode())
+        _save_synthetic(r.synthetic, r, folder)
+
+def _save_synthetic(s, r, folder):
+    data = r.data
     if s is None:
         table = pd.DataFrame(columns=['source_index','label','label_name','radius',*PROVENANCE_COLUMNS])
     else:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..core.errors import check_range, InputError
 from ..core.surroundings import steady_streams
-from ..core.writing import make_folder, no_link, system_errors, write_whole
+from ..core.writing import make_folder, no_link, write_whole
 from .cell import (
     Busy, Cell, cell_data, cells, cpu_time, group_autoencoder, measure_cell, train_cell)
 from .configuration import StudyConfig

@@ -49,7 +49,8 @@ def read_config(path:str|Path, # a TOML file
             raise InputError(f"{path} has a key {shown(k)}, expected some of {some}", k, d[k])
     for k in needed:
         if k not in d: raise InputError(f"{path} has no key {k!r}, expected all of {', '.join(needed)}", k)
-    return check_config(StudyConfig(**(dict(name=path.stem) | unsaid | d)))
+    try: return check_config(StudyConfig(**(dict(name=path.stem) | unsaid | d)))
+    except InputError as e: raise InputError(f'{path}: {e}', e.field, e.found) from None
 
 def read_folder(folder:Path)->StudyConfig: # of a study, by whatever version
     return read_config(folder/'study.toml', **UNWRITTEN)

@@ -6,15 +6,15 @@
 __all__ = ['save_model', 'ModelFacts', 'read_model', 'rebuild']
 
 # %% ../../nbs/models/01_bundles.ipynb #e039e595
-import json, math, os
+import json, os
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Required
 
 import torch
 from safetensors.torch import load_file, save
 from torch import nn
-from typing_extensions import Required, TypedDict
+from typing_extensions import TypedDict
 
 from ..core.errors import as_path, InputError, shown
 from ..core.schemas import conform, read_json
@@ -70,18 +70,18 @@ def _check_settings(path, build, config): # each of the type that `build` declar
     for k,v in config.items():
         kinds = dict.get({float: (float,int)}, declared.get(k), (declared.get(k),))
         right = type(v) in kinds or declared.get(k) not in (str, int, float)
-        if right and (type(v) is not float or math.isfinite(v)): continue
+        if right and (type(v) not in (int, float) or abs(v) <= 1e300): continue
         raise InputError(f"{path}.json has {shown(v)} as config.{k}, expected a finite {kinds[0].__name__}; "
                          f"{_NONE}", f'config.{k}', v)
 
 def _check_shapes(path, model, weights): # of a model without memory
-    kinds = lambda d: {k: (list(v.shape), v.is_floating_point()) for k,v in d.items()}
+    kinds = lambda d: {k: (list(v.shape), v.is_floating_point(), v.is_complex()) for k,v in d.items()}
     want,found = kinds(model.state_dict()),kinds(weights)
     for k in {**want, **found}:
         if want.get(k) == found.get(k): continue
         shapes = [d[k][0] if k in d else 'nothing' for d in (want, found)]
         raise InputError(f"{path} is not a model saved by tsynd: its configuration does not fit its weights "
-                         f"({shown(k)} is to be {shown(shapes[0])}, found {shown(shapes[1])})", path, k)
+                         f"({shown(k)} is to be {shown(shapes[0])}, found {shown(shapes[1])})", k, shapes[1])
 
 # %% ../../nbs/models/01_bundles.ipynb #5b3d6fe4
 def rebuild(path,         # for the message

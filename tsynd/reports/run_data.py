@@ -11,12 +11,12 @@ __all__ = ['NUMBERS', 'RUN_MEASURES', 'NOTHING', 'RunFolder', 'RunMeasures', 'Ru
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Required
 
 import numpy as np
 import pandas as pd
 from annotated_types import Len, MaxLen
-from typing_extensions import Annotated, Required, TypedDict
+from typing_extensions import TypedDict
 
 from ..core.errors import InputError, shown
 from ..core.schemas import conform, read_json
