@@ -11,7 +11,6 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.vision.augment import RandomErasing, Resize, aug_transforms
 from fastai.vision.core import PILImageBW
 from fastai.vision.data import ImageDataLoaders
-import fastai.vision.learner            # shows images
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from refused import refused
