@@ -1,4 +1,4 @@
-"""fastai around a training: predictions leave it alone, its tools work on our loaders, its loaders are read."""
+"""fastai around a training: predictions leave it alone, its tools and its loaders work with ours."""
 import matplotlib; matplotlib.use('Agg')
 import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
@@ -8,6 +8,7 @@ from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize, ToTe
 from fastai.interpret import ClassificationInterpretation, Interpretation
 from fastai.learner import Learner, load_learner
 from fastai.losses import CrossEntropyLossFlat
+from fastai.vision import learner as vision_learner
 from fastai.vision.augment import RandomErasing, Resize, aug_transforms
 from fastai.vision.core import PILImageBW
 from fastai.vision.data import ImageDataLoaders
@@ -163,7 +164,8 @@ def test_predict_gives_name_number_and_probabilities(learn, data):
             torch.testing.assert_close(p, want[i])
             assert name == data.classes[number] and int(number) == int(want[i].argmax())
 
-@pytest.mark.parametrize('item', ['a.png', torch.zeros(1, 8, 12), torch.zeros(3, 12, 12), np.zeros((4, 4)), None],
+@pytest.mark.parametrize('item', ['a.png', torch.zeros(1, 8, 12), torch.zeros(3, 12, 12),
+                                  np.zeros((4, 4)), None],
                          ids=['path','size','colour','array','none'])
 def test_predict_says_which_images_it_takes(learn, item):
     with refused('image', '(1, 12, 12)'): quiet(learn, learn.predict, item)
@@ -181,7 +183,7 @@ def test_interpretation_finds_the_images_of_the_highest_losses(learn, data, monk
     x,preds,targets,decoded,_ = quiet(learn, lambda: interp[where])
     assert torch.equal(x, data.val.batch(where)[0]) and torch.equal(targets, data.val.y[where])
     axs = []
-    monkeypatch.setattr('fastai.vision.learner.get_grid', lambda n, **kw: axs.extend(grid(n)) or axs)
+    monkeypatch.setattr(vision_learner, 'get_grid', lambda n, **kw: axs.extend(grid(n)) or axs)
     quiet(learn, interp.plot_top_losses, 3)
     want = [f'{data.classes[int(p[i].argmax())]}/{data.classes[int(y[i])]}' for i in where]
     assert [a.get_title().split(' / ')[0] for a in axs] == want
@@ -199,7 +201,8 @@ def test_the_confusion_matrix_is_that_of_the_predictions(learn, data):
 
 def test_results_are_shown_with_both_names(learn, data, monkeypatch):
     seen = []
-    monkeypatch.setattr('tsynd.data.loaders.show_images', lambda x, titles, **kw: seen.extend(zip(x, titles)))
+    monkeypatch.setattr('tsynd.data.loaders.show_images',
+                        lambda x, titles, **kw: seen.extend(zip(x, titles)))
     quiet(learn, learn.show_results, max_n=4)
     with torch.no_grad(): found = learn.model(torch.stack([x for x,_ in seen])).argmax(1)
     assert len(seen) == 4
@@ -220,7 +223,8 @@ def test_several_labels_have_several_names(data):
     many = ImageData('many', 'multi-label, binary-class', ['a, or so','b','c'], *parts)
     learn = train_classifier(many, tiny(3), epochs=1, bs=8)
     names,found,p = quiet(learn, learn.predict, many.val.x[0])
-    assert list(names) == [n for n,q in zip(many.classes, p) if q > .5] and found.tolist() == (p > .5).tolist()
+    assert list(names) == [n for n,q in zip(many.classes, p) if q > .5]
+    assert found.tolist() == (p > .5).tolist()
     quiet(learn, learn.show_results)
     assert learn.dls.valid.decode_batch(learn.dls.valid.one_batch())[0][1] == [
         n for n,v in zip(many.classes, y[0]) if v]
@@ -261,7 +265,8 @@ def test_every_batch_is_named_whatever_is_skipped(n, bs, bad, shuffle, drop_last
     assert all(x == index for x,index in rows)
 
 def test_an_item_that_is_none_is_skipped_too():
-    dl = DataLoader(list(range(9)), bs=2, after_item=lambda i: None if i in (1, 4) else torch.full((1,), i))
+    dl = DataLoader(list(range(9)), bs=2,
+                    after_item=lambda i: None if i in (1, 4) else torch.full((1,), i))
     assert named(dl) == [([0,2],)*2, ([3,5],)*2, ([6,7],)*2, ([8],)*2]
 
 def test_a_look_at_another_batch_in_between_does_not_matter():
@@ -297,17 +302,21 @@ def test_a_file_that_cannot_be_read_takes_no_name_from_the_others(folder, ae):
 
 # An ImageData from DataLoaders
 
-def from_folder(root, table, **kw): return ImageDataLoaders.from_folder(root, train='train', valid='valid', **kw)
+def files(root): return sorted(root.rglob('*.png'))
+
+def from_folder(root, table, **kw):
+    return ImageDataLoaders.from_folder(root, train='train', valid='valid', **kw)
 def from_df(root, table, **kw):
     return ImageDataLoaders.from_df(table, root, fn_col='name', label_col='label', valid_col='held', **kw)
 def from_name_func(root, table, **kw):
-    return ImageDataLoaders.from_name_func(root, sorted(root.rglob('*.png')), lambda f: str(f)[:2], seed=1, **kw)
+    return ImageDataLoaders.from_name_func(root, files(root), lambda f: str(f)[:2], seed=1, **kw)
 def from_name_re(root, table, **kw):
-    return ImageDataLoaders.from_name_re(root, sorted(root.rglob('*.png')), r'(c\d)_\d+.png', seed=1, **kw)
+    return ImageDataLoaders.from_name_re(root, files(root), r'(c\d)_\d+.png', seed=1, **kw)
 def from_lists(root, table, **kw):
-    return ImageDataLoaders.from_lists(root, [root/n for n in table.name], list(table.label), seed=1, **kw)
+    names = [root/n for n in table.name]
+    return ImageDataLoaders.from_lists(root, names, list(table.label), seed=1, **kw)
 def from_path_func(root, table, **kw):
-    return ImageDataLoaders.from_path_func(root, sorted(root.rglob('*.png')), lambda f: f.parent.name, seed=1, **kw)
+    return ImageDataLoaders.from_path_func(root, files(root), lambda f: f.parent.name, seed=1, **kw)
 
 def file_of(root, dl, i):
     "Whatever the items are"
@@ -315,7 +324,8 @@ def file_of(root, dl, i):
     return root/(item['name'] if hasattr(item, 'keys') else item[0] if isinstance(item, tuple) else item)
 
 @pytest.mark.parametrize('changed', [False, True])
-@pytest.mark.parametrize('make', [from_folder, from_df, from_name_func, from_name_re, from_lists, from_path_func],
+@pytest.mark.parametrize('make', [from_folder, from_df, from_name_func, from_name_re, from_lists,
+                                  from_path_func],
                          ids=lambda f: f.__name__)
 def test_image_data_reads_what_fastai_serves(folder, make, changed):
     "each image once, as it is in its file: not augmented, not normalised, none of them twice"
@@ -323,8 +333,8 @@ def test_image_data_reads_what_fastai_serves(folder, make, changed):
     tfms = [*aug_transforms(), Normalize.from_stats([.4978], [.2479], cuda=False), RandomErasing(p=1.)]
     with seeded(0):
         dls = make(root, table, bs=7, num_workers=0, device='cpu', img_cls=PILImageBW,
-                   item_tfms=[Resize(12, 'squash')] if changed else None, batch_tfms=tfms if changed else None)
-        state = torch.get_rng_state()
+                   item_tfms=[Resize(12, 'squash')] if changed else None,
+                   batch_tfms=tfms if changed else None)
         mine = image_data(dls)
     assert mine.classes == ['c0','c1'] and mine.task.name == 'binary-class' and len(mine.test) == 0
     assert len(mine.train)+len(mine.val) == 34
