@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..core.defaults import ClassifierSettings
 from ..core.devices import device as known_device
+from ..core.errors import InputError
 from ..core.figures import show_images
 from ..core.settings import limited, Seed, stated, whole
 from ..core.tasks import task_of
