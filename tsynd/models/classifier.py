@@ -19,7 +19,7 @@ from torch import nn
 from ..core.defaults import ClassifierSettings
 from ..core.errors import check_range, InputError, shown
 from ..core.seeds import seeded
-from ..core.settings import bounds, limited, Seed, stated, Text, whole
+from ..core.settings import bounds, limited, number, Seed, stated, Text, whole
 from ..core.tasks import as_task, Task
 from ..data.images import ImageData
 from ..data.loaders import image_dls
@@ -55,7 +55,7 @@ class _Block(nn.Module):
 # %% ../../nbs/models/04_classifier.ipynb #e2e5f71c
 _SHAPE = dict(ch=whole(1, 1000), n_classes=whole(1, 10**6))
 
-@limited(**_SHAPE, p=stated(ClassifierSettings, 'dropout'))
+@limited(**_SHAPE, p=number(0, 1))
 def small_resnet(ch:int=1,        # image channels, 1 or 3
                  n_classes:int=2, # C
                  p:float=.5       # dropout probability, in [0,1)
@@ -67,7 +67,7 @@ def small_resnet(ch:int=1,        # image channels, 1 or 3
     return Classifier(trunk, 96, n_classes, p)
 
 # %% ../../nbs/models/04_classifier.ipynb #8e4aee13
-@limited(**_SHAPE, p=stated(ClassifierSettings, 'dropout'))
+@limited(**_SHAPE, p=number(0, 1))
 def resnet18(ch:int=1,        # image channels, 1 or 3
              n_classes:int=2, # C
              p:float=.5       # dropout probability, in [0,1)
