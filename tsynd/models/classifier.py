@@ -17,7 +17,7 @@ from fastcore.foundation import L
 from torch import nn
 
 from ..core.defaults import ClassifierSettings
-from ..core.errors import check_range, InputError
+from ..core.errors import check_range, InputError, shown
 from ..core.seeds import seeded
 from ..core.settings import bounds
 from ..core.tasks import as_task, Task
@@ -80,7 +80,7 @@ def _timm(name, ch, n_classes, p):
         raise InputError(f"model is 'timm:{name}', but timm is not installed; pip install timm",
                          'model', f'timm:{name}') from None
     if not timm.is_model(name):
-        raise InputError(f"model is 'timm:{name}', but timm has no model of that name; "
+        raise InputError(f"model is {shown('timm:'+name)}, but timm has no model of that name; "
                          "see timm.list_models()", 'model', f'timm:{name}')
     trunk = timm.create_model(name, pretrained=False, in_chans=ch, num_classes=0)
     return Classifier(trunk, getattr(trunk, 'head_hidden_size', None) or trunk.num_features, n_classes, p)
@@ -95,7 +95,8 @@ def make_classifier(model:str=ClassifierSettings.model, # or 'resnet18', or 'tim
     check_range('dropout', p, **bounds(ClassifierSettings, 'dropout'))
     builders = dict(small_resnet=small_resnet, resnet18=resnet18)
     if model not in builders and not model.startswith('timm:'):
-        raise InputError(f"model is {model!r}, expected small_resnet, resnet18 or timm:NAME", 'model', model)
+        raise InputError(f"model is {shown(model)}, expected small_resnet, resnet18 or timm:NAME",
+                         'model', model)
     clf = builders[model](ch, n_classes, p) if model in builders else _timm(model[5:], ch, n_classes, p)
     clf.config = dict(model=model, ch=ch, n_classes=n_classes, p=p)
     return clf
