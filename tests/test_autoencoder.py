@@ -252,8 +252,11 @@ SPOIL = {
 def test_bad_files_get_one_sentence(tmp_path, case):
     save_model(tmp_path/'ae', tiny())
     SPOIL[case](tmp_path/'ae')
-    missing = {'no json': 'ae.json', 'no weights': 'ae.safetensors'}
-    with refused(tmp_path/missing.get(case, 'ae')): load_autoencoder(tmp_path/'ae')
+    json_file = ('no json', 'truncated json', 'a list')
+    weights = ('no weights', 'truncated weights', 'empty weights')
+    inner = {'no config': 'config', 'no kind': 'kind', 'another config': 'enc.4.weight'}
+    file = 'ae.json' if case in json_file else 'ae.safetensors' if case in weights else 'ae'
+    with refused(inner.get(case, tmp_path/file), 'ae'): load_autoencoder(tmp_path/'ae')
 
 def test_another_number_of_channels_is_refused(tmp_path):
     save_model(tmp_path/'ae', tiny(ch=3))

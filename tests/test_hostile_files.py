@@ -1,6 +1,6 @@
 """Files that lie: whatever is put into a run, a model or a study, the answer is one sentence
 that names the file and what is wrong in it, or a result that does not depend on it."""
-import copy, io, json, random, struct
+import copy, io, json, random, struct, zipfile
 
 import numpy as np, pandas as pd, pytest, torch
 from safetensors.torch import load_file, save
@@ -142,6 +142,13 @@ def test_an_array_is_a_stack_of_images_of_the_size_that_the_metrics_state(run, p
         np.savez(f, **arrays | {k: STACKS[how](arrays[k]) for k in names})
         put('synthetic.npz', f.getvalue())
         assert answer(lambda: read_run(run), 'synthetic.npz')
+
+def test_an_archive_whose_members_are_no_arrays(run, put):
+    f = io.BytesIO()
+    with zipfile.ZipFile(f, 'w') as z:
+        for k in np.load(run/'synthetic.npz').files: z.writestr(f'{k}.npy', 'x')
+    put('synthetic.npz', f.getvalue())
+    assert answer(lambda: read_run(run), 'synthetic.npz')
 
 
 # A model

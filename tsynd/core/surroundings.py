@@ -63,7 +63,7 @@ def files_only():
     logging.getLogger('matplotlib').setLevel(logging.ERROR)
     try: import_module('matplotlib')
     except Exception as e:
-        found = str(e).splitlines()[0]
+        found = f'{type(e).__name__}: {e}'.splitlines()[0]
         raise InputError(f'matplotlib cannot be loaded ({found}); is there a damaged matplotlibrc in the '
                          'working folder?', 'matplotlib', found) from None
     finally:

@@ -95,9 +95,11 @@ def rebuild(path,         # for the message
     _check_settings(path, build, config)
     try:
         with torch.device('meta'): model = build(**config)
+    except InputError as e: raise InputError(f'{path}.json: {e}', e.field, e.found) from None
     except Exception as e:
-        raise InputError(f"{path}.json has a configuration of which no model can be made "
-                         f"({type(e).__name__}: {str(e).splitlines()[0][:200]}); {_NONE}", path) from None
+        why = f'{type(e).__name__}: {e}'.splitlines()[0][:200]
+        raise InputError(f"{path}.json has a configuration of which no model can be made ({why}); {_NONE}",
+                         path) from None
     _check_shapes(path, model, weights)
     model = build(**config)
     model.load_state_dict(weights)

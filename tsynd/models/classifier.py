@@ -86,7 +86,7 @@ def _timm(name, ch, n_classes, p):
         raise InputError(f"model is 'timm:{name}', but timm is not installed; pip install timm",
                          'model', f'timm:{name}') from None
     if not timm.is_model(name):
-        raise InputError(f"model is 'timm:{name}', but timm has no model of that name; "
+        raise InputError(f"model is {shown('timm:'+name)}, but timm has no model of that name; "
                          "see timm.list_models()", 'model', f'timm:{name}')
     trunk = timm.create_model(name, pretrained=False, in_chans=ch, num_classes=0)
     return Classifier(trunk, getattr(trunk, 'head_hidden_size', None) or trunk.num_features, n_classes, p)

@@ -95,7 +95,7 @@ def _measures(g, level, arm):
     gain, robust, _ = DEMO_ARMS[arm]
     def around(shift):
         noise = g.normal(0, (.006, .008, .008))
-        values = level + gain + shift + noise - (0, .08, .05)
+        values = np.clip(level + gain + shift + noise - (0, .08, .05), 0, 1)
         return dict(zip(('auc', 'balanced_accuracy', 'accuracy'), values.tolist()))
     calibration = dict(ece=abs(.08+robust/5+g.normal(0, .01)), nll=.4+robust/4+g.normal(0, .02))
     out = dict(clean=around(0) | calibration, perturbed=around(-.1+robust/9))

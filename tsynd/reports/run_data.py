@@ -88,6 +88,7 @@ def _read_provenance(path):
 
 # %% ../../nbs/reports/04_run_data.ipynb #7130c503
 def _check_stack(path, key, a, n, shape):
+    a = np.asarray(a)                                   # bytes, where it is no array of numpy
     found,many = '×'.join(map(str, a.shape)),len(a) if a.ndim else 'no'
     if many != n:
         raise InputError(f"{path} has {many} images {key}, expected {n}, one per row of provenance.csv "
