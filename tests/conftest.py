@@ -33,7 +33,8 @@ def distributions(tmp_path_factory):
     "A source distribution of what git knows, and the wheel that is built from it"
     tmp, root = tmp_path_factory.mktemp('distributions'), Path(__file__).parents[1]
     known = subprocess.run(['git', 'ls-files', '-z'], cwd=root, capture_output=True, text=True, check=True)
-    for f in filter(lambda f: f and (root/f).is_file(), known.stdout.split('\0')):
+    files = [f for f in known.stdout.split('\0') if f and (root/f).is_file()]
+    for f in files:
         (tmp/'tree'/f).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root/f, tmp/'tree'/f)
     # setuptools would warn of it
@@ -41,7 +42,8 @@ def distributions(tmp_path_factory):
     build = [sys.executable, '-m', 'build', '--no-isolation', '--outdir', tmp/'dist', tmp/'tree']
     built = subprocess.run(build, env=env, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-2000:]
-    return SimpleNamespace(folder=tmp/'dist', printed=built.stdout+built.stderr)
+    return SimpleNamespace(folder=tmp/'dist', files=files, printed=built.stdout+built.stderr)
+
 
 def pytest_collection_modifyitems(items):
     "Mark every test on real data, and say so in the junit report, where .ci/run looks for skipped ones"

@@ -195,12 +195,11 @@ def test_help_imports_nothing_heavy(tmp_path, argv):
 @pytest.mark.xdist_group('wheel')
 def test_the_wheel_runs_offline_outside_the_source_tree(distributions, tmp_path):
     target, quiet = tmp_path/'target', dict(cwd=tmp_path, capture_output=True, text=True)
-    files = subprocess.run(['git', 'ls-files', '-z'], capture_output=True,
-                           text=True, check=True).stdout.split('\0')
     wheel, = distributions.folder.glob('*.whl')
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.split('/')[0] for n in names} == {'tsynd', f'tsynd-{tsynd.__version__}.dist-info'}
-    assert {n for n in names if n.startswith('tsynd/')} == {f for f in files if f.startswith('tsynd/')}
+    assert {n for n in names if n.startswith('tsynd/')} == {
+        f for f in distributions.files if f.startswith('tsynd/')}
     subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps', '--no-index', '--target',
                     target, wheel], check=True, **quiet)
     res, _ = offline(tmp_path/'a', sys.executable, '-c',

@@ -2,7 +2,6 @@
 every task and size, and a model that is left as it was."""
 import math
 from contextlib import nullcontext
-from dataclasses import replace
 
 import numpy as np, pytest, timm, torch, torchvision
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from tsynd.robustness import SignedEigenGradCAM, without
 from tsynd.models import Autoencoder
 from tsynd.models import make_classifier, predict, train_classifier
 from tsynd.core import as_task, seeded
-from tsynd.data import FACTORS, load_data, phantom, phantom_labels, render_phantom, Split, subset
+from tsynd.data import clear_phantom, FACTORS, load_data, subset
 from tsynd.robustness import (
     cam, faithfulness, heat_inside, METHODS, minimise_class, phantom_region, show_cams, spatial_layers,
     target_layer)
@@ -323,18 +322,12 @@ def test_heat_inside():
     assert torch.allclose(heat_inside(maps, region)[:2], torch.tensor([.1, 1.]))
     assert heat_inside(maps, region)[2].isnan()
 
-def clear(n, seed):
-    "Phantom lesions with much or little spiculation"
-    f = torch.rand(n, len(FACTORS), generator=torch.Generator().manual_seed(seed))
-    f[:,1] = .3*f[:,1] + .7*f[:,1].round(); f[:,2] = .3 + .7*f[:,2]; f[:,4] = 1
-    return Split((render_phantom(f, seed=seed)*255).round().byte(), phantom_labels(f), torch.arange(n), f)
-
 lesions = pytest.mark.xdist_group('lesions')  # one worker trains the network, for all tests that need it
 
 @pytest.fixture(scope='module')
 def trained():
     "A network that has learned to tell the lesions, malignant ones, and where these are"
-    data = replace(phantom(), train=clear(200, 1), val=clear(50, 2), test=clear(80, 3))
+    data = clear_phantom(n_test=80)
     model = train_classifier(data, epochs=20).model
     x,y = data.test.batch(range(80))
     assert (predict(model, x).argmax(1) == y).float().mean() > .9

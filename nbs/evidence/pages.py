@@ -91,7 +91,7 @@ def questions(study=''):
                & (CLAIMS.source == ('studies/headline' if not study else f'studies/{study}'))
                & CLAIMS.p_holm.notna()]
     names = dict(auc='AUC', balanced_accuracy='balanced acc.')
-    return t.assign(question=[f"{q.arm} − {q.reference}\n{names[q.measure]}"
+    return t.assign(question=[f"{q.arm} − {q.reference}: {names[q.measure]}"
                               + (f', {q.condition}' if q.condition != 'clean' else '')
                               for q in t.itertuples()])
 
@@ -117,8 +117,7 @@ def forest(study=''):
                 bars(ax, own, np.arange(len(own)) + .34*(i-.5), verdict_colors(own), mark)
             names = part.question.drop_duplicates()
             ax.axvline(0, color='.4', lw=.8); ax.grid(False, axis='y')
-            ax.set(yticks=range(len(names)), yticklabels=[n.replace('\n', ', ') for n in names],
-                   ylim=(len(names)-.5, -.5))
+            ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names)-.5, -.5))
         axs[1].set_xlabel('difference in points, ○ Breast, □ Pneumonia')
 
 def curves(at, xlabel, arms=tuple(HUES)):
