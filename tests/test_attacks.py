@@ -640,7 +640,7 @@ def test_bad_input_to_an_attack(name, kwargs, field, said):
 @pytest.mark.parametrize('kwargs,field,found', [
     (dict(names=('PGD','DeepFool')), 'attack', 'DeepFool'),
     (dict(steps=dict(pgd=3)), 'steps of attack', 'pgd'), (dict(steps=dict(PGD=0)), 'steps of PGD', 0),
-    (dict(eps=4), 'eps', 4), (dict(eps_l2=-1), 'eps', -1), (dict(y=several()), 'labels', ...)])
+    (dict(eps=4), 'eps', 4), (dict(eps_l2=-1), 'eps_l2', -1), (dict(y=several()), 'labels', ...)])
 def test_bad_input_to_the_suite_is_found_before_any_work(kwargs, field, found):
     class Never(nn.Module):
         def forward(self, x): raise RuntimeError('the model was called')

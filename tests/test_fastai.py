@@ -382,7 +382,7 @@ def test_an_item_that_is_skipped_keeps_its_place_free(data):
     assert torch.equal(mine.train.x, data.train.x[mine.train.index])
 
 @pytest.mark.parametrize('items,field', [([(torch.full((1,8,8), 3.), 0)]*4, 'images'),
-                                         ([(torch.zeros(1,8,8), .5)]*4, 'mine, train: labels'),
+                                         ([(torch.zeros(1,8,8), .5)]*4, 'mine: labels'),
                                          ([(torch.zeros(1,8,8),)*3]*4, 'batches'),
                                          ([], 'training loader')], ids=['range','numbers','three','none'])
 def test_what_cannot_be_read_is_said(items, field):

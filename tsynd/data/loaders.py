@@ -184,7 +184,8 @@ def show_results(self:ImageDL, b, out, max_n:int=9, ctxs=None, **kwargs):
     return show_images(x[:n].cpu(), titles=[f'{a}\n{b}' for a,b in both], axs=ctxs, **kwargs)
 
 # %% ../../nbs/data/05_loaders.ipynb #6b1f0c05
-@patch
-def set_split_idx(self:Split, i):
+def _no_tta(self, i):
     raise InputError("tta needs transforms that vary the images, but these DataLoaders have none; "
                      "use get_preds(), or DataLoaders of fastai that augment", 'tta')
+
+Split.set_split_idx = _no_tta       # what fastai's `tta` begins with

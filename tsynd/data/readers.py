@@ -88,6 +88,7 @@ def image_data(dls:DataLoaders, # fastai's, of images with one label or several
     none,vocab = parts[0].select(slice(0)),getattr(dls, 'vocab', None)
     parts = [none if p is None else p for p in (*parts, None, None)][:3]
     y = torch.cat([p.y for p in parts])
+    task_of(y).check_labels(y, len(y), what=f'{name}: labels')
     several = task_of(y).several
     n = y.shape[1] if several else int(y.max())+1
     classes = [str(c) for c in (range(n) if vocab is None else vocab)]

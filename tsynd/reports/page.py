@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from ..core.writing import make_folder, write_whole
-from .figures import PALETTE, Plot, figure_style
+from .figures import PALETTE, Plot
 from .words import fixed, signed_difference, signed_points
 
 # %% ../../nbs/reports/02_page.ipynb #49029042

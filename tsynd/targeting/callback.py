@@ -12,7 +12,6 @@ from dataclasses import fields
 
 import pandas as pd
 import torch
-from fastai.callback.core import Callback
 from fastai.losses import FocalLoss, LabelSmoothingCrossEntropy
 from fastcore.basics import patch
 from torch import nn, Tensor
