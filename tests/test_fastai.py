@@ -93,6 +93,12 @@ def test_what_a_training_found_survives_inference(data, ae, plain, name):
     assert after == before and before[0] == 2
     assert later[0] == plain[0] and all(map(torch.equal, later[1], plain[1]))
 
+def test_a_search_for_a_learning_rate_leaves_what_was_found(data, ae):
+    def look(learn): assert learn.lr_find(num_it=4, show_plot=False).valley > 0
+    before, after, later = trained(data, ae, look)
+    assert after[:8] == before[:8] and after[-1] is None            # the loader has dealt batches meanwhile
+    assert later[0][0] == 2 and len(later[0][2]) == len(before[2])  # and the next training begins anew
+
 def test_inference_within_a_fit_does_not_begin_or_end_it(data, ae):
     "As a callback does it that measures on other images before each validation"
     class Measures(Callback):

@@ -724,6 +724,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'tsynd/models/fitting.py'),
                                       'tsynd.models.fitting.TrainingCallback.__call__': ( 'models/fitting.html#trainingcallback.__call__',
                                                                                           'tsynd/models/fitting.py'),
+                                      'tsynd.models.fitting.TrainingCallback._aside': ( 'models/fitting.html#trainingcallback._aside',
+                                                                                        'tsynd/models/fitting.py'),
                                       'tsynd.models.fitting.fit_one_cycle': ( 'models/fitting.html#fit_one_cycle',
                                                                               'tsynd/models/fitting.py')},
             'tsynd.models.prediction': { 'tsynd.models.prediction.Normalised': ( 'models/prediction.html#normalised',

@@ -98,4 +98,5 @@ def load_data(name:str='phantom', # 'phantom' or a MedMNIST set
               seed:int=0          # of the phantom's images; a MedMNIST set is what it is
              )->ImageData:
     "The phantom or a MedMNIST set, by name"
+    if isinstance(name, Path): name = str(name)     # a file, of which we say what to do with it
     return phantom(size=size, seed=seed) if name == 'phantom' else load_medmnist(name, root, size)

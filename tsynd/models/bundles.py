@@ -68,8 +68,9 @@ def read_model(path:str|Path, # with or without suffix
 def _check_settings(path, build, config): # each of the type that `build` declares
     declared = {k: p.annotation for k,p in signature(build).parameters.items()}
     for k,v in config.items():
-        kinds = dict.get({float: (float,int)}, declared.get(k), (declared.get(k),))
-        right = type(v) in kinds or declared.get(k) not in (str, int, float)
+        if k not in declared: continue                  # `build` refuses it
+        kinds = (float,int) if declared[k] is float else (declared[k],)
+        right = type(v) in kinds or declared[k] not in (str, int, float)
         if right and (type(v) not in (int, float) or abs(v) <= 1e300): continue
         raise InputError(f"{path}.json has {shown(v)} as config.{k}, expected a finite {kinds[0].__name__}; "
                          f"{_NONE}", f'config.{k}', v)

@@ -8,9 +8,11 @@ __all__ = ['Classifier', 'small_resnet', 'resnet18', 'make_classifier', 'load_cl
 
 # %% ../../nbs/models/04_classifier.ipynb #218556e4
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Len
 from fastai.callback.schedule import Learner
 from fastai.metrics import AccumMetric
 from fastcore.foundation import L
@@ -19,7 +21,7 @@ from torch import nn
 from ..core.defaults import ClassifierSettings
 from ..core.errors import check_range, InputError, shown
 from ..core.seeds import seeded
-from ..core.settings import bounds, limited, number, Seed, stated, Text, whole
+from ..core.settings import bounds, check_kind, limited, number, Seed, stated, Text, whole
 from ..core.tasks import as_task, Task
 from ..data.images import ImageData
 from ..data.loaders import image_dls
@@ -92,6 +94,8 @@ def _timm(name, ch, n_classes, p):
     return Classifier(trunk, getattr(trunk, 'head_hidden_size', None) or trunk.num_features, n_classes, p)
 
 # %% ../../nbs/models/04_classifier.ipynb #a7375bdf
+_SIZE = Annotated[list[whole(1, 10**5)], Len(2, 2)]
+
 @limited(**_SHAPE, model=Text)
 def make_classifier(model:str=ClassifierSettings.model, # or 'resnet18', or 'timm:NAME'
                     ch:int=1,        # image channels, 1 or 3
@@ -101,12 +105,13 @@ def make_classifier(model:str=ClassifierSettings.model, # or 'resnet18', or 'tim
                    )->Classifier:
     "A classifier by name; raises `InputError`"
     check_range('dropout', p, **bounds(ClassifierSettings, 'dropout'))
+    if size: size = check_kind('size', list(size) if isinstance(size, tuple) else size, _SIZE)
     builders = dict(small_resnet=small_resnet, resnet18=resnet18)
     if model not in builders and not model.startswith('timm:'):
         raise InputError(f"model is {shown(model)}, expected small_resnet, resnet18 or timm:NAME",
                          'model', model)
     clf = builders[model](ch, n_classes, p) if model in builders else _timm(model[5:], ch, n_classes, p)
-    clf.config = dict(model=model, ch=ch, n_classes=n_classes, p=p) | (dict(size=list(size)) if size else {})
+    clf.config = dict(model=model, ch=ch, n_classes=n_classes, p=p) | (dict(size=size) if size else {})
     return clf
 
 # %% ../../nbs/models/04_classifier.ipynb #42f60afa

@@ -8,7 +8,7 @@ __all__ = ['FiniteLoss', 'TrainingCallback', 'TrainingBar', 'fit_one_cycle']
 # %% ../../nbs/models/00_fitting.ipynb #56ca7484
 import torch
 from fastai.callback.core import Callback
-from fastai.callback.schedule import Learner
+from fastai.callback.schedule import Learner, LRFinder
 from tqdm.auto import tqdm
 
 from ..core.errors import InputError
@@ -27,15 +27,20 @@ class FiniteLoss(Callback):
 # %% ../../nbs/models/00_fitting.ipynb #6b1f0a02
 class TrainingCallback(Callback):
     "A callback that sees trainings only: events wait until the first epoch trains, and inference has none"
-    run_valid,waiting = False,False
+    run_valid,waiting,aside = False,False,{}
 
     def __call__(self, event_name):
-        if event_name == 'before_fit': self.waiting = True
+        if event_name == 'before_fit': self.waiting,self.aside = True,self._aside()
         elif event_name == 'before_train' and self.waiting:
             self.waiting = False
             for name in ('before_fit','before_epoch'): super().__call__(name)
-        if not self.waiting: return super().__call__(event_name)
-        if event_name == 'after_fit': self.waiting = False     # nothing was trained
+        if not self.waiting: super().__call__(event_name)
+        if event_name == 'after_fit':
+            vars(self).update(self.aside)
+            self.waiting,self.aside = False,{}
+
+    def _aside(self): # what is put back after a search for a learning rate
+        return dict(vars(self)) if any(isinstance(c, LRFinder) for c in self.learn.cbs) else {}
 
 # %% ../../nbs/models/00_fitting.ipynb #d1220581
 class TrainingBar(TrainingCallback):

@@ -161,6 +161,9 @@ def logits_of(model:nn.Module, # within `frozen`
     "The logits of one pass; raises `InputError`"
     stream = random_state(x)
     out = only_logits(one_pass(model, x))
+    if out.ndim != 2 or len(out) != len(x):
+        raise InputError(f"the classifier returns shape {tuple(out.shape)}, expected {len(x)} rows of logits, "
+                         "(B,C)", 'classifier', tuple(out.shape))
     if random_state(x) != stream and not any(m.training for m in model.modules()): check_repeatable(model, x)
     return out
 
