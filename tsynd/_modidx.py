@@ -325,7 +325,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'tsynd.data.readers.as_image_data': ('data/readers.html#as_image_data', 'tsynd/data/readers.py'),
                                     'tsynd.data.readers.check_data': ('data/readers.html#check_data', 'tsynd/data/readers.py'),
                                     'tsynd.data.readers.image_data': ('data/readers.html#image_data', 'tsynd/data/readers.py'),
-                                    'tsynd.data.readers.normalization': ('data/readers.html#normalization', 'tsynd/data/readers.py'),
+                                    'tsynd.data.readers.normalisation': ('data/readers.html#normalisation', 'tsynd/data/readers.py'),
                                     'tsynd.data.readers.sources': ('data/readers.html#sources', 'tsynd/data/readers.py')},
             'tsynd.data.subsets': { 'tsynd.data.subsets.check_classes': ('data/subsets.html#check_classes', 'tsynd/data/subsets.py'),
                                     'tsynd.data.subsets.check_parts': ('data/subsets.html#check_parts', 'tsynd/data/subsets.py'),

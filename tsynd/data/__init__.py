@@ -16,4 +16,4 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     named=['medmnist_info', 'medmnist_path', 'available', 'load_medmnist', 'load_data'],
     subsets=['strata', 'stratified_order', 'subset', 'check_classes', 'check_parts'],
     loaders=['ImageDL', 'image_dls'],
-    readers=['normalization', 'Sources', 'sources', 'image_data', 'check_data', 'as_image_data']))
+    readers=['normalisation', 'Sources', 'sources', 'image_data', 'check_data', 'as_image_data']))

@@ -21,7 +21,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from ..core.errors import InputError
 from ..core.settings import Batch, limited
 from ..data.images import to_float
-from ..data.readers import normalization
+from ..data.readers import normalisation
 
 # %% ../../nbs/models/03_prediction.ipynb #46e3d367
 @contextmanager
@@ -162,8 +162,9 @@ def logits_of(model:nn.Module, # within `frozen`
     stream = random_state(x)
     out = only_logits(one_pass(model, x))
     if out.ndim != 2 or len(out) != len(x):
-        raise InputError(f"the classifier returns shape {tuple(out.shape)}, expected {len(x)} rows of logits, "
-                         "(B,C)", 'classifier', tuple(out.shape))
+        shape = tuple(out.shape)
+        raise InputError(f"the classifier returns shape {shape}, expected {len(x)} rows of logits, (B,C)",
+                         'classifier', shape)
     if random_state(x) != stream and not any(m.training for m in model.modules()): check_repeatable(model, x)
     return out
 
@@ -182,7 +183,7 @@ class Normalised(nn.Module):
 
 # %% ../../nbs/models/03_prediction.ipynb #088dd27a
 def mark_trained(model:nn.Module,
-                 norm,     # as from `normalization`
+                 norm,     # as from `normalisation`
                  size=None # (H,W) of the images
                 ):
     "Note on a network how the images are normalised on which it is trained, and on one of ours, their size"
@@ -199,7 +200,7 @@ def as_network(model:nn.Module|Learner # a classifier
     "A network behind the normalisation with which it was trained, if that is known; else as it is"
     learner = isinstance(model, Learner)
     net = model.model if learner else model
-    norm = (normalization(model.dls.train) if learner else
+    norm = (normalisation(model.dls.train) if learner else
             getattr(getattr(net, '_orig_mod', net), '_normalisation', None))
     return Normalised(net, *norm).to(device_of(net, torch.zeros(()))) if norm else net
 

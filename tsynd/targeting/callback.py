@@ -21,7 +21,7 @@ from ..core.errors import InputError
 from ..core.figures import show_images, TYPE_SIZE
 from ..core.settings import takes
 from ..core.tasks import task_of
-from ..data.readers import normalization, sources
+from ..data.readers import normalisation, sources
 from ..models.autoencoder import Autoencoder
 from ..models.dropout import check_dropout
 from ..models.fitting import TrainingCallback
@@ -73,7 +73,7 @@ def before_fit(self:TSynD):
     self._reset()
     self.base_loss,dev = self.learn.loss_func,next(self.learn.model.parameters()).device
     self.engine.ae.to(dev).eval()
-    self.norm,self.sources = normalization(self.learn.dls.train, dev),sources(self.learn.dls.train)
+    self.norm,self.sources = normalisation(self.learn.dls.train, dev),sources(self.learn.dls.train)
     self.engine.prepare = self._normalise if self.norm else None
     self.engine.bf16 = any(isinstance(c, BF16) for c in self.learn.cbs) if self.bf16 is None else self.bf16
     if self.gate > 0: self.judge = MovingAverage(self.learn.model)
