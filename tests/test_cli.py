@@ -601,6 +601,15 @@ def test_a_bug_shows_its_traceback_and_leaves_what_is_finished(here, monkeypatch
         assert list(begun(UNFINISHED).finished) == STAGES[:MIDDLE[point]]
         assert 'the same command goes on' in caught.value.__notes__[0]
 
+@reports
+def test_a_full_disk_is_one_sentence_that_says_what_is_kept(here, monkeypatch):
+    def fails(*args, **kwargs): raise OSError(28, 'No space left on device', 'x')
+    monkeypatch.setattr('tsynd.targeting.synthesis.Synthesizer.measure', fails)
+    code, _, err = said('run', *SMOKE)
+    last = err.splitlines()[-1]
+    assert code == 2 and last.startswith('tsynd: x cannot be used (No space left on device); finished')
+    assert last.endswith('the same command goes on')
+
 # Drawing a report again
 
 @reports

@@ -245,7 +245,8 @@ def _told(e): # what went wrong in one line, or None where it is a mistake of ou
     from tsynd.core.errors import InputError
     if isinstance(e, InputError): return e
     if isinstance(e, OSError) and e.errno in _SURROUNDINGS:
-        return f"{e.filename or 'the computer'} cannot be used ({e.strerror})"
+        said = f"{e.filename or 'the computer'} cannot be used ({e.strerror})"
+        return '; '.join([said, *getattr(e, '__notes__', [])])      # what of a run is kept
 
 def _status(argv): # of the program, when it ends
     p = parser()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from ..core.devices import device
 from ..core.errors import as_path
@@ -63,8 +63,8 @@ def _save(s, folder): # a `Stage`; what is JSON is given back
     if s.model is not None: save_model(folder/'model', getattr(s.model, 'model', s.model))
     if s.synthetic is not None:
         tensors = {f.name: getattr(s.synthetic, f.name) for f in fields(Synthetic)}
-        save_file({k: v.contiguous() for k,v in tensors.items() if v is not None},
-                  folder/'synthetic.safetensors')
+        content = save({k: v.contiguous() for k,v in tensors.items() if v is not None})
+        write_whole(folder/'synthetic.safetensors', content)
     return dict(facts=s.facts, seconds=s.seconds)
 
 def _load(kept, folder, c, data):
