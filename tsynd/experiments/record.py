@@ -92,7 +92,8 @@ FACTS = ['status','reason','seconds','seconds_autoencoder','seconds_measuring','
          'images_seen','synthetic','distance_latent','distance_pixel','gate','weights','order','subset']
 
 # %% ../../nbs/experiments/06_record.ipynb #7f7a7201
-_Value, _Words, _Unit = number(-1e30, 1e30)|None, str|None, number(0, 1)|None
+_Value, _Unit = number(-1e30, 1e30)|None, number(0, 1)|None
+_Words = Annotated[str, MaxLen(10**4)]|None             # with a length, letters are checked as well
 _Count,_Condition = whole(0, 10**12)|None,Annotated[str, MaxLen(300), Predicate(printable)]
 _NAMED = dict(auc=_Unit, accuracy=_Unit, balanced_accuracy=_Unit, ece=_Unit)
 CellMeasures = TypedDict('CellMeasures', _NAMED, total=False)
