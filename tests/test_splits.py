@@ -129,6 +129,21 @@ def test_several_labels_are_stratified_too(n, C, seed):
         # the labels hang together, so a few more than one
         for k,s in zip(PARTS, (.6,.2,.2)): assert abs((split[has] == k).sum() - s*has.sum()) <= 1+C, (c, k)
 
+def test_labels_may_be_numbers_and_are_called_by_name():
+    "With labels in the table or beside it, and with the names of several"
+    t = made_table([20,2], 0)
+    y = torch.tensor([int(c[1]) for c in t.label])
+    with refused('label', "'c1'"): draw_splits(t, y=y)
+    with refused('label', "'1'"): draw_splits(t[['path']], y=y)
+    with refused('label', "'rare'"): draw_splits(t, y=y, classes=['often', 'rare'])
+    several = torch.stack([1-y, y], 1).float()
+    with refused('label', "'rare'"): draw_splits(t, y=several, classes=['often', 'rare'])
+    with refused('label', '1 has 2 images'): draw_splits(t, y=several)
+    many = made_table([20,9], 0)
+    y = torch.tensor([int(c[1]) for c in many.label])
+    assert draw_splits(many, 3).equals(draw_splits(many[['path']], 3, y=y))
+    assert draw_splits(many, 3).equals(draw_splits(many, 3, y=y, classes=['often', 'rare']))
+
 @pytest.mark.parametrize('few,patients', [(1, None), (2, None), (2, ['a','b']), (5, ['a','a','b','b','b'])])
 def test_a_class_that_cannot_be_in_each_part_is_refused(few, patients):
     t = pd.DataFrame(dict(label=['many']*20 + ['few']*few))
@@ -356,9 +371,7 @@ def own(tmp_path_factory):
         s.table.attrs['root'] = str(tmp/'images')
     data.test.x[5] = data.train.x[4]
     c = RunConfig(quick=True, bs=8, ae_steps=3, attack_n=4, T=2, warmup=0, every=1, share=1)
-    with pytest.warns(UserWarning, match='1 pair of images'):
-        result = run(c, tmp/'run', data=data, progress=False)
-    return data, result, tmp/'run'
+    return data, run(c, tmp/'run', data=data, progress=False), tmp/'run'
 
 def test_a_run_speaks_of_images_by_path_and_patient(own):
     data, result, folder = own

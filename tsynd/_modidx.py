@@ -351,6 +351,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'tsynd/data/splits.py'),
                                    'tsynd.data.splits._deal': ('data/splits.html#_deal', 'tsynd/data/splits.py'),
                                    'tsynd.data.splits._drawn': ('data/splits.html#_drawn', 'tsynd/data/splits.py'),
+                                   'tsynd.data.splits._labels': ('data/splits.html#_labels', 'tsynd/data/splits.py'),
                                    'tsynd.data.splits._of_labels': ('data/splits.html#_of_labels', 'tsynd/data/splits.py'),
                                    'tsynd.data.splits._order': ('data/splits.html#_order', 'tsynd/data/splits.py'),
                                    'tsynd.data.splits._part_table': ('data/splits.html#_part_table', 'tsynd/data/splits.py'),

@@ -6,7 +6,7 @@
 __all__ = ['save_result', 'run']
 
 # %% ../../nbs/experiments/02_results.ipynb #bcd0f009
-import hashlib, json, sys, warnings
+import hashlib, json, sys
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -96,7 +96,6 @@ def _own_tables(data, out): # by name of the file; and a line for the facts
     if splits is None: return {}, {}
     found = find_duplicates(data)
     words = duplicate_words(found)
-    if words: warnings.warn(words)
     tables = {'splits.csv': splits} | ({'duplicates.csv': found} if words else {})
     return tables, dict(duplicates=words or 'none')
 

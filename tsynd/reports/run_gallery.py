@@ -63,7 +63,7 @@ def _mi_change(row): return f'{fixed(row.mi_before)} → {fixed(row.mi_after)}'
 def _sources(rows): # what is known of them, by name
     return {k: rows[k].tolist() for k in ('path', 'patient') if k in rows and any(rows[k])}
 
-def _ending(text): return text if len(text) < 15 else f'…{text[-13:]}'
+def _ending(text): return text if len(text) < 13 else f'…{text[-11:]}'
 
 # %% ../../nbs/reports/06_run_gallery.ipynb #4aa2ba8d
 def _tile(ax, im, x, y, c, top):
