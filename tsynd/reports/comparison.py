@@ -104,7 +104,7 @@ def _in_words(runs, table, panels):
 # %% ../../nbs/reports/15_comparison.ipynb #464faaf5
 def comparison_html(runs:dict)->Markup:
     "The whole page"
-    table = compare_runs(runs)
+    table = compare_runs(runs).dropna(subset=['baseline','tsynd'], how='all')   # what is defined somewhere
     groups = [(f'{metric}, {condition}', list(rows.itertuples()))
               for (condition,metric),rows in table.groupby(['condition','metric'], sort=False)]
     settings,plots = differing_settings(runs),[comparison_plot(runs, dark) for dark in (False, True)]
