@@ -12,7 +12,8 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     figures=['PALETTE', 'figure_style', 'Plot'],
     words=['MEASURE_NAMES', 'capital', 'parse_attack', 'under', 'about_condition', 'finite', 'fixed',
            'signed_points', 'unit', 'signed_difference'],
-    page=['templates', 'render', 'style_text', 'style_sheet', 'data_uri', 'figure_html', 'write_page'],
+    page=['templates', 'render', 'style_text', 'style_sheet', 'data_uri', 'figure_html', 'write_page',
+          'FORMATS', 'export'],
     demo=['DEMO_CONDITIONS', 'demo_run', 'DEMO_ARMS', 'demo_study'],
     run_data=['RunFolder', 'NUMBERS', 'RunMeasures', 'RunArm', 'RunArms', 'RunImages', 'RunAutoencoder',
               'RunMetrics', 'read_run', 'RUN_MEASURES', 'compare_arms',
@@ -32,4 +33,6 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
                    'costs', 'cost_plot'],
     study_tables=['contrasts_html', 'arms_html', 'costs_html', 'families_html', 'classes_html',
                   'OFFICIAL', 'PROTOCOL', 'departures', 'official_html'],
-    study=['CHECKSUMS', 'pairing', 'study_facts_html', 'STUDY_PLOTS', 'study_html', 'study_report']))
+    study=['CHECKSUMS', 'pairing', 'study_facts_html', 'STUDY_PLOTS', 'study_html', 'study_report'],
+    comparison=['SAME', 'read_runs', 'compare_runs', 'differing_settings', 'comparison_plot',
+                'comparison_html', 'write_comparison']))

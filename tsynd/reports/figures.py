@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import matplotlib
+from fastcore.basics import patch
 from matplotlib.figure import Figure
 
 from ..core.figures import TYPE_SIZE
@@ -70,3 +71,16 @@ class Plot:
     def _ipython_display_(self):
         from IPython.display import Image, Markdown, display
         display(Image(self.png()), Markdown(f'*{html.escape(self.title)}. {html.escape(self.caption)}*'))
+
+# %% ../../nbs/reports/00_figures.ipynb #ee060b09
+_FIXED = dict(pdf=dict(CreationDate=None), svg=dict(Date=None)) # else every file would be another
+
+@patch
+def file(self:Plot,
+         kind:str # pdf or svg
+        )->bytes:
+    "The figure for a paper; the same figure gives the same bytes"
+    f = io.BytesIO()
+    with matplotlib.rc_context(_plain() | {'pdf.fonttype': 42, 'svg.hashsalt': 'tsynd'}):
+        self.fig.savefig(f, format=kind, metadata=_FIXED[kind])
+    return f.getvalue()

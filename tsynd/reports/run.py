@@ -14,7 +14,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from ..core.unfinished import check_finished
-from .page import figure_html, render, style_sheet, write_page
+from .page import export, figure_html, render, style_sheet, write_page
 from .run_data import RunFolder, compare_arms, read_run, run_finding
 from .run_figures import robustness_plot, scatter_plot, trace_plot, training_plot
 from .run_gallery import gallery_html, gallery_plot
@@ -123,11 +123,13 @@ def run_html(run:RunFolder,
                   python=python_lines(run.m['config'], run.task), versions=run.m.get('versions') or {})
 
 # %% ../../nbs/reports/09_run.ipynb #9ca60eec
-def write_report(folder:str|Path # a run folder
-                )->Path:         # of report.html
+def write_report(folder:str|Path, # a run folder
+                 formats=()       # some of `FORMATS`, to export figures and tables as well
+                )->Path:          # of report.html
     "Write report.html and its figures into a run folder; raises `InputError`"
     check_finished(folder)
     run = read_run(folder)
     plots = {k: draw(run) for k, draw in RUN_PLOTS.items()}
     pictures = {k: p for k, p in (plots | dict(gallery=gallery_plot(run))).items() if p}
+    export(run.folder, formats, pictures, dict(results=compare_arms(run)))
     return write_page(run.folder, lambda: run_html(run, plots), pictures)

@@ -13,7 +13,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from ..experiments.arms import ARMS
-from .page import figure_html, render, style_sheet, write_page
+from .page import export, figure_html, render, style_sheet, write_page
 from .study_data import Findings, findings, study_caution, study_finding
 from .study_figures import attack_plot, auc_plot, cost_plot, reliability_plot, severity_plot
 from .study_tables import (
@@ -87,8 +87,12 @@ def study_html(f:Findings)->Markup:
                   classes=classes_html(f), costs=costs_html(f), official=official_html(f),
                   facts=study_facts_html(f))
 
-def study_report(folder:str|Path # of a study
-                )->Path:         # of report.html
+def study_report(folder:str|Path, # of a study
+                 formats=()       # some of `FORMATS`, to export figures and tables as well
+                )->Path:          # of report.html
     "Write report.html into the folder of a study; raises `InputError`"
-    f = findings(read_study(folder))
-    return write_page(Path(folder), lambda: study_html(f), what='study')
+    folder,f = Path(folder),findings(read_study(folder))
+    if formats:
+        plots = {k: p for k, draw in STUDY_PLOTS.items() if (p := draw(f))}
+        export(folder, formats, plots, dict(cells=f.study.cells, results=f.study.results), 'study')
+    return write_page(folder, lambda: study_html(f), what='study')
