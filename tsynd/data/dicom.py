@@ -102,8 +102,8 @@ def read_dicom(path:str|Path, # a DICOM file
 
 # %% ../../nbs/data/08_dicom.ipynb #28080015
 ACQUISITION = (
-    'BodyPartExamined', 'ConvolutionKernel', 'DistanceSourceToDetector', 'EchoTime', 'Exposure', 'ExposureTime',
-    'FlipAngle', 'ImageLaterality', 'ImagerPixelSpacing', 'KVP', 'Laterality', 'MagneticFieldStrength',
+    'BodyPartExamined', 'ConvolutionKernel', 'DistanceSourceToDetector', 'EchoTime', 'Exposure',
+    'ExposureTime', 'FlipAngle', 'ImageLaterality', 'ImagerPixelSpacing', 'KVP', 'Laterality', 'MagneticFieldStrength',
     'Manufacturer', 'ManufacturerModelName', 'Modality', 'PatientPosition', 'PixelSpacing', 'RepetitionTime',
     'ScanningSequence', 'SequenceVariant', 'SliceThickness', 'SpacingBetweenSlices', 'ViewPosition',
     'XRayTubeCurrent')

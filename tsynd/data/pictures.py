@@ -44,8 +44,9 @@ def choose_frame(path, n, frame): # of n; refuse what cannot be
     if frame is None:
         raise InputError(f"{path} holds {n} images, expected one; choose with frame, from 0 to {n-1}",
                          'frame', n)
-    if frame >= n: raise InputError(f"frame is {frame}, but {path} holds {n} image{'s'*(n > 1)}, counted from 0",
-                                    'frame', frame)
+    if frame >= n:
+        raise InputError(f"frame is {frame}, but {path} holds {n} image{'s'*(n > 1)}, counted from 0",
+                         'frame', frame)
 
 # %% ../../nbs/data/07_pictures.ipynb #2807000b
 def _opaque(image): # of mode 1, L, F, RGB, or one of the whole numbers, I
