@@ -88,7 +88,7 @@ class ReadingSettings(Settings):
                                          'by default patient, if there is one'] = None
     split_column: Annotated[Text|None, 'column of train, val and test; '
                                        'by default split, if there is one'] = None
-    class_names: Annotated[LongText|None, 'of the classes of an npz file, from 0 on, separated by commas'] = None
+    class_names: Annotated[LongText|None, 'of the classes of an npz file, separated by commas'] = None
     resize: Annotated[Literal['crop','pad'], 'bring the shorter side to the size and crop the middle, '
                                              'or the longer side and pad with black'] = 'crop'
     frame: Annotated[whole(0, 10**6)|None, 'which image of a file with several, from 0'] = None

@@ -83,8 +83,8 @@ def read_table(path:Path,   # CSV, TSV or parquet
     try:
         if path.suffix.lower() == '.parquet': table = pd.read_parquet(path)
         else: table = pd.read_csv(
-            path, sep=_separator(path), encoding='utf-8-sig', dtype=dict.fromkeys(texts, str), index_col=False,
-            keep_default_na=False, na_values=[''], skipinitialspace=True)
+            path, sep=_separator(path), encoding='utf-8-sig', dtype=dict.fromkeys(texts, str),
+            index_col=False, keep_default_na=False, na_values=[''], skipinitialspace=True)
     except ImportError:
         raise InputError(f"{path} needs pyarrow: pip install pyarrow; or save the table as CSV",
                          path, 'pyarrow') from None
@@ -168,8 +168,9 @@ def _located(table, root, path, skip):
         warnings.warn(f"{said}; they are left out")
     table = table.assign(path=there)[[t is not None for t in there]].reset_index(drop=True)
     if (twice := table.path[table.path.duplicated()]).any():
-        raise InputError(f"{path} names {twice.iloc[0]} in more than one row ({len(twice)} such rows), expected "
-                         "a row for each image; for several labels see --separator", path, twice.iloc[0])
+        raise InputError(f"{path} names {twice.iloc[0]} in more than one row ({len(twice)} such rows), "
+                         "expected a row for each image; for several labels see --separator",
+                         path, twice.iloc[0])
     return table
 
 # %% ../../nbs/data/09_folders.ipynb #28090011
@@ -210,8 +211,7 @@ def find_images(path:str|Path,  # a folder, a table, or an image file
     elif path.suffix.lower() in TABLES and path.is_file(): table,names = _by_table(path, root, settings)
     elif path.is_file(): table = pd.DataFrame(dict(path=[path.name], label=pd.Series([None], dtype=object)))
     else: raise InputError(f"{path} does not exist, expected a folder or a table of images", path)
-    for k in filter(None, (settings.acquisition or '').split(',')):
-        told = lambda p, k=k.strip(): facts_of(p, k)[k] if is_dicom(p) else None
-        table[k.strip()] = [told(root/p) for p in table.path]
+    for k in [n.strip() for n in (settings.acquisition or '').split(',') if n]:
+        table[k] = [facts_of(root/p, k)[k] if is_dicom(root/p) else None for p in table.path]
     table.attrs = dict(root=str(root)) | (dict(labels=names) if names else {})
     return table
