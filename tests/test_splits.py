@@ -60,7 +60,7 @@ def test_a_subset_of_the_phantom_keeps_its_factors():
 SHARES = [(.6,.2,.2), (.5,.25,.25), (.4,.3,.3), (.8,.1,.1), (.8,.2,0), (1,0,0)]
 
 def made_table(classes, seed, patients=None, mixed=False):
-    "As many images of each class as `classes` says, in any order; patients of one to six, of one class or of all"
+    "So many images of each class, in any order; patients with one to six, of one class or of all"
     rng = np.random.default_rng(seed)
     t = pd.DataFrame(dict(label=rng.permutation(np.repeat([f'c{i}' for i in range(len(classes))], classes))))
     t['path'] = [f'{i}.png' for i in range(len(t))]
@@ -69,7 +69,8 @@ def made_table(classes, seed, patients=None, mixed=False):
     who = np.repeat(np.arange(len(t)), rng.integers(1, 7, len(t)))[:len(t)]
     return t.assign(patient=[f'p{w}' if mixed else f'{c}{w}' for w,c in zip(who, t.label)])
 
-def exact(t, shares): return {(c,k): n*s for c,n in t.label.value_counts().items() for k,s in zip(PARTS, shares)}
+def exact(t, shares):
+    return {(c,k): n*s for c,n in t.label.value_counts().items() for k,s in zip(PARTS, shares)}
 
 @given(st.lists(st.integers(9, 60), min_size=1, max_size=4), st.integers(0, 10**6), st.sampled_from(SHARES))
 def test_shares_of_a_class_are_within_one_image_of_the_exact(classes, seed, shares):
@@ -94,16 +95,18 @@ def test_no_patient_is_on_both_sides_for_any_seed(classes, seed, mixed):
 
 def test_a_split_depends_on_the_seed_alone_and_on_no_order_of_the_parts():
     t = made_table([40,20], 0)
-    assert draw_splits(t, 3).equals(draw_splits(t.copy(), 3)) and not draw_splits(t, 3).equals(draw_splits(t, 4))
+    assert draw_splits(t, 3).equals(draw_splits(t.copy(), 3))
+    assert not draw_splits(t, 3).equals(draw_splits(t, 4))
     odd = t.set_axis(range(100, 160))
     assert draw_splits(odd, 3).tolist() == draw_splits(t, 3).tolist() and draw_splits(odd, 3).index[0] == 100
     # each image is in the test set as often as any other
-    often = np.mean([draw_splits(t, s) == 'test' for s in range(300)], 0)
-    assert often.mean() == pytest.approx(.2) and (abs(often-.2) < 5*(.16/300)**.5).all()
+    often = np.mean([draw_splits(t, s) == 'test' for s in range(150)], 0)
+    assert often.mean() == pytest.approx(.2) and (abs(often-.2) < 5*(.16/150)**.5).all()
 
 def test_large_patients_are_in_all_parts():
     "In training there would be only large ones, if it were filled first"
-    t = pd.DataFrame(dict(label='a', patient=[f'{n}.{i}' for n in range(1, 9) for i in range(10) for _ in range(n)]))
+    who = [f'{n}.{i}' for n in range(1, 9) for i in range(10) for _ in range(n)]
+    t = pd.DataFrame(dict(label='a', patient=who))
     split, size = draw_splits(t), t.groupby('patient').label.transform('size')
     of_five = t[size == 5].groupby(split).patient.nunique()
     assert of_five[['train','val','test']].tolist() == pytest.approx([6,2,2], abs=1.5)
@@ -130,7 +133,8 @@ def test_a_class_of_three_has_one_in_each_part():
     t = pd.DataFrame(dict(label=['many']*50 + ['few']*3))
     for seed in range(10): assert {*draw_splits(t, seed)[50:]} == {*PARTS}
 
-@pytest.mark.parametrize('shares', [(.6,.2), (.6,.2,.3), (0,.5,.5), (1.2,-.1,-.1), 'abc', None, (math.nan,.5,.5)])
+@pytest.mark.parametrize('shares', [(.6,.2), (.6,.2,.3), (0,.5,.5), (1.2,-.1,-.1), 'abc', None,
+                                    (math.nan,.5,.5)])
 def test_shares_have_to_make_one(shares):
     with refused('shares'): draw_splits(made_table([9], 0), shares=shares)
 
@@ -163,14 +167,15 @@ def test_a_part_that_is_missing_is_taken_from_training(named, other):
         'train': 30, 'val' if other == 'test' else 'test': 10}
 
 def test_images_without_a_part_get_the_one_that_is_missing():
-    assert draw_splits(said(['train']*10 + ['val']*4 + ['']*6)).tolist() == ['train']*10 + ['val']*4 + ['test']*6
+    split = draw_splits(said(['train']*10 + ['val']*4 + ['']*6))
+    assert split.tolist() == ['train']*10 + ['val']*4 + ['test']*6
 
 def test_a_table_of_test_images_alone_is_left_as_it_is():
     assert (draw_splits(said(['test']*6)) == 'test').all()
 
 def test_a_patient_goes_where_his_other_images_are():
-    who = ['x']*4 + [f'p{i}' for i in range(20)]
-    for seed in range(5): assert (draw_splits(said(['test','','',''] + ['']*20, patient=who), seed)[:4] == 'test').all()
+    t = said(['test'] + ['']*23, patient=['x']*4 + [f'p{i}' for i in range(20)])
+    for seed in range(5): assert (draw_splits(t, seed)[:4] == 'test').all()
 
 def test_a_word_that_names_no_part_is_refused():
     with refused('split', *PARTS, found='holdout'): draw_splits(said(['train']*3 + ['holdout']))
@@ -181,12 +186,14 @@ def test_patients_on_both_sides_are_refused_and_counted():
     check_patients(t.assign(patient=[f'{i}' for i in range(8)]), t.split)
     check_patients(t.assign(patient=['u','']*4), t.split)              # nobody is known to be the same
     with refused('patient'): check_patients(t, t.split)
-    assert draw_splits(made_table([9,9], 0).assign(patient=['']*18)).value_counts().to_dict()['train'] == 12
+    unknown = made_table([10,10], 0).assign(patient=['']*20)
+    assert draw_splits(unknown).value_counts().to_dict() == dict(train=12, val=4, test=4)
 
 
 # What looks like patients
 
-@pytest.mark.parametrize('name', ['PatientID', 'subject', 'pid', 'case_no', 'Study Instance', 'patient_id', 'MRN'])
+@pytest.mark.parametrize('name', ['PatientID', 'subject', 'pid', 'case_no', 'Study Instance', 'patient_id',
+                                  'MRN'])
 def test_a_column_that_looks_like_patients_is_named(name):
     t = made_table([15,15], 0)
     with pytest.warns(UserWarning, match=name): draw_splits(t.assign(**{name: [i//3 for i in range(30)]}))
@@ -202,8 +209,9 @@ def test_other_columns_are_not(column):
 @pytest.mark.parametrize('name,like', [
     (lambda i: f'p{i//3:03}_{i}.png', True), (lambda i: f'ill/person{i//2}_bacteria_{i}.jpeg', True),
     (lambda i: f'IM-{i//4:04}-{i:04}.dcm', True), (lambda i: f'00{i//3}/{i%3}.png', True),
-    (lambda i: f'ISIC_{i:07}.jpg', False), (lambda i: f'benign ({i}).png', False), (lambda i: f'{i}.png', False),
-    (lambda i: f'train/scan{i}.png', False), (lambda i: f'class{i%2}_{i}.png', False), (lambda i: 'a'*i, False)])
+    (lambda i: f'ISIC_{i:07}.jpg', False), (lambda i: f'benign ({i}).png', False),
+    (lambda i: f'{i}.png', False), (lambda i: f'train/scan{i}.png', False),
+    (lambda i: f'class{i%2}_{i}.png', False), (lambda i: 'a'*(i+1), False)])
 def test_names_of_files_that_look_like_patients(name, like):
     t = made_table([15,15], 0).assign(path=[name(i) for i in range(30)])
     assert bool(likely_patients(t)) == like
@@ -220,11 +228,13 @@ def test_a_table_of_splits_can_be_given_back(tmp_path):
     data = ImageData('made', 'binary-class', ['no','yes'], *(with_table() for _ in range(3)))
     for k,part in enumerate(PARTS):
         s = getattr(data, part)
-        s.table = s.table.assign(path=[f'{part}/{i}.png' for i in range(10)], patient=s.table.patient+10*k, age=7)
+        path = [f'{part}/{i}.png' for i in range(10)]
+        s.table = s.table.assign(path=path, patient=s.table.patient+10*k, age=7)
         s.table.attrs['root'] = str(tmp_path/'images')
     small = subset(data, 6)
     t = split_table(small, tmp_path/'runs'/'one')
-    assert t.columns.tolist() == ['path','label','patient','split'] and len(t) == 6+6+10
+    assert t.columns.tolist() == ['path','label','patient','split']
+    assert t.split.value_counts().to_dict() == {k: len(getattr(small, k)) for k in PARTS}
     assert draw_splits(t).tolist() == t.split.tolist()
     back = [(tmp_path/'runs'/'one'/p).resolve().relative_to(tmp_path/'images').as_posix() for p in t.path]
     assert back == [p for k in PARTS for p in getattr(small, k).table.path]
@@ -240,15 +250,16 @@ def test_subsets_take_whole_patients_and_are_nested(classes, seed, mixed):
     y = torch.tensor([int(c[1]) for c in t.label])
     s = Split(torch.zeros(len(t),1,4,4).byte(), y, torch.arange(len(t)), t)
     sizes = t.groupby('patient').size()
-    before, here = set(), []
-    for n in range(1, len(t)+1):
+    before = set()
+    for n in sorted({*range(1, len(t), 5), len(t)}):
         i = subset_order(s, seed, n)
         now = {*i.tolist()}
         assert len(now) == len(i) and before <= now
-        assert all((t.patient[sorted(now)] == p).sum() == sizes[p] for p in {*t.patient[sorted(now)]})
+        took = t.patient[i.tolist()].value_counts()
+        assert took.to_dict() == sizes[took.index].to_dict()
         assert n - sizes.max() < len(now) <= max(n, sizes.max())
         before = now
-    assert subset_order(s, seed).tolist() == i.tolist() and len(i) == len(t)
+    assert subset_order(s, seed).equal(i) and len(i) == len(t)
     if not mixed: # one patient of each class first, then in proportion
         first = [*dict.fromkeys(t.patient[i.tolist()])]
         assert {t.label[t.patient == p].iloc[0] for p in first[:len(classes)]} == {*t.label}
@@ -275,24 +286,25 @@ def saved(x, quality):
 def phantoms():
     return phantom(300, 100, 100, size=64, seed=1)
 
+def grained(x):
+    g = torch.Generator().manual_seed(0)
+    return (x.float() + 2*torch.randn(x.shape, generator=g)).round().clamp(0, 255).byte()
+
 ALTERED = {'equal': lambda x: x, 'brighter': lambda x: (.8*x.float()+40).round().byte(),
            'less contrast': lambda x: (.5*x.float()+20).round().byte(), 'JPEG': lambda x: saved(x, 85),
-           'grain': lambda x: (x.float()+4*torch.randn(x.shape)).round().clamp(0, 255).byte(),
-           'moved': lambda x: torch.roll(x, 1, dims=3), 'gamma': lambda x: (255*(x/255)**.8).round().byte()}
+           'grain': grained,
+           'gamma': lambda x: (255*(x/255)**.8).round().byte()}
 
 @pytest.mark.parametrize('how', ALTERED)
 def test_planted_duplicates_are_found_and_nothing_else(phantoms, how):
     parts = {k: replace(getattr(phantoms, k), x=getattr(phantoms, k).x.clone()) for k in PARTS}
-    want = {('train',10*i,other,7*i) for other in ('val','test') for i in range(8)}
+    want = {('train', 10*i, 'val' if i < 8 else 'test', 5*i) for i in range(16)}
     for _,i,other,j in want: parts[other].x[j] = ALTERED[how](parts['train'].x[i:i+1])[0]
-    if how != 'equal': parts['test'].x[99] = parts['val'].x[98]
-    data = replace(phantoms, **parts)
-    found = find_duplicates(data)
+    parts['test'].x[99] = parts['val'].x[98]
+    found = find_duplicates(replace(phantoms, **parts))
     got = {*zip(found.part, found.image, found.other_part, found.other_image)}
-    # what is planted in two parts is there a third time
-    want |= {('val',7*i,'test',7*i) for i in range(8)} | ({('val',98,'test',99)} if how != 'equal' else set())
-    assert got == want
-    assert found.equal.sum() == (len(want) if how == 'equal' else 1 + (8 if how not in ('grain',) else 0))
+    assert got == want | {('val',98,'test',99)} and len(found) == len(got)
+    assert found.equal.sum() == (len(got) if how == 'equal' else 1)
     assert (found.likeness[found.equal] == 1).all() and found.likeness.is_monotonic_decreasing
 
 def test_phantoms_hold_no_duplicates(phantoms):
@@ -317,6 +329,7 @@ def test_images_of_one_grey_are_equal_only_where_all_pixels_are():
     assert found[['part','other_part']].values.tolist() == [['train','val']] and found.equal.all()
 
 def test_public_sets_hold_what_they_are_known_to_hold(medmnist_root):
-    breast, pneumonia = (find_duplicates(load_data(f'{k}mnist', medmnist_root)) for k in ('breast','pneumonia'))
+    data = [load_data(f'{k}mnist', medmnist_root) for k in ('breast','pneumonia')]
+    breast, pneumonia = map(find_duplicates, data)
     assert len(breast) > 80 and (breast.label != breast.other_label).any()
     assert len(pneumonia) == 10 and pneumonia.equal.all()

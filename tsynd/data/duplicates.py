@@ -48,7 +48,7 @@ def _likeness(a, b, pairs): # of pairs of positions in two stacks of images
 @limited(least=number(0, 1))
 def find_duplicates(data:ImageData,
                     least:float=.9 # correlation of their edges from which on images are nearly equal
-                   )->pd.DataFrame: # a row per pair: part, image, (path, patient,) label of both; equal; likeness
+                   )->pd.DataFrame: # a row per pair: part, image, path, patient and label of both, equal, likeness
     "Equal and nearly equal images in different parts, the most alike first"
     prints = {k: _prints(getattr(data, k).x) for k in PARTS}
     found = [_between(data, prints, *k, least) for k in combinations(PARTS, 2)]
@@ -88,6 +88,6 @@ def duplicate_words(found:pd.DataFrame # as `find_duplicates` gives it
     listed = ', '.join(f'{n} in {k}' for k,n in parts.items())
     equal,apart = int(found.equal.sum()),int((found.label != found.other_label).sum())
     differ = f', {apart} of them with different labels' if apart else ''
-    one = len(found) == 1
-    return (f"{len(found)} pair{'' if one else 's'} of images {'is' if one else 'are'} the same, or nearly, in "
-            f"different parts ({listed}; {equal} equal in every pixel{differ}): results may be too good")
+    what = 'pair of images is' if len(found) == 1 else 'pairs of images are'
+    return (f"{len(found)} {what} equal, or nearly, in different parts ({listed}; {equal} equal in every "
+            f"pixel{differ}): results may be too good")

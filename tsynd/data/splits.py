@@ -54,9 +54,9 @@ def _check_enough(counts, names, parts, unit):
     if not few: return
     n = int((counts[:,few[0]] > 0).sum())
     more = f' (and {len(few)-1} more labels have too few)' if len(few) > 1 else ''
-    raise InputError(f"label {shown(names[few[0]])} has {n} {unit}{'' if n == 1 else 's'}{more}, expected at "
-                     f"least {len(parts)}, one for each of {', '.join(parts)}; add some, or leave the label out",
-                     'label', n)
+    raise InputError(f"label {shown(names[few[0]])} has {n} {unit}{'' if n == 1 else 's'}{more}, expected "
+                     f"at least {len(parts)}, one for each of {', '.join(parts)}; add some, or leave the "
+                     "label out", 'label', n)
 
 # %% ../../nbs/data/10_splits.ipynb #ff149820
 PARTS = ('train','val','test')
@@ -101,8 +101,8 @@ def check_patients(table:pd.DataFrame, # with a column `patient`, or without
     if not len(both): return
     who = table.patient.iloc[int((owner == both.index[0]).nonzero()[0])]
     others = f", and so have {len(both)-1} other patients" if len(both) > 1 else ''
-    raise InputError(f"patient {shown(who)} has images in {' and '.join(both.iloc[0])}{others}; expected each "
-                     "patient in one part: leave out the column split, so that it is drawn by patient",
+    raise InputError(f"patient {shown(who)} has images in {' and '.join(both.iloc[0])}{others}; expected "
+                     "each patient in one part: leave out the column split, so that it is drawn by patient",
                      'patient', who)
 
 # %% ../../nbs/data/10_splits.ipynb #67e4a4cf
@@ -136,10 +136,10 @@ def likely_patients(table:pd.DataFrame # without a column `patient`
 
 # %% ../../nbs/data/10_splits.ipynb #ffa50a70
 @limited(seed=Seed)
-def draw_splits(table:pd.DataFrame,   # a row per image; `label`, `patient` and `split` are used where they are
+def draw_splits(table:pd.DataFrame,   # a row per image, with the columns `label`, `patient`, `split` or none
                 seed:int=0,           # of the draw
                 shares=(.6,.2,.2),    # of the images in training, validation and test
-                y:Tensor=None         # (N,) class numbers or (N,C) zeros and ones; default: the column `label`
+                y:Tensor=None         # (N,) class numbers or (N,C) zeros and ones; default: column `label`
                )->pd.Series:          # of 'train', 'val' and 'test'
     "The part of each image: as the table says, else drawn by label and by patient; raises `InputError`"
     shares = _check_shares(shares)
@@ -163,13 +163,15 @@ def _with_their_patients(table, split): # images without a part, of patients tha
 
 def _drawn(table, y, parts, shares, seed):
     named = 'label' in table and (y is None or not task_of(y).several)
-    if named: codes,names = pd.factorize(table.label.fillna('').astype(str), sort=True); y = torch.tensor(codes)
-    if y is None: y,names = torch.zeros(len(table)).long(),['']
+    if named:
+        codes,names = pd.factorize(table.label.fillna('').astype(str), sort=True)
+        y = torch.tensor(codes)
+    elif y is None: y,names = torch.zeros(len(table)).long(),['']
+    else: names = [*range(y.shape[1] if task_of(y).several else int(y.max())+1)]
     labels,owner = _of_labels(y),patient_numbers(table)
     alone = owner is None
     counts = _by_patient(np.arange(len(table)) if alone else owner.numpy(), labels)
-    classes = names if named or y.ndim == 1 else [*range(y.shape[1])]
-    _check_enough(counts[:,:len(classes)], classes, parts, 'image' if alone else 'patient')
+    _check_enough(counts[:,:len(names)], names, parts, 'image' if alone else 'patient')
     share = np.array([shares[k] for k in parts])
     part = _deal(counts, share/share.sum(), seed)
     return np.array(parts, dtype=object)[part if alone else part[owner.numpy()]]
@@ -180,8 +182,8 @@ def _warn(table, split, pool, parts):
         warnings.warn(f"column split has no {' and no '.join(parts[1:])}: taken from the "
                       f"{int(pool.sum())} training images")
     why = '' if 'patient' in table else likely_patients(table)
-    if why: warnings.warn(f"{why}, and the images were split one by one: if they are patients, name them in a "
-                          "column patient, else results may be too good")
+    if why: warnings.warn(f"{why}, and the images were split one by one: if they are patients, name them in "
+                          "a column patient, else results may be too good")
 
 # %% ../../nbs/data/10_splits.ipynb #ce751730
 def split_table(data:ImageData,       # with paths in the tables of its splits
