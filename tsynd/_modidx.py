@@ -387,6 +387,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'tsynd.data.preparing._range': ('data/preparing.html#_range', 'tsynd/data/preparing.py'),
                                       'tsynd.data.preparing._resized': ('data/preparing.html#_resized', 'tsynd/data/preparing.py'),
                                       'tsynd.data.preparing._scaled': ('data/preparing.html#_scaled', 'tsynd/data/preparing.py'),
+                                      'tsynd.data.preparing._unreadable': ('data/preparing.html#_unreadable', 'tsynd/data/preparing.py'),
                                       'tsynd.data.preparing.cache_folder': ('data/preparing.html#cache_folder', 'tsynd/data/preparing.py'),
                                       'tsynd.data.preparing.decide': ('data/preparing.html#decide', 'tsynd/data/preparing.py'),
                                       'tsynd.data.preparing.prepare': ('data/preparing.html#prepare', 'tsynd/data/preparing.py')},

@@ -147,7 +147,8 @@ def default_out(**config)->Path: # as typed
     from tsynd.experiments.configuration import RunConfig
     c = RunConfig(**config)
     size = f'{c.size}px' if c.size != RunConfig.size else ''
-    parts = _called(c.dataset), c.subset and f'n{c.subset}', size, c.objective, f'seed{c.seed}', c.quick and 'quick'
+    parts = (_called(c.dataset), c.subset and f'n{c.subset}', size, c.objective, f'seed{c.seed}',
+             c.quick and 'quick')
     base = Path('runs')/'-'.join(str(p) for p in parts if p)
     for folder in sorted(glob.glob(f'{glob.escape(str(base))}*.unfinished')):
         work = begun(folder)

@@ -11,7 +11,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 from ..core.defaults import ReadingSettings
@@ -91,8 +90,8 @@ def _npz_info(path, names): # (facts as in `medmnist.INFO`, size)
     if len(names) != n: raise InputError(f"class_names are {len(names)}, but {path} has {n} classes",
                                          'class_names', len(names))
     task = 'multi-label, binary-class' if several else 'binary-class' if n == 2 else 'multi-class'
-    return dict(task=task, label={str(i): v for i,v in enumerate(names)}, n_channels=3 if x.ndim == 4 else 1), \
-           x.shape[1] if x.ndim > 2 else 0
+    label,size = {str(i): v for i,v in enumerate(names)},x.shape[1] if x.ndim > 2 else 0
+    return dict(task=task, label=label, n_channels=3 if x.ndim == 4 else 1), size
 
 def _from_npz(path, size, s):
     info,there = _npz_info(path, s.class_names)
@@ -129,8 +128,8 @@ def _unknown(name):
 def _no_reading(name, settings): # of a known set, where nothing is to be asked
     for k,v in reading(settings).items():
         if v == getattr(ReadingSettings, k): continue
-        raise InputError(f"{k} is {shown(v)}, but {name} is a known set of images with labels; leave {k} out, or "
-                         f"write ./{name} for a folder of that name", k, v)
+        raise InputError(f"{k} is {shown(v)}, but {name} is a known set, of which nothing is to be asked; "
+                         f"leave {k} out, or write ./{name} for a folder of that name", k, v)
 
 @takes(ReadingSettings)
 def load_data(name:str|Path='phantom', # a known name, or the path of a folder, a table or an npz file

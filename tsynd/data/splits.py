@@ -151,7 +151,8 @@ def draw_splits(table:pd.DataFrame,   # a row per image, with the columns `label
     pool,parts = _to_draw(split, shares)
     if pool.any():
         _warn(table, split, pool, parts)
-        split[pool] = _drawn(table[pool], y if y is None else y[torch.tensor(pool.tolist())], parts, shares, seed)
+        part = y if y is None else y[torch.tensor(pool.tolist())]
+        split[pool] = _drawn(table[pool], part, parts, shares, seed)
     return split.set_axis(index).rename('split')
 
 # %% ../../nbs/data/10_splits.ipynb #6a328df8

@@ -75,9 +75,10 @@ def check_config(c:StudyConfig)->StudyConfig:
     if trainings > MOST:
         raise InputError(f"the study has {trainings} trainings, expected at most {MOST}; "
                          "take fewer data sets, sizes, seeds or arms", 'trainings', trainings)
-    names = [d for d in c.datasets if not is_path(d)]                       # a path may be gone, the study not
+    names = [d for d in c.datasets if not is_path(d)]           # the images may be gone, the study not
     check_known('data set', names, [*known_names(), 'or a path such as ./mine'])
-    for d in data_names(c): check_known(f'{d}: corruption', c.corruptions or (), corruptions_of(d), 'corruption')
+    for d in data_names(c):
+        check_known(f'{d}: corruption', c.corruptions or (), corruptions_of(d), 'corruption')
     for label in c.arms: make_arm(c, label)
     for q in c.headline: _check_question(c, q)
     return c
