@@ -15,7 +15,7 @@ from tsynd.core import InputError
 from tsynd.data import (
     acquisition, data_name, decide, find_images, is_dicom, load_data, pixel_kind, Preparation, prepare,
     read_dicom, read_picture, read_pixels, subset, to_numpy)
-from tsynd.experiments import cell_data, cells, check_config, RunConfig, prepare_data, StudyConfig
+from tsynd.experiments import cell_data, cells, check_config, check_machine, RunConfig, prepare_data, StudyConfig
 from tsynd.reports import python_lines
 
 G = np.random.default_rng(0)
@@ -345,7 +345,8 @@ def test_columns_by_option_and_the_rest_travels(tmp_path):
     assert sorted(t.patient.astype(int)) == [i//2 for i in range(24)]
     assert sum(len({*s.patient}) for s in tables) == 12
     for name in ('label', 'path', 'patient'):
-        with refused('nope', 'file, dx'): find_images(tmp_path/'table.csv', **columns | {f'{name}_column': 'nope'})
+        with refused('nope', 'file, dx'):
+            find_images(tmp_path/'table.csv', **columns | {f'{name}_column': 'nope'})
     with refused('path', 'file, dx'): find_images(tmp_path/'table.csv')
 
 def test_a_patient_column_that_nobody_named_is_told(tmp_path):
@@ -418,7 +419,8 @@ def test_sizes_and_shapes():
     checker = (np.indices((80, 80)).sum(0) % 2*255).astype(np.uint8)
     assert (Preparation(20)(checker).float()-127.5).abs().max() < 2            # antialiased
     for shape in ((1, 300), (300, 1), (5, 5)):
-        for how in ('crop', 'pad'): assert Preparation(12, 3, how)(np.zeros(shape, np.uint8)).shape == (3, 12, 12)
+        for how in ('crop', 'pad'):
+            assert Preparation(12, 3, how)(np.zeros(shape, np.uint8)).shape == (3, 12, 12)
 
 def test_black_and_white_are_those_of_the_training_images(tmp_path):
     deep = [(G.random((20, 20))*1000 + 5000).astype(np.uint16) for _ in range(6)]
@@ -432,7 +434,8 @@ def test_black_and_white_are_those_of_the_training_images(tmp_path):
     assert (decide([put(tmp_path/'g.png')], 1).lo, decide([tmp_path/'g.png'], 1).hi) == (0, 255)
 
 def test_bytes_among_deep_images_stay_what_they_are():
-    assert torch.equal(Preparation(12, 1, 'crop', 100, 50000)(GREY[:12,:12])[0], torch.from_numpy(GREY[:12,:12]))
+    prep = Preparation(12, 1, 'crop', 100, 50000)
+    assert torch.equal(prep(GREY[:12,:12])[0], torch.from_numpy(GREY[:12,:12]))
 
 def test_a_set_with_one_image_in_colour_is_in_colour(tmp_path):
     for i in range(5): put(tmp_path/f'{i}.png', np.repeat(GREY[...,None], 3, 2))
@@ -449,7 +452,8 @@ def test_the_second_time_nothing_is_decoded(tmp_path, monkeypatch, cache):
     with monkeypatch.context() as m:
         m.setattr('tsynd.data.preparing.read_pixels', refuse)
         again, _ = said(load_data, tmp_path, size=12)
-        assert torch.equal(first.train.x, again.train.x) and first.md5 == again.md5 and first.prep == again.prep
+        assert torch.equal(first.train.x, again.train.x)
+        assert (first.md5, first.prep) == (again.md5, again.prep)
         for change in (dict(size=16), dict(size=12, resize='pad')):
             with pytest.raises(AssertionError): said(load_data, tmp_path, **change)
         put(tmp_path/'a'/'x0.png', np.zeros((9, 9), np.uint8))                 # a file has changed
@@ -557,6 +561,8 @@ def test_a_study_takes_paths(tmp_path):
     assert cell_data(c, cells(c)[1])[0].name == 'phantom'
     with refused('datasets'): check_config(replace(c, datasets=['a/x.csv', 'b/x.csv']))
     with refused('data set', './mine'): check_config(replace(c, datasets=['mine']))
+    check_config(gone := replace(c, datasets=['./gone']))         # a study can be read without its images
+    with refused('data set', './gone'): check_machine(gone)
 
 def test_python_repeats_what_a_run_has_read(tmp_path):
     path = table_of(tmp_path, [dict(file=r['path'], dx=r['label']) for r in listed(tmp_path)])

@@ -17,7 +17,7 @@ from ..core.devices import device
 from ..core.errors import as_path, check_known, check_range, InputError, shown
 from ..core.seeds import seeded
 from ..core.settings import bounds, checked, rows
-from ..data.loading import data_name, is_path, known_names
+from ..data.loading import check_there, data_name, is_path, known_names
 from ..data.named import medmnist_info
 from ..models.classifier import make_classifier
 from ..robustness.corruptions import families
@@ -115,6 +115,7 @@ def _check_question(c, q):
 def check_machine(c:StudyConfig):
     "Raise `InputError` unless the cells of `c` can be run here"
     device(c.device)
+    for d in c.datasets: check_there(d)
     with seeded(0): make_classifier(c.model, p=c.dropout)
 
 # %% ../../nbs/experiments/04_study_configuration.ipynb #4422e0a3
