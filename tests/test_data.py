@@ -1,5 +1,5 @@
 """Files of every layout and every kind of brokenness; subsets and batches whose counts can be worked out."""
-import hashlib, io, math, random, re, tracemalloc, urllib.error, warnings, zipfile
+import hashlib, io, math, random, tracemalloc, urllib.error, warnings, zipfile
 from contextlib import nullcontext
 from dataclasses import replace
 

@@ -15,7 +15,8 @@ from tsynd.core import InputError
 from tsynd.data import (
     acquisition, data_name, decide, find_images, is_dicom, load_data, pixel_kind, Preparation, prepare,
     read_dicom, read_picture, read_pixels, subset, to_numpy)
-from tsynd.experiments import cell_data, cells, check_config, check_machine, RunConfig, prepare_data, StudyConfig
+from tsynd.experiments import (
+    cell_data, cells, check_config, check_machine, prepare_data, RunConfig, StudyConfig)
 from tsynd.reports import python_lines
 
 G = np.random.default_rng(0)
@@ -545,8 +546,8 @@ def test_a_known_set_is_not_to_be_read_in_another_way():
     with refused('resize', './phantom'): load_data('phantom', resize='pad')
 
 def test_what_a_path_is_called(tmp_path):
-    for path, name in (('x/my set.csv', 'my set'), ('x/folder/', 'folder'), ('x/v1.5', 'v1.5'), ('.', 'images'),
-                       ('..', 'images'), ('phantom', 'phantom'), ('a/b.npz', 'b')):
+    for path, name in (('x/my set.csv', 'my set'), ('x/folder/', 'folder'), ('x/v1.5', 'v1.5'),
+                       ('.', 'images'), ('..', 'images'), ('phantom', 'phantom'), ('a/b.npz', 'b')):
         assert data_name(path) == name
     assert default_out(dataset='x/my set.csv') == Path('runs/my-set-mi-seed0')
     assert default_out(dataset='../..') == Path('runs/images-mi-seed0')
