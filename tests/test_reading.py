@@ -574,10 +574,13 @@ def test_python_repeats_what_a_run_has_read(tmp_path):
     assert torch.equal(data.train.x, again.train.x) and torch.equal(data.test.index, again.test.index)
 
 def test_a_run_of_ones_own_images(tmp_path, monkeypatch):
-    monkeypatch.chdir(drawn(tmp_path, 40, 20).parent)
+    monkeypatch.chdir(drawn(tmp_path/'mine', 40, 20).parent)
     with redirect_stdout(io.StringIO()) as out, cheap():
-        assert main(['run', tmp_path.name, '--quick', '--size', '12', '--out', 'r']) == 0
+        assert main(['run', 'mine', '--quick', '--size', '12', '--out', 'r']) == 0
     m = json.loads(Path('r/metrics.json').read_text())
-    assert m['config']['dataset'] == f'./{tmp_path.name}' and m['data']['classes'] == ['a', 'b']
+    assert m['config']['dataset'] == './mine' and m['data']['classes'] == ['a', 'b']
     assert 'to 12 pixels' in m['data']['preparation'] and 'to 12 pixels' in out.getvalue()
     assert 'to 12 pixels' in Path('r/report.html').read_text(encoding='utf-8')
+    data, again = said(load_data, 'mine', size=12)[0], load_data('r/splits.csv', size=12)
+    for k in ('train', 'val', 'test'):                     # the splits given back, and the same images in them
+        assert torch.equal(getattr(data, k).x, getattr(again, k).x)

@@ -6,7 +6,7 @@
 __all__ = ['known_names', 'is_path', 'as_path_of', 'data_name', 'reading', 'check_there', 'load_data']
 
 # %% ../../nbs/data/13_loading.ipynb #28130004
-import os, warnings
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -16,7 +16,6 @@ import torch
 from ..core.defaults import ReadingSettings
 from ..core.errors import as_path, InputError, shown
 from ..core.settings import check_kind, Seed, takes, whole
-from .duplicates import duplicate_words, find_duplicates
 from .files import load_npz, read_npz
 from .folders import find_images, TABLES
 from .images import ImageData, Split, to_numpy
@@ -55,7 +54,7 @@ _FINDING = [f.name for f in fields(ReadingSettings) if f.name not in ('class_nam
 def _from_files(path, root, size, seed, s, progress):
     table = find_images(path, root=root, **{k: getattr(s, k) for k in _FINDING})
     y,classes,task = _targets(table, path)
-    split = draw_splits(table, seed, y=y).to_numpy()
+    split = draw_splits(table, seed, y=y, classes=classes).to_numpy()
     order = np.concatenate([np.flatnonzero(split == p) for p in PARTS])
     folder,paths = Path(table.attrs['root']),table.path[order].tolist()
     x,prep,bad,md5 = prepare(folder, paths, int((split == 'train').sum()), size, s.resize, s.frame,
@@ -67,14 +66,7 @@ def _from_files(path, root, size, seed, s, progress):
         begin,ends = ends,ends+len(rows)
         index = torch.from_numpy(rows)
         parts[p] = Split(x[begin:ends], y[index], index, table.iloc[rows].reset_index(drop=True))
-    data = ImageData(data_name(path), task, classes, **parts, md5=md5, prep=prep)
-    _warn_of_duplicates(data)
-    return data
-
-def _warn_of_duplicates(data, most=20_000): # of more images this would take longer than loading them
-    if len(data.train)+len(data.val)+len(data.test) > most: return
-    words = duplicate_words(find_duplicates(data))
-    if words: warnings.warn(words)
+    return ImageData(data_name(path), task, classes, **parts, md5=md5, prep=prep)
 
 # %% ../../nbs/data/13_loading.ipynb #2813000c
 def _npz_info(path, names): # (facts as in `medmnist.INFO`, size)

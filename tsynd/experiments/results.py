@@ -20,9 +20,11 @@ from ..core.errors import as_path
 from ..core.settings import checked
 from ..core.unfinished import resumable
 from ..core.writing import system_errors, write_whole
+from ..data.duplicates import duplicate_words, find_duplicates
 from ..data.files import save_npz
 from ..data.images import ImageData, Split, to_numpy
 from ..data.loading import as_path_of
+from ..data.splits import split_table
 from ..models.autoencoder import load_autoencoder
 from ..models.bundles import save_model
 from ..models.classifier import classifier_learner, load_classifier
@@ -34,9 +36,10 @@ from .experiment import (
 
 # %% ../../nbs/experiments/02_results.ipynb #38553b87
 def save_result(r:Result,
-                folder:Path # exists and is empty
+                folder:Path,   # exists and is empty
+                tables:dict=None # further tables by name of the file
                ):
-    "Write metrics, synthetic images with provenance, and models; raises `InputError`"
+    "Write metrics, synthetic images with provenance, models and tables; raises `InputError`"
     with system_errors(folder, 'choose another folder with --out'):
         (folder/'models').mkdir()
         save_model(folder/'models'/'autoencoder', r.autoencoder, data=r.metrics['data']['name'])
@@ -44,6 +47,7 @@ def save_result(r:Result,
             save_model(folder/'models'/arm, l.model, data=r.metrics['data']['name'], arm=arm)
         write_whole(folder/'metrics.json', (json.dumps(r.metrics, indent=1, allow_nan=False)+'\n').encode())
         _save_synthetic(r.synthetic, r, folder)
+        for name,t in (tables or {}).items(): t.to_csv(folder/name, index=False)
 
 def _save_synthetic(s, r, folder):
     data = r.data
@@ -56,7 +60,8 @@ def _save_synthetic(s, r, folder):
             save_npz(folder/'synthetic.npz', replace(data, train=split),
                      train_source=to_numpy(k.source), train_reconstruction=to_numpy(k.reconstruction))
         names,labels = [data.task.names(y, data.classes) for y in s.y],[data.task.plain(y) for y in s.y]
-        table = s.table().assign(label=labels, label_name=names, radius=r.metrics['config']['radius'])
+        radius = r.metrics['config']['radius']
+        table = s.table(data.train).assign(label=labels, label_name=names, radius=radius)
     table.to_csv(folder/'provenance.csv', index=False)
 
 # %% ../../nbs/experiments/02_results.ipynb #b13ae554
@@ -86,6 +91,15 @@ def _about(c, data):
             **{f'version of {k}': v for k,v in versions().items()},
             'number of threads': torch.get_num_threads(), 'precision': precision(c)}
 
+# %% ../../nbs/experiments/02_results.ipynb #d488eebf
+def _own_tables(data, out): # by name of the file; and a line for the facts
+    splits = split_table(data, out)
+    if splits is None: return {}, {}
+    found = find_duplicates(data)
+    words = duplicate_words(found)
+    tables = {'splits.csv': splits} | ({'duplicates.csv': found} if words else {})
+    return tables, dict(duplicates=words or 'none')
+
 # %% ../../nbs/experiments/02_results.ipynb #e8e9d4ea
 def run(
     c:RunConfig,         # what to run
@@ -98,7 +112,7 @@ def run(
 )->Result:
     "The whole comparison, from the data file to the folder of results; raises `InputError`"
     def write(folder):
-        save_result(result, folder)
+        save_result(result, folder, tables)
         if finish: finish(folder)
     with resumable(as_path('out', out), anew) as work:
         asked = checked(c)
@@ -109,7 +123,9 @@ def run(
         if work.finished and progress:
             print(f'tsynd: goes on after {work.so_far}, begun at {work.record.begun}', file=sys.stderr)
         if progress: announce(c, data)
+        tables,twice = _own_tables(data, out)
         keep = partial(work.stage, save=_save, load=partial(_load, c=c, data=data))
         result = compare(c, data, progress, keep)
+        result.metrics['data'] |= twice
         work.finish(write)
     return result

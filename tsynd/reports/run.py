@@ -38,10 +38,11 @@ def _data_facts(d):
     sizes = ' · '.join(str(d.get(k) or '–') for k in ('train', 'val', 'test'))
     classes = ', '.join(map(str, d.get('classes', [])))
     prepared = [('prepared', d['preparation'])] if d.get('preparation') else []
+    pairs = [('in two parts', d['duplicates'])] if d.get('duplicates') else []
     return [('name', d.get('name')), ('task', d.get('task')), ('classes', classes),
             ('images', _times(d.get('shape', ()))), ('training · validation · test', sizes), *prepared,
             ('under attack', d.get('attacked', '–')), ('attribution', d.get('source') or '–'),
-            ('licence', d.get('licence') or '–'), ('MD5', d.get('md5') or '–')]
+            ('licence', d.get('licence') or '–'), ('MD5', d.get('md5') or '–'), *pairs]
 
 def _autoencoder_facts(a):
     latents = f"{_times(a.get('latent_shape', '–'))}, {fixed(a.get('compression'), 2)} per pixel"
@@ -74,6 +75,8 @@ RUN_FILES = {'metrics.json': 'every number of this page',
              'synthetic.npz': 'the synthetic images of the last epoch, in the layout of a MedMNIST file',
              'provenance.csv': 'one row per synthetic image: where it came from, what the label gate did, '
                                'how far it moved, MI before and after',
+             'splits.csv': 'the images of each part by path, label and patient, to be given back as a table',
+             'duplicates.csv': 'pairs of equal or nearly equal images in different parts',
              'models': 'autoencoder and both classifiers: weights as safetensors, the rest as JSON',
              'figures': 'the figures of this page'}
 
