@@ -152,10 +152,11 @@ def test_a_ct_is_in_hounsfield_units(dicom):
     assert np.array_equal(read_dicom(dicom('CT_small.dcm')),
                           stored.pixel_array*float(stored.RescaleSlope) + float(stored.RescaleIntercept))
 
+@pytest.mark.parametrize('c', [40, 0])
 @pytest.mark.parametrize('function', ['LINEAR', 'LINEAR_EXACT', 'SIGMOID'])
-def test_a_window_is_that_of_the_standard(dicom, tmp_path, function):
-    path = dicom('CT_small.dcm', tmp_path/'x.dcm', WindowCenter=40, WindowWidth=400, VOILUTFunction=function)
-    x, c, w = read_dicom(dicom('CT_small.dcm')).astype(float), 40, 400
+def test_a_window_is_that_of_the_standard(dicom, tmp_path, function, c):
+    path = dicom('CT_small.dcm', tmp_path/'x.dcm', WindowCenter=c, WindowWidth=400, VOILUTFunction=function)
+    x, w = read_dicom(dicom('CT_small.dcm')).astype(float), 400
     want = dict(LINEAR=((x-(c-.5))/(w-1)+.5).clip(0, 1), LINEAR_EXACT=((x-c)/w+.5).clip(0, 1),
                 SIGMOID=1/(1+np.exp(-4*(x-c)/w)))[function]
     assert read_dicom(path).dtype == np.uint8 and abs(read_dicom(path) - 255*want).max() <= .51
@@ -507,6 +508,20 @@ def test_unreadable_files_are_one_sentence_or_left_out(tmp_path):
     for s in parts:
         for x, y, p in zip(s.x, s.y, s.table.path):
             assert torch.equal(x, data.prep(read_pixels(tmp_path/p))) and data.classes[y] == p[0]
+
+def test_what_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
+    "A plugin may have been installed since"
+    drawn(tmp_path)
+    def missing(path, frame):
+        if Path(path).name == 'x3.png': raise InputError(f'{path} needs a plugin', path)
+        return read_pixels(path, frame)
+    with monkeypatch.context() as m:
+        m.setattr('tsynd.data.preparing.read_pixels', missing)
+        for _ in range(2):
+            with pytest.raises(InputError, match='1 of 24 images.*needs a plugin'):
+                said(load_data, tmp_path, size=12)
+    data, _ = said(load_data, tmp_path, size=12)
+    assert sum(map(len, (data.train, data.val, data.test))) == 24
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path/'file').write_text('')

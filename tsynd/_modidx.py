@@ -384,6 +384,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'tsynd.data.preparing._key': ('data/preparing.html#_key', 'tsynd/data/preparing.py'),
                                       'tsynd.data.preparing._made': ('data/preparing.html#_made', 'tsynd/data/preparing.py'),
                                       'tsynd.data.preparing._range': ('data/preparing.html#_range', 'tsynd/data/preparing.py'),
+                                      'tsynd.data.preparing._readable': ('data/preparing.html#_readable', 'tsynd/data/preparing.py'),
                                       'tsynd.data.preparing._resized': ('data/preparing.html#_resized', 'tsynd/data/preparing.py'),
                                       'tsynd.data.preparing._scaled': ('data/preparing.html#_scaled', 'tsynd/data/preparing.py'),
                                       'tsynd.data.preparing._unreadable': ('data/preparing.html#_unreadable', 'tsynd/data/preparing.py'),

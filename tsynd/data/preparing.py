@@ -135,10 +135,16 @@ def _made(root, paths, n_train, target, asked, progress): # prepare all images, 
     write_whole(target.with_suffix('.json'), json.dumps(kept, indent=1).encode())
     return kept
 
-def _found(target): # what is kept already, or None
+def _found(root, target, frame): # what is kept already, or None
     if not target.is_file() or not target.with_suffix('.json').is_file(): return
-    try: return conform(read_json(target.with_suffix('.json'), ''), Kept, target, '')
+    try: kept = conform(read_json(target.with_suffix('.json'), ''), Kept, target, '')
     except InputError: return
+    if not any(_readable(root/p, frame) for p in kept['unreadable']): return kept
+
+def _readable(path, frame): # by now, such as with a plugin that was missing
+    try: read_pixels(path, frame)
+    except InputError: return False
+    return True
 
 # %% ../../nbs/data/12_preparing.ipynb #28120013
 def _unreadable(root, paths, kept, skip):
@@ -162,7 +168,7 @@ def prepare(root:Path,     # folder of the images
     with system_errors(folder, 'name another folder with TSYND_CACHE'):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_suffix('.lock')):
-            kept = _found(target) or _made(root, paths, n_train, target, asked, progress)
+            kept = _found(root, target, frame) or _made(root, paths, n_train, target, asked, progress)
     if kept['unreadable']: _unreadable(root, paths, kept, skip_unreadable)
     x = torch.from_numpy(np.load(target, mmap_mode='c'))[:kept['images']]
     return x, Preparation(**kept['preparation']), kept['unreadable'], kept['md5']
