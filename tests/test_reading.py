@@ -460,8 +460,11 @@ def test_the_second_time_nothing_is_decoded(tmp_path, monkeypatch, cache):
             with pytest.raises(AssertionError): said(load_data, tmp_path, **change)
         put(tmp_path/'a'/'x0.png', np.zeros((9, 9), np.uint8))                 # a file has changed
         with pytest.raises(AssertionError): said(load_data, tmp_path, size=12)
-    for f in cache.glob('*.json'): f.write_text('{')                           # what is kept is damaged
-    assert said(load_data, tmp_path, size=12)[0].md5 != first.md5
+    changed = said(load_data, tmp_path, size=12)[0]
+    assert changed.md5 != first.md5
+    for damage in ('{', '{}', '{"preparation": {}, "images": 1, "unreadable": {}, "md5": ""}'):
+        for f in cache.glob('*.json'): f.write_text(damage)
+        assert said(load_data, tmp_path, size=12)[0].md5 == changed.md5
 
 def test_images_are_mapped_and_the_file_stays_as_it_is(tmp_path, cache):
     drawn(tmp_path)

@@ -378,6 +378,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'tsynd/data/preparing.py'),
                                       'tsynd.data.preparing.Preparation.__str__': ( 'data/preparing.html#preparation.__str__',
                                                                                     'tsynd/data/preparing.py'),
+                                      'tsynd.data.preparing.Prepared': ('data/preparing.html#prepared', 'tsynd/data/preparing.py'),
                                       'tsynd.data.preparing._channels': ('data/preparing.html#_channels', 'tsynd/data/preparing.py'),
                                       'tsynd.data.preparing._found': ('data/preparing.html#_found', 'tsynd/data/preparing.py'),
                                       'tsynd.data.preparing._is_grey': ('data/preparing.html#_is_grey', 'tsynd/data/preparing.py'),
