@@ -1,5 +1,5 @@
 """Images of one's own: each trap of real files is made here, and read as meant, or refused in a sentence."""
-import io, json, os, threading, warnings
+import io, json, os, pickle, threading, warnings
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -476,6 +476,11 @@ def test_images_are_mapped_and_the_file_stays_as_it_is(tmp_path, cache):
     assert file.read_bytes() == before and (data.train.x[0] == 7).all()
     maps = Path('/proc/self/maps')
     if maps.exists(): assert file.name in maps.read_text()
+
+def test_what_is_exported_holds_no_pixel(tmp_path):
+    "Parts of a set are views of one map, and a view is pickled with all that it looks at"
+    data, _ = said(load_data, drawn(tmp_path), size=28)
+    assert len(pickle.dumps(data.train.new_empty())) < 3000 < data.train.x.numel()
 
 def test_two_at_once_prepare_once(tmp_path, monkeypatch):
     drawn(tmp_path, 12)
