@@ -6,7 +6,7 @@
 __all__ = ['EXAMPLES', 'RUN', 'STUDY', 'REPORT', 'ROOT', 'options', 'one_line', 'parser', 'default_out', 'main']
 
 # %% ../nbs/cli.ipynb #349feb1c
-import argparse, errno, glob, os, signal, sys, threading, warnings
+import argparse, errno, glob, os, re, signal, sys, threading, warnings
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import chain, count
@@ -19,13 +19,18 @@ EXAMPLES = '''examples:
   tsynd run breastmnist --root data/medmnist      BreastMNIST from a folder of MedMNIST files
   tsynd run pneumoniamnist --subset 100           100 labelled images; downloads the file if there is none
   tsynd run bloodmnist --size 64 --device cuda    64×64 pixels, on a GPU
+  tsynd run my_folder                             images of your own, in a folder for each class
+  tsynd run my.csv --label-column dx              images of your own, listed in a table
   tsynd run --objective reconstruction            what does the autoencoder alone do?
   tsynd study my.toml --dry-run                   how many trainings, and how long?
   tsynd study my.toml                             run them, or what is left of them
   tsynd report runs/one runs/two --format csv,pdf two runs side by side
 
 data sets: phantom, and the twelve 2D sets of MedMNIST v2: pathmnist chestmnist dermamnist octmnist
-pneumoniamnist retinamnist breastmnist bloodmnist tissuemnist organamnist organcmnist organsmnist'''
+pneumoniamnist retinamnist breastmnist bloodmnist tissuemnist organamnist organcmnist organsmnist;
+or images of your own (PNG, JPEG, TIFF; DICOM with pip install 'tsynd[dicom]'): a folder of class folders,
+with or without train, val and test above them; a table (CSV, TSV or parquet) with columns path, label and,
+if known, patient and split; an npz file in MedMNIST's layout'''
 
 RUN = '''Train an autoencoder on the training images, then a classifier without and with TSynD from the same
 initial weights and with the same batches; measure both on the test split: clean, randomly perturbed, and
@@ -83,6 +88,11 @@ def _reader(kind): # of the text behind an option
             raise argparse.ArgumentTypeError(f'{shown(text)} is not {expected(kind)}') from None
     return read
 
+def _reading(): # names of the options about images of one's own
+    from tsynd.core.defaults import ReadingSettings
+    from tsynd.core.settings import rows
+    return {r.name.replace('_', '-') for r in rows(ReadingSettings)}
+
 _NAMES = {int: 'N', float: 'X', str: 'NAME'}
 
 def _add(p, name, kind, default, text):
@@ -108,12 +118,14 @@ def parser()->argparse.ArgumentParser:
                    help='a new folder for the results (default: runs/ and a name made of the options)')
     r.add_argument('--anew', action='store_true',
                    help='begin anew where an unfinished run is in the way, and give up what it finished')
-    for o in options(): _add(r, *o)
+    own = r.add_argument_group('images of your own')
+    for o in options(): _add(own if o[0] in _reading() else r, *o)
     _more(sub, raw)
     return p
 
 # %% ../nbs/cli.ipynb #1b94ee45
-ROOT = 'folder of the MedMNIST npz files (default: $MEDMNIST_ROOT, then ~/.medmnist)'
+ROOT = ('folder of the MedMNIST npz files (default: $MEDMNIST_ROOT, then ~/.medmnist), or of the images '
+        'that a table names (default: that of the table)')
 
 def _more(sub, raw):
     s = sub.add_parser('study', help='run many trainings, resumable', description=STUDY, formatter_class=raw)
@@ -133,13 +145,18 @@ def _more(sub, raw):
                    help='export figures and tables as well: csv, pdf, svg, or several of them, as in csv,pdf')
 
 # %% ../nbs/cli.ipynb #49df51e3
+def _called(dataset): # in the name of a folder
+    from tsynd.data.loading import data_name
+    return re.sub(r'[^\w.-]+', '-', data_name(dataset)).strip('-.') or 'images'
+
 def default_out(**config)->Path: # as typed
     "A folder under runs/ that is not there yet, or whose run was stopped"
     from tsynd.core.unfinished import begun, beside
     from tsynd.experiments.configuration import RunConfig
     c = RunConfig(**config)
     size = f'{c.size}px' if c.size != RunConfig.size else ''
-    parts = c.dataset, c.subset and f'n{c.subset}', size, c.objective, f'seed{c.seed}', c.quick and 'quick'
+    parts = (_called(c.dataset), c.subset and f'n{c.subset}', size, c.objective, f'seed{c.seed}',
+             c.quick and 'quick')
     base = Path('runs')/'-'.join(str(p) for p in parts if p)
     for folder in sorted(glob.glob(f'{glob.escape(str(base))}*.unfinished')):
         work = begun(folder)
@@ -161,6 +178,7 @@ def _run(root=None, out=None, anew=False, **config):
     result = run(c, out, root, progress=True, finish=write_report, anew=anew)
     d = result.data
     if not result.metrics['arms']['tsynd']['synthetic_images']: _warn(NOTHING)
+    if d.prep: print(d.prep)
     print(f"{d}\n\n{result.table().to_string(na_rep='–')}\n")
     print("percent; dropout off; difference in points; one seed is an illustration, not evidence\n\n"
           f"report: {out/'report.html'}")

@@ -152,7 +152,7 @@ def draw_splits(table:pd.DataFrame,   # a row per image, with the columns `label
     pool,parts = _to_draw(split, shares)
     if pool.any():
         _warn(table, split, pool, parts)
-        y = _labels(table[pool], y if y is None else y[torch.from_numpy(pool.to_numpy())], classes)
+        y = _labels(table[pool], y if y is None else y[torch.tensor(pool.tolist())], classes)
         split[pool] = _drawn(table[pool], *y, parts, shares, seed)
     return split.set_axis(index).rename('split')
 
