@@ -11,4 +11,6 @@ import lazy_loader
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     calibration=['fit_temperature', 'calibrated', 'calibration_measures'],
     conformal=['CONFORMAL', 'conformal_quantile', 'conformity_scores', 'true_scores',
-               'conformal_sets']))
+               'conformal_sets'],
+    referral=['predictive_entropy', 'pooled', 'look_again', 'Familiar', 'fit_familiar', 'MEASURED', 'Limits',
+              'limits_for_share', 'share_for_error', 'UNREADABLE', 'reasons']))
