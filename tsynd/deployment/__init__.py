@@ -12,5 +12,7 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     calibration=['fit_temperature', 'calibrated', 'calibration_measures'],
     conformal=['CONFORMAL', 'conformal_quantile', 'conformity_scores', 'true_scores',
                'conformal_sets'],
+    measures=['operating_point', 'wilson', 'bootstrap_interval', 'DIAGNOSTIC', 'diagnostic_measures',
+              'auc_interval', 'risk_coverage'],
     referral=['predictive_entropy', 'pooled', 'look_again', 'Familiar', 'fit_familiar', 'MEASURED', 'Limits',
               'limits_for_share', 'share_for_error', 'UNREADABLE', 'reasons']))
