@@ -3,7 +3,7 @@ import hashlib, io, math, random, re, tracemalloc, urllib.error, warnings, zipfi
 from contextlib import nullcontext
 from dataclasses import replace
 
-import medmnist, numpy as np, pytest, torch, torchvision
+import medmnist, numpy as np, pandas as pd, pytest, torch, torchvision
 from hypothesis import assume, given, settings, strategies as st
 from layouts import NAMES, SIZES, make_arrays, write_npz
 from refused import refused
@@ -11,9 +11,9 @@ from refused import refused
 from tsynd.models import classifier_learner
 from tsynd.core import check_range, InputError, seeded, TASKS
 from tsynd.data import (
-    check_classes, HOLES, image_dls, ImageData, ImageDL, in_hole, load_data, load_medmnist, load_npz,
-    medmnist_info, medmnist_path, phantom, phantom_labels, read_npz, render_phantom, save_npz, Split,
-    strata, stratified_order, subset, to_numpy)
+    check_classes, factor_table, HOLES, image_dls, ImageData, ImageDL, in_hole, load_data, load_medmnist,
+    load_npz, medmnist_info, medmnist_path, phantom, phantom_labels, read_npz, render_phantom, save_npz,
+    Split, strata, stratified_order, subset, to_numpy)
 
 MULTI = 'multi-label, binary-class'
 
@@ -104,9 +104,11 @@ def test_what_names_no_class_is_refused(names):
     (dict(x=torch.zeros(10, 3, 4, 4).byte()), 'images'),
     (dict(x=torch.zeros(10, 1, 0, 4).byte()), 'images'), (dict(index=None), 'index'),
     (dict(index=[0]*10), 'index'),
-    (dict(index=torch.zeros(10)), 'index'), (dict(factors=torch.rand(9, 8)), 'factors'),
-    (dict(factors=torch.rand(10, 8)+1), 'factors'),
-    (dict(factors=torch.zeros(10, 8, dtype=torch.int64)), 'factors')])
+    (dict(index=torch.zeros(10)), 'index'), (dict(table=torch.rand(10, 8)), 'table'),
+    (dict(table=factor_table(torch.rand(9, 8))), 'table'), (dict(table=[{}]*10), 'table'),
+    (dict(table=factor_table(torch.rand(10, 8)+1)), 'table'),
+    (dict(table=pd.DataFrame([['a','b']]*10, columns=['path','path'])), 'table'),
+    (dict(table=factor_table(torch.zeros(10, 8, dtype=torch.int64))), 'table')])
 def test_parts_that_do_not_belong_together_are_refused(change, at):
     data = image_data()
     with refused(f'made, test: {at}'): replace(data, test=replace(data.test, **change))

@@ -33,7 +33,8 @@ from tsynd.core import metrics, probabilities
 from tsynd.models import mc_logits, predict, small_resnet, train_classifier
 from tsynd.core import seeded
 from tsynd.data import (
-    FACTORS, HOLES as DEFAULT, in_hole, phantom, phantom_labels, render_phantom, Split, to_float)
+    factor_table, FACTORS, HOLES as DEFAULT, in_hole, phantom, phantom_labels, render_phantom,
+    Split, to_float)
 from tsynd.core import has_bf16
 from tsynd.targeting import cat, Synthesizer
 from tsynd.targeting import uncertainty
@@ -79,7 +80,8 @@ def draw(n, seed, hole=None, want=True):
 
 def render(f, seed): return (255*render_phantom(f, seed=seed)).round().to(torch.uint8)
 
-def split(f, seed): return Split(render(f, seed), phantom_labels(f), torch.arange(len(f)), f)
+def split(f, seed):
+    return Split(render(f, seed), phantom_labels(f), torch.arange(len(f)), factor_table(f))
 
 @torch.no_grad()
 def redraw(ae, x): return torch.cat([ae.decode(z) for z in encode_all(ae, x).split(256)])
@@ -90,7 +92,7 @@ def with_hole_images(data, hole, seed):
     join = lambda a,b: torch.cat([a[:keep], b])
     s = data.train
     return replace(data, train=Split(join(s.x, more.x), join(s.y, more.y), torch.arange(len(s)),
-                                     join(s.factors, more.factors)))
+                                     factor_table(join(s.factors, more.factors))))
 
 
 # The judge of where an image lies

@@ -9,11 +9,16 @@ __all__ = []
 import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
-    images=['ROUNDING', 'check_pixels', 'to_float', 'Split', 'short_names', 'ImageData', 'to_numpy'],
-    phantoms=['FACTORS', 'phantom_labels', 'speckle', 'render_phantom', 'HOLES', 'in_hole', 'phantom',
+    images=['ROUNDING', 'check_pixels', 'to_float', 'Split', 'FACTORS', 'factor_table', 'short_names',
+            'ImageData', 'to_numpy'],
+    phantoms=['phantom_labels', 'speckle', 'render_phantom', 'HOLES', 'in_hole', 'phantom',
               'clear_phantom'],
     files=['read_npz', 'check_images', 'check_labels', 'load_npz', 'save_npz'],
     named=['medmnist_info', 'medmnist_path', 'available', 'load_medmnist', 'load_data'],
     subsets=['strata', 'stratified_order', 'subset', 'check_classes', 'check_parts'],
     loaders=['ImageDL', 'image_dls'],
-    readers=['normalisation', 'Sources', 'sources', 'image_data', 'check_data', 'as_image_data']))
+    readers=['normalisation', 'Sources', 'sources', 'image_data', 'check_data', 'as_image_data'],
+    pictures=['PICTURES', 'read_picture', 'choose_frame'],
+    dicom=['read_dicom', 'ACQUISITION', 'acquisition', 'DICOMS', 'is_dicom', 'read_pixels', 'pixel_kind'],
+    folders=['SPLITS', 'TABLES', 'read_table', 'find_images'],
+    preparing=['Preparation', 'decide', 'PREPARED', 'cache_folder', 'Kept', 'prepare']))

@@ -15,7 +15,7 @@ import torch
 from ..core.errors import as_path, InputError, shown
 from ..core.settings import check_kind, whole
 from ..core.tasks import as_task, Task
-from .images import ImageData, Split, to_numpy
+from .images import factor_table, ImageData, Split, to_numpy
 
 # %% ../../nbs/data/02_files.ipynb #e88c20b9
 def _unfit(info, f)->str: # what is wrong with a member of an archive, from its header
@@ -116,7 +116,7 @@ def _factors(a, where, n): # of the phantom
     if a.dtype.kind != 'f' or a.shape != (n,8) or not ((a >= 0) & (a <= 1)).all():
         raise InputError(f"{where} has dtype {a.dtype} and shape {_by(a.shape)}, expected {n}×8 floats from "
                          "0 to 1, the factors of a phantom; leave it out for other images", where, a.shape)
-    return torch.from_numpy(np.ascontiguousarray(a, dtype=a.dtype.newbyteorder('=')))
+    return factor_table(torch.from_numpy(np.ascontiguousarray(a, dtype=a.dtype.newbyteorder('='))))
 
 # %% ../../nbs/data/02_files.ipynb #cc27aab1
 def _check_info(info, size):

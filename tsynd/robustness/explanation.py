@@ -21,7 +21,8 @@ from ..core.figures import TYPE_SIZE
 from ..core.seeds import image_seeds, streams
 from ..core.settings import Batch, limited, number, whole
 from ..core.tasks import as_task, Task
-from ..data.phantoms import FACTORS, render_phantom
+from ..data.images import FACTORS
+from ..data.phantoms import render_phantom
 from ..models.autoencoder import Autoencoder
 from ..models.prediction import (
     as_network, device_of, frozen, logits_of, Normalised, predict)
