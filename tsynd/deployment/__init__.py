@@ -11,8 +11,11 @@ import lazy_loader
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     calibration=['fit_temperature', 'calibrated', 'calibration_measures'],
     conformal=['CONFORMAL', 'conformal_quantile', 'conformity_scores', 'true_scores',
-               'conformal_sets'],
+               'conformal_sets', 'SEPARATOR', 'label_names', 'set_names'],
     measures=['operating_point', 'wilson', 'bootstrap_interval', 'DIAGNOSTIC', 'diagnostic_measures',
               'auc_interval', 'risk_coverage'],
     referral=['predictive_entropy', 'pooled', 'look_again', 'Familiar', 'fit_familiar', 'MEASURED', 'Limits',
-              'limits_for_share', 'share_for_error', 'UNREADABLE', 'reasons']))
+              'limits_for_share', 'share_for_error', 'UNREADABLE', 'reasons'],
+    inputs=['prepare_all', 'image_stacks'],
+    bundle=['FORMAT', 'PreparationFacts', 'ReferralFacts', 'ConformalFacts', 'BundleFacts', 'Bundle', 'make_bundle',
+            'save_bundle', 'load_bundle']))

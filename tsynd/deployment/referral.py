@@ -91,6 +91,13 @@ class Limits:
         "Which images have more, of each"
         return {k: torch.as_tensor(measured[k]).double() > getattr(self, k) for k in MEASURED}
 
+    def unlike(self,
+               measured:dict # name: (N,)
+              )->Tensor:     # (N,)
+        "How unlike the training images, in units of the limits: more than 1 is referred"
+        found = [torch.as_tensor(measured[k]).double()/getattr(self, k) for k in MEASURED[1:]]
+        return torch.maximum(*found)
+
 def _limit(values, share): # that so many of these exceed, at most
     n = len(values)
     k = min(n, math.ceil((n+1)*(1-share) - 1e-9))
