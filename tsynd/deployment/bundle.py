@@ -106,13 +106,11 @@ class Bundle:
     @property
     def task(self): return as_task(self.facts['task'])
     @property
-    def classes(self): return self.facts['classes']
-    @property
     def preparation(self): # None where images have no square shape
         return Preparation(**self.facts['preparation']) if self.facts['preparation'] else None
     def __repr__(self):
         f = self.facts
-        return (f"Bundle of {f['data']}, {f['model']}, {f['arm'] or 'one arm'}: {', '.join(f['classes'])}; "
+        return (f"Bundle of {f['data']}, {f['model']}, {f['arm']}: {', '.join(f['classes'])}; "
                 f"temperature {f['temperature']:.2f}")
 
 # %% ../../nbs/deployment/05_bundle.ipynb #ac746d94
@@ -125,10 +123,12 @@ def measure(self:Bundle,
     check_stack(x)
     if list(x.shape[1:]) != self.facts['shape']:
         raise InputError(f"images have shape {tuple(x.shape[1:])}, but the bundle is for "
-                         f"{tuple(self.facts['shape'])}; give them as arrays or files", 'images', tuple(x.shape))
+                         f"{tuple(self.facts['shape'])}; give them as arrays or files", 'images',
+                         tuple(x.shape))
     net,draws,n = self.classifier,self.facts['draws'],len(x)
     logits,none = predict(net, x, bs).double(),torch.full((n,), math.nan).double()
-    def epistemic(b): return mutual_information(mc_logits(net, b.to(device_of(net, b)), draws), self.task).cpu()
+    def epistemic(b):
+        return mutual_information(mc_logits(net, b.to(device_of(net, b)), draws), self.task).cpu()
     with torch.no_grad():
         mi = torch.cat([epistemic(to_float(b)) for b in x.split(bs)]) if dropout_layers(net) else none
     found = dict(logits=logits, mutual_information=mi, reconstruction_error=none, distance=none)
@@ -166,17 +166,18 @@ def _network(classifier):
 
 # %% ../../nbs/deployment/05_bundle.ipynb #4173b2a0
 def make_bundle(classifier:nn.Module|Learner, # made by `make_classifier`, trained
-                autoencoder,     # trained, or None: then nothing is known of what is unlike the training images
+                autoencoder,     # trained, or None: then it is not known what is unlike the training images
                 data:ImageData,  # its training and validation images
                 arm:str='',      # how the classifier was trained
-                refer:float=.1,  # share of images like the validation images to refer, if nothing else is said
-                coverage:float=.9, # of conformal sets, if nothing else is said
+                refer:float=.1,  # share of images like the validation images to refer, unless said otherwise
+                coverage:float=.9, # of conformal sets, unless said otherwise
                 draws:int=32     # of dropout, for the mutual information
                )->Bundle:
     "Calibrate on the validation images; raises `InputError`"
     check_parts(data, 'train', 'val')
     net,task,y = _network(classifier),data.task,data.val.y
-    bundle,logits = Bundle(net, autoencoder, _facts(net, data, arm, draws), {}),predict(net, data.val.x).double()
+    bundle = Bundle(net, autoencoder, _facts(net, data, arm, draws), {})
+    logits = predict(net, data.val.x).double()
     T = bundle.facts['temperature'] = fit_temperature(logits, y, task)
     if autoencoder is not None:
         some = torch.linspace(0, len(data.train)-1, min(len(data.train), 1000)).long()
@@ -192,10 +193,14 @@ def make_bundle(classifier:nn.Module|Learner, # made by `make_classifier`, train
 # %% ../../nbs/deployment/05_bundle.ipynb #34c75565
 def _finite(v): return None if math.isinf(v) or math.isnan(v) else float(v)
 
+def _quantiles(reference, coverage): # one for each decision
+    return [conformal_quantile(s, coverage) for s in reference['scores'].T]
+
 def _chosen(bundle, refer, coverage): # limits and quantiles
-    quantiles = [_finite(q) for q in bundle.quantiles(coverage)]
+    quantiles = [_finite(q) for q in _quantiles(bundle.reference, coverage)]
     limits = {k: _finite(v) for k,v in asdict(limits_for_share(bundle.reference, refer)).items()}
-    return dict(refer=dict(share=float(refer), **limits), conformal=dict(coverage=coverage, quantiles=quantiles))
+    return dict(refer=dict(share=float(refer), **limits),
+                conformal=dict(coverage=coverage, quantiles=quantiles))
 
 def _told(data, logits, p): # thresholds, and how good the classifier is on validation images
     task,y = data.task,data.val.y
@@ -206,11 +211,6 @@ def _told(data, logits, p): # thresholds, and how good the classifier is on vali
     return dict(thresholds=thresholds, validation=dict(
         error=float(task.wrong_share(logits, y).mean()),
         **{f'{m}_{k}': v for k,d in measures.items() for m,v in d.items()}))
-
-@patch
-def quantiles(self:Bundle, coverage:float)->list: # one for each decision
-    "Conformal quantiles of the validation images; raises `InputError`"
-    return [conformal_quantile(s, coverage) for s in self.reference['scores'].T]
 
 # %% ../../nbs/deployment/05_bundle.ipynb #4a8c9526
 def _sha256(path):
@@ -245,8 +245,8 @@ def _read_facts(path):
     form = facts.get('format') if isinstance(facts, dict) else None
     if form not in (None, FORMAT):
         writer = shown((facts.get('versions') or {}).get('tsynd', 'another'))
-        raise InputError(f"{path} has format {shown(form)}, expected {FORMAT}: it was written by version {writer} "
-                         f"of tsynd, and this is {version('tsynd')}; use that version", 'format', form)
+        raise InputError(f"{path} has format {shown(form)}, expected {FORMAT}: it was written by version "
+                         f"{writer} of tsynd, and this is {version('tsynd')}; use that one", 'format', form)
     conform(facts, BundleFacts, path, _AGAIN)
     if _sum(facts) != facts['checksum']:
         raise InputError(f"{path} was changed after it was written: its checksum differs; {_AGAIN}", path)
@@ -261,7 +261,7 @@ def _check_files(folder, facts):
 
 # %% ../../nbs/deployment/05_bundle.ipynb #1d5a0041
 def _check_fit(folder, b): # a bundle that was put together by hand may be whole, and make no sense
-    n,C,r = len(b.reference.get('scores', ())),len(b.classes),b.reference
+    n,C,r = len(b.reference.get('scores', ())),len(b.facts['classes']),b.reference
     outputs,decisions = b.task.n_outputs(C),C if b.task.several else 1
     right = (b.classifier.config['n_classes'] == outputs and b.facts['shape'][0] == b.classifier.config['ch']
              and n > 0 and r['scores'].shape == (n,decisions) and len(b.facts['thresholds']) == C
@@ -281,9 +281,10 @@ def load_bundle(path:str|Path,   # a folder that `save_bundle` wrote
     facts = _read_facts(folder/'bundle.json')
     _check_files(folder, facts)
     if facts['versions'].get('tsynd') != version('tsynd'):
-        warnings.warn(f"{folder} was written by version {facts['versions'].get('tsynd')} of tsynd, and this is "
-                      f"{version('tsynd')}; compare some predictions with those from before")
-    ae = load_autoencoder(folder/'autoencoder', facts['shape'], device) if _CODER[0] in facts['files'] else None
+        warnings.warn(f"{folder} was written by version {facts['versions'].get('tsynd')} of tsynd, and this "
+                      f"is {version('tsynd')}; compare some predictions with those from before")
+    coded = _CODER[0] in facts['files']
+    ae = load_autoencoder(folder/'autoencoder', facts['shape'], device) if coded else None
     try: reference = load_file(folder/'reference.safetensors')
     except Exception as e:
         found = type(e).__name__
@@ -293,16 +294,16 @@ def load_bundle(path:str|Path,   # a folder that `save_bundle` wrote
     _check_fit(folder, bundle)
     return bundle
 
-# %% ../../nbs/deployment/05_bundle.ipynb #3263c2d3
+# %% ../../nbs/deployment/05_bundle.ipynb #beb7fa34
 @patch
-def _told(self:Bundle, m, quantiles, limits): # the table of what was measured
+def _rows(self:Bundle, m, quantiles, limits): # the table of what was measured
     p = calibrated(m['logits'], self.facts['temperature'], self.task)
     sets = conformal_sets(conformity_scores(p, self.task), quantiles)
-    labels = label_names(p, self.classes, self.task)
-    why = reasons(limits, m)
-    shown_first = 'mutual_information',*MEASURED
-    return pd.DataFrame(dict(label=labels, **{f'p_{c}': p[:,i].numpy() for i,c in enumerate(self.classes)},
-                             **{k: m[k].numpy() for k in shown_first}, conformal_set=set_names(sets, self.classes, self.task),
+    labels,why = label_names(p, self.facts['classes'], self.task),reasons(limits, m)
+    probs = {f'p_{c}': column.numpy() for c,column in zip(self.facts['classes'], p.T)}
+    return pd.DataFrame(dict(label=labels, **probs,
+                             **{k: m[k].numpy() for k in ('mutual_information', *MEASURED)},
+                             conformal_set=set_names(sets, self.facts['classes'], self.task),
                              refer=[bool(w) for w in why], reason=why))
 
 # %% ../../nbs/deployment/05_bundle.ipynb #934a4783
@@ -317,8 +318,8 @@ def rule(self:Bundle,
         raise InputError("refer and error are both given; give one, as the other follows", 'error', error)
     if error is not None: refer = share_for_error(self.reference, error)
     f,c = self.facts['refer'],self.facts['conformal']
-    quantiles = [math.inf if q is None else q for q in c['quantiles']] if coverage is None else \
-        self.quantiles(coverage)
+    if coverage is None: quantiles = [math.inf if q is None else q for q in c['quantiles']]
+    else: quantiles = _quantiles(self.reference, coverage)
     if refer is not None: return quantiles, limits_for_share(self.reference, refer)
     return quantiles, Limits(**{k: math.inf if f[k] is None else f[k] for k in MEASURED})
 
@@ -336,7 +337,7 @@ def predict(self:Bundle,
     "Label, probabilities, uncertainty, conformal set and referral of each image; raises `InputError`"
     rule,parts = self.rule(refer, error, coverage),[]
     for table,x,failed in image_stacks(images, self.preparation, frame, bs, **reading):
-        told = self._told(self.measure(x, bs), *rule) if len(x) else pd.DataFrame()
+        told = self._rows(self.measure(x, bs), *rule) if len(x) else pd.DataFrame()
         told.index = [i for i in range(len(table)) if i not in failed]
         told = told.reindex(range(len(table)))
         for i,why in failed.items(): told.loc[i, ['refer','reason']] = True, f'{UNREADABLE} ({why})'

@@ -22,8 +22,8 @@ from ..data.preparing import Preparation
 def _checked(a): # pixels
     if a.ndim in (2, 3) and min(a.shape) and a.shape[2:] in ((), (3,)) and a.dtype.kind in 'uf': return a
     found = f'{a.dtype} of shape {a.shape}'
-    raise InputError(f"images are {found}, expected arrays (H,W) or (H,W,3) of bytes, or as the file has them",
-                     'images', found)
+    raise InputError(f"images are {found}, expected arrays (H,W) or (H,W,3) of bytes, or as a file "
+                     "has them", 'images', found)
 
 def prepare_all(items:list,       # arrays (H,W) or (H,W,3), or paths
                 prep:Preparation, # how they become images of one size
@@ -34,7 +34,9 @@ def prepare_all(items:list,       # arrays (H,W) or (H,W,3), or paths
     done,failed = [torch.empty(0, prep.channels, prep.size, prep.size, dtype=torch.uint8)],{}
     for i,item in enumerate(items):
         file = isinstance(item, (str, Path))
-        try: done.append(prep(_checked(read_pixels(Path(root)/item, frame) if file else np.asarray(item)))[None])
+        try:
+            pixels = read_pixels(Path(root)/item, frame) if file else np.asarray(item)
+            done.append(prep(_checked(pixels))[None])
         except InputError as e:
             if not file: raise
             failed[i] = str(e.found or e)
@@ -50,7 +52,7 @@ def _listed(images, reading): # (table of what is known of them, items, root)
     files = [str(i) for i in items] if all(isinstance(i, (str, Path)) for i in items) else None
     return pd.DataFrame(dict(path=files) if files else {}, index=range(len(items))), files or items, ''
 
-def image_stacks(images,           # tensor (N,ch,H,W); arrays; paths; a folder, a table, or `find_images` of it
+def image_stacks(images,           # tensor (N,ch,H,W); arrays; paths; a folder, a table, or its `find_images`
                  prep:Preparation, # how files and arrays become images, or None where only tensors will do
                  frame:int=None,   # of files with several images
                  bs:int=256,       # images at a time
@@ -61,8 +63,8 @@ def image_stacks(images,           # tensor (N,ch,H,W); arrays; paths; a folder,
         for x in images.split(bs): yield pd.DataFrame(index=range(len(x))), x, {}
         return
     if prep is None:
-        raise InputError("images are no tensor, but the classifier takes images that are not square, of which it is "
-                         "not known how they were prepared; give a tensor (N,ch,H,W)", 'images')
+        raise InputError("images are no tensor, but the classifier takes images that are not square, of "
+                         "which it is not known how they were prepared; give a tensor (N,ch,H,W)", 'images')
     table,items,root = _listed(images, reading)
     for i in range(0, len(items), bs):
         yield table[i:i+bs].reset_index(drop=True), *prepare_all(items[i:i+bs], prep, root, frame)

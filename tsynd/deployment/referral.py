@@ -115,7 +115,7 @@ def limits_for_share(measured:dict,  # name: (n,) of validation images, n at lea
     strange = torch.stack([measured[k] > v for k,v in unlike.items()]).any(0)
     u = measured['uncertainty']
     rest = u[~strange].sort(descending=True).values
-    more = max(0, int(share*len(u) + 1e-9) - int(strange.sum()))   # as uncertain, of those that are not strange
+    more = max(0, int(share*len(u) + 1e-9) - int(strange.sum()))   # for uncertainty
     return Limits(float(rest[more]) if more < len(rest) else -math.inf, **unlike)
 
 # %% ../../nbs/deployment/03_referral.ipynb #57439ce8
@@ -130,8 +130,8 @@ def share_for_error(measured:dict, # name: (n,) of validation images; `wrong` am
         kept = ~torch.stack(list(limits.exceeded(measured).values())).any(0)
         if not kept.any(): break
         if wrong[kept].mean() <= error: return float(share)
-    raise InputError(f"error is {error}, but among validation images there are more errors whichever share is "
-                     "referred; allow a larger one", 'error', error)
+    raise InputError(f"error is {error}, but among validation images there are more errors whichever "
+                     "share is referred; allow a larger one", 'error', error)
 
 # %% ../../nbs/deployment/03_referral.ipynb #9a59bcd0
 UNREADABLE = 'unreadable file'
