@@ -18,4 +18,5 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
               'limits_for_share', 'share_for_error', 'UNREADABLE', 'reasons'],
     inputs=['prepare_all', 'image_stacks'],
     bundle=['FORMAT', 'PreparationFacts', 'ReferralFacts', 'ConformalFacts', 'BundleFacts', 'Bundle',
-            'make_bundle', 'save_bundle', 'load_bundle']))
+            'make_bundle', 'save_bundle', 'load_bundle'],
+    predicting=['images_and_table', 'predict_images']))
