@@ -14,11 +14,15 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     phantoms=['phantom_labels', 'speckle', 'render_phantom', 'HOLES', 'in_hole', 'phantom',
               'clear_phantom'],
     files=['read_npz', 'check_images', 'check_labels', 'load_npz', 'save_npz'],
-    named=['medmnist_info', 'medmnist_path', 'available', 'load_medmnist', 'load_data'],
-    subsets=['strata', 'stratified_order', 'subset', 'check_classes', 'check_parts'],
+    named=['medmnist_info', 'medmnist_path', 'available', 'nearest', 'load_medmnist'],
+    subsets=['strata', 'stratified_order', 'patient_numbers', 'subset_order', 'subset',
+             'check_classes', 'check_parts'],
     loaders=['ImageDL', 'image_dls'],
     readers=['normalisation', 'Sources', 'sources', 'image_data', 'check_data', 'as_image_data'],
     pictures=['PICTURES', 'read_picture', 'choose_frame'],
     dicom=['read_dicom', 'ACQUISITION', 'acquisition', 'DICOMS', 'is_dicom', 'read_pixels', 'pixel_kind'],
     folders=['SPLITS', 'TABLES', 'read_table', 'find_images'],
-    preparing=['Preparation', 'decide', 'PREPARED', 'cache_folder', 'Kept', 'prepare']))
+    splits=['PARTS', 'check_patients', 'likely_patients', 'draw_splits', 'split_table'],
+    duplicates=['edges', 'find_duplicates', 'duplicate_words'],
+    preparing=['Preparation', 'decide', 'PREPARED', 'cache_folder', 'Kept', 'prepare'],
+    loading=['known_names', 'is_path', 'as_path_of', 'data_name', 'reading', 'load_data']))

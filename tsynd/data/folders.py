@@ -174,12 +174,6 @@ def _located(table, root, path, skip):
     return table
 
 # %% ../../nbs/data/09_folders.ipynb #28090011
-def _split_names(values, path):
-    wrong = next((v for v in values if v is None or v.lower() not in SPLITS), '')
-    if wrong != '':
-        raise InputError(f"{path}: split is {shown(wrong)}, expected train, val or test", 'split', wrong)
-    return [SPLITS[v.lower()] for v in values]
-
 def _by_table(path, root, s):
     optional = dict(patient=s.patient_column, split=s.split_column)
     named = [s.path_column, s.label_column or 'label', *(v or k for k,v in optional.items()),
@@ -190,7 +184,6 @@ def _by_table(path, root, s):
                label=pd.Series(labels, dtype=object))
     for k,v in optional.items():
         if v or k in table: new[k] = _column(table, v or k, path)
-    if 'split' in new: new['split'] = _split_names(new['split'], path)
     rest = table.drop(columns=[n for n in named if n in table])
     rest = rest.rename(columns={n: f'{n}_in_table' for n in new})
     return _located(pd.DataFrame(new).join(rest), root, path, s.skip_unreadable), names

@@ -96,6 +96,7 @@ class ImageData:
     md5: str = ''      # of the file the images came from
     licence: str = ''
     source: str = ''   # attribution to print beside the images
+    prep: object = None # how files became these images, a `Preparation`; None where they were images already
 
     def __post_init__(self):
         self.task = as_task(self.task)

@@ -22,10 +22,11 @@ from safetensors.torch import load_file, save
 from torch import nn, Tensor
 from typing_extensions import TypedDict
 
+from ..core.defaults import PredictionSettings
 from ..core.devices import device as known_device
 from ..core.errors import as_path, InputError, shown
 from ..core.schemas import conform, read_json
-from ..core.settings import number, Text, whole
+from ..core.settings import limited, number, stated, Text, whole
 from ..core.tasks import as_task
 from ..core.writing import make_folder, write_whole
 from ..data.images import ImageData, to_float
@@ -138,11 +139,10 @@ def measure(self:Bundle,
     familiar = Familiar(self.reference['latent_mean'], self.reference['latent_precision'])
     return found | dict(distance=familiar.distance(latents))
 
-# %% ../../nbs/deployment/05_bundle.ipynb #0dc5e661
+# %% ../../nbs/deployment/05_bundle.ipynb #22791ae4
 def _checksum(s): # of a `Split`
-    h = hashlib.sha256(s.x.contiguous().numpy())
-    h.update(s.y.contiguous().numpy())
-    return h.hexdigest()
+    parts = [hashlib.sha256(t.contiguous().numpy()).digest() for t in (s.x, s.y)]
+    return hashlib.sha256(b''.join(parts)).hexdigest()
 
 def _preparation(data): # of an `ImageData`
     ch,H,W = data.shape
@@ -287,9 +287,8 @@ def load_bundle(path:str|Path,   # a folder that `save_bundle` wrote
     ae = load_autoencoder(folder/'autoencoder', facts['shape'], device) if coded else None
     try: reference = load_file(folder/'reference.safetensors')
     except Exception as e:
-        found = type(e).__name__
-        raise InputError(f"{folder/'reference.safetensors'} cannot be read ({found}); {_AGAIN}",
-                         folder/'reference.safetensors', found) from None
+        raise InputError(f"reference.safetensors of {folder} cannot be read ({type(e).__name__}); {_AGAIN}",
+                         'reference.safetensors', type(e).__name__) from None
     bundle = Bundle(load_classifier(folder/'classifier', device), ae, facts, reference)
     _check_fit(folder, bundle)
     return bundle
@@ -306,8 +305,9 @@ def _rows(self:Bundle, m, quantiles, limits): # the table of what was measured
                              conformal_set=set_names(sets, self.facts['classes'], self.task),
                              refer=[bool(w) for w in why], reason=why))
 
-# %% ../../nbs/deployment/05_bundle.ipynb #934a4783
+# %% ../../nbs/deployment/05_bundle.ipynb #a3cfe6f9
 @patch
+@limited(**{k: stated(PredictionSettings, k) for k in ('refer','error','coverage')})
 def rule(self:Bundle,
          refer:float=None,   # share of images like the validation images
          error:float=None,   # or the error allowed in the others

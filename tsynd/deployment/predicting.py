@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['images_and_table', 'predict_images']
 
-# %% ../../nbs/deployment/06_predicting.ipynb #de2d94ab
-import os
+# %% ../../nbs/deployment/06_predicting.ipynb #56824c87
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +14,7 @@ from ..core.errors import as_path, InputError
 from ..core.progress import ticking
 from ..core.writing import write_whole
 from ..data.folders import find_images
-from ..data.named import load_data
+from ..data.loading import known_names, load_data
 from .bundle import Bundle, load_bundle
 
 # %% ../../nbs/deployment/06_predicting.ipynb #6b7480ca
@@ -25,8 +24,9 @@ def images_and_table(images,          # a folder, a table, a file; or the name o
                      **reading        # for `find_images`
                     )->tuple:         # what `Bundle.predict` takes, and what is known of each image
     "The images that a command names; raises `InputError`"
-    if os.path.exists(as_path('images', images)):
-        table = find_images(images, root=root, **reading)
+    path = as_path('images', images)
+    if str(images) not in known_names() and path.suffix.lower() != '.npz':
+        table = find_images(path, root=root, **reading)
         return table, table
     data = load_data(str(images), root, bundle.facts['shape'][-1])
     names = [data.task.names(y, data.classes) for y in data.test.y]
@@ -50,7 +50,7 @@ def predict_images(bundle:str|Path|Bundle, # a folder that `tsynd run` or `tsynd
     if not isinstance(bundle, Bundle): bundle = load_bundle(bundle, device)
     bundle.rule(refer, error, coverage)                 # refused before anything is read
     given,table = images_and_table(images, bundle, root, **reading)
-    with ticking(progress, len(table)) as tick:
+    with ticking(progress, len(table), 'predicting', delay=1) as tick:
         found = bundle.predict(given, refer, error, coverage, frame, tick=tick)
     if 'path' not in found: found = pd.concat([table, found], axis=1)
     if out is not None:

@@ -19,7 +19,7 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     arms=['Arm', 'ARMS', 'arm', 'callbacks', 'RandomTwin', 'PixelSpace', 'adversarial',
           'AdversarialTraining', 'Joint', 'TrivialAugment', 'TargetedAttack', 'RandomAttack',
           'extra_images'],
-    study_configuration=['read_config', 'read_folder', 'MOST', 'check_config', 'MEASURES',
+    study_configuration=['read_config', 'read_folder', 'data_names', 'corruptions_of', 'MOST', 'check_config', 'MEASURES',
                          'check_machine', 'make_arm', 'to_toml'],
     cell=['Cell', 'cells', 'cell_data', 'Busy', 'group_autoencoder', 'cpu_time', 'fit_steps', 'Witness',
           'train_cell', 'measure_cell', 'corrupted'],

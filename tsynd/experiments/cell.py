@@ -25,7 +25,7 @@ from ..core.devices import device
 from ..core.schemas import conform, read_json
 from ..core.settings import number
 from ..core.writing import make_folder, no_link, system_errors
-from ..data.named import load_data
+from ..data.loading import data_name, known_names, load_data, reading
 from ..data.subsets import stratified_order, subset
 from ..models.autoencoder import load_autoencoder, train_autoencoder
 from ..models.bundles import save_model
@@ -36,13 +36,13 @@ from ..robustness.corruptions import corruption_table
 from ..robustness.evaluation import robustness_table
 from .configuration import StudyConfig
 from .experiment import BatchOrder, epochs_of, precision, precision_callbacks
-from .study_configuration import make_arm
+from .study_configuration import data_names, make_arm
 
 # %% ../../nbs/experiments/05_cell.ipynb #69e93fae
 @dataclass(frozen=True)
 class Cell:
     "One training of a study"
-    dataset: str
+    dataset: str # its name; of a path the last part
     n: int|str   # labelled images, or 'full'
     seed: int
     arm: str     # label
@@ -55,12 +55,14 @@ class Cell:
 def cells(c:StudyConfig)->list:
     "All cells, in the order in which they are run"
     return [Cell(d, n, s, a) for n in c.n for s in range(c.first_seed, c.first_seed+c.seeds)
-            for d in c.datasets for a in c.arms]
+            for d in data_names(c) for a in c.arms]
 
 # %% ../../nbs/experiments/05_cell.ipynb #40d48c78
 def cell_data(c:StudyConfig, cell:Cell, root=None):
     "The data of a cell: its subset, and the split to measure on"
-    data = load_data(cell.dataset, root, c.size, cell.seed)
+    source = next(d for d in c.datasets if data_name(d) == cell.dataset)
+    how = {} if source in known_names() else reading(c)
+    data = load_data(source, root, c.size, cell.seed, progress=False, **how)
     if cell.n != 'full': data = subset(data, cell.n, cell.seed)
     held = getattr(data, c.split)
     if c.test_n is not None and c.test_n < len(held):
@@ -138,8 +140,9 @@ def measure_cell(c:StudyConfig, cell:Cell, model, data, held)->tuple:
     p = data.task.probabilities(predict(model, x))
     p = p.cpu().numpy() if hasattr(p, 'cpu') else np.asarray(p)
     table['clean'] |= data.task.calibration(y.cpu(), p)
+    levels = cell.dataset if cell.dataset in known_names() else 'phantom'
     if c.corruptions != []:
-        table |= corrupted(corruption_table(model, x, y, data.task, cell.dataset, c.corruptions,
+        table |= corrupted(corruption_table(model, x, y, data.task, levels, c.corruptions,
                                             n=min(c.attack_n, len(x)), seed=cell.seed))
     def defined(d): return {m: v for m,v in d.items() if m != 'n' and v is not None and v == v}
     return {k: defined(d) for k,d in table.items()}, p

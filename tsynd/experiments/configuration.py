@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Len
 
-from ..core.defaults import AutoencoderSettings, ClassifierSettings, TargetingSettings
+from ..core.defaults import (
+    AutoencoderSettings, ClassifierSettings, LongText, ReadingSettings, TargetingSettings)
 from ..core.settings import derived, FileName, Images, number, Seed, stated, Text, whole
 
 # %% ../../nbs/experiments/00_configuration.ipynb #65afb8f3
@@ -19,7 +20,7 @@ from ..core.settings import derived, FileName, Images, number, Seed, stated, Tex
 class TrainingSettings(ClassifierSettings):
     "What a run and a study have in common"
     size: Annotated[whole(4, 1024), 'height and width in pixels: 28, 64, 128 or 224 of MedMNIST, '
-                                    'any multiple of 4 from 12 to 512 of the phantom'] = 28
+                                    'any multiple of 4 from 12 on of others'] = 28
     ae_steps: stated(AutoencoderSettings, 'steps') = AutoencoderSettings.steps
     ae_bs: stated(AutoencoderSettings, 'bs') = AutoencoderSettings.bs
     bf16: Annotated[bool, 'train in bfloat16, where the processor can: about twice as fast'] = False
@@ -29,11 +30,12 @@ class TrainingSettings(ClassifierSettings):
 _TRIED = 'objective','T','steps','radius','gate','weight','share','every','budget','warmup'
 
 @dataclass
-class RunConfig(derived(TargetingSettings, *_TRIED), TrainingSettings):
+class RunConfig(ReadingSettings, derived(TargetingSettings, *_TRIED), TrainingSettings):
     "What to run; equal records give equal numbers on one machine with as many threads, except with a budget"
-    dataset: Annotated[Text, 'phantom or a MedMNIST set'] = 'phantom'
+    dataset: Annotated[LongText, 'phantom, a MedMNIST set, or the path of a folder of class folders, a table '
+                                 'or an npz file'] = 'phantom'
     subset: Annotated[Images|None, 'labelled training images, stratified; by default all'] = None
-    seed: Annotated[Seed, 'of subset, initial weights, batch order and everything drawn'] = 0
+    seed: Annotated[Seed, 'of splits, subset, initial weights, batch order and everything drawn'] = 0
     autoencoder: Annotated[str|None, 'a saved autoencoder to use instead of training one, '
                                      'such as runs/x/models/autoencoder'] = None
     attack_n: Annotated[whole(1, 10**6), 'test images to attack, at most'] = 200
@@ -50,10 +52,10 @@ UNWRITTEN = dict(ae_steps=400, ae_bs=64)   # where a folder does not say otherwi
 
 # %% ../../nbs/experiments/00_configuration.ipynb #52342ed4
 @dataclass
-class StudyConfig(derived(TrainingSettings, bf16=True)):
+class StudyConfig(ReadingSettings, derived(TrainingSettings, bf16=True)):
     "What a study is to run; two equal records give equal tables on the same machine"
     name: Annotated[FileName, 'of the study']
-    datasets: Annotated[list[FileName], Len(1, 100), 'phantom, or sets of MedMNIST']
+    datasets: Annotated[list[LongText], Len(1, 100), 'phantom, sets of MedMNIST, or paths such as ./mine']
     n: Annotated[list[Images|Literal['full']], Len(1, 100), 'labelled training images; full for all']
     seeds: Annotated[whole(1, 10**4),
                      'how many: of subset, initial weights, batch order and everything drawn']

@@ -20,7 +20,7 @@ from ..core.errors import InputError, shown
 from ..core.seeds import seeded
 from ..core.settings import checked
 from ..data.images import ImageData
-from ..data.named import load_data
+from ..data.loading import load_data, reading
 from ..data.subsets import check_classes, check_parts, stratified_order, subset
 from ..models.autoencoder import Autoencoder, load_autoencoder, quality, train_autoencoder
 from ..models.classifier import make_classifier, train_classifier
@@ -34,12 +34,13 @@ from .configuration import EPS, QUICK, RunConfig
 
 # %% ../../nbs/experiments/01_experiment.ipynb #2ce2af24
 def prepare_data(c:RunConfig,
-                 root=None, # folder of the npz files
+                 root=None, # folder of the npz files, or of the images of a table
                  data:ImageData=None # images of your own; default: those that `c` names
                 )->ImageData:
     "The data of a run: loaded, checked, cut to the subset; of a quick run `QUICK` images to train and test"
     c = checked(c)
-    data = _given(c, root, data) if data is not None or root else load_data(c.dataset, None, c.size, c.seed)
+    if data is not None or root: data = _given(c, root, data)
+    else: data = load_data(c.dataset, None, c.size, c.seed, **reading(c))
     n = c.subset if c.subset is not None else QUICK if c.quick and len(data.train) > QUICK else None
     if n is not None: data = subset(data, n, c.seed)
     if c.quick: data = replace(data, test=data.test.select(stratified_order(data.test.y, c.seed)[:QUICK]))
@@ -50,7 +51,7 @@ def prepare_data(c:RunConfig,
 def _given(c, root, data):
     "The images that are given, or those in the folder that is given"
     if data is None:
-        if c.dataset != 'phantom': return load_data(c.dataset, root, c.size, c.seed)
+        if c.dataset != 'phantom': return load_data(c.dataset, root, c.size, c.seed, **reading(c))
         raise InputError(f"root is {shown(str(root))}, but the phantom needs no folder; name the data set as "
                          "well, such as breastmnist", 'root', root)
     if not isinstance(data, ImageData):
@@ -259,7 +260,8 @@ def compare(c:RunConfig,        # resolved
                   evaluation=sum(s.seconds for s in measured.values()))
     facts = dict(name=data.name, task=data.task.name, classes=list(data.classes), shape=list(data.shape),
                  attacked=min(c.attack_n, len(data.test)), md5=data.md5, licence=data.licence,
-                 source=data.source, **{s: len(getattr(data, s)) for s in ('train','val','test')})
+                 source=data.source, preparation=str(data.prep or ''),
+                 **{s: len(getattr(data, s)) for s in ('train','val','test')})
     res = dict(config=asdict(c), versions=versions(), data=facts, autoencoder=coder.facts,
                conditions=list(measured['baseline'].facts),
                arms={arm: dict(s.facts, metrics=measured[arm].facts) for arm,s in trained.items()},

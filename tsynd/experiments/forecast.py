@@ -19,7 +19,7 @@ from ..models.autoencoder import train_autoencoder
 from .cell import Cell, cell_data, measure_cell, train_cell
 from .configuration import StudyConfig
 from .experiment import epochs_of, precision_callbacks
-from .study_configuration import check_machine, make_arm
+from .study_configuration import check_machine, data_names, make_arm
 
 # %% ../../nbs/experiments/08_forecast.ipynb #a0085838
 @limited(updates=whole(1, 10**4), images=whole(1, 10**6))
@@ -29,7 +29,7 @@ def estimate(c:StudyConfig, root=None, updates:int=6, images:int=16
     check_machine(c)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try: return pd.DataFrame([r for d in c.datasets for r in _estimated(c, d, root, updates, images)])
+    try: return pd.DataFrame([r for d in data_names(c) for r in _estimated(c, d, root, updates, images)])
     finally: torch.set_num_threads(threads)
 
 # %% ../../nbs/experiments/08_forecast.ipynb #37cc8720

@@ -22,6 +22,7 @@ from ..core.unfinished import resumable
 from ..core.writing import system_errors, write_whole
 from ..data.files import save_npz
 from ..data.images import ImageData, Split, to_numpy
+from ..data.loading import as_path_of
 from ..deployment.bundle import make_bundle, save_bundle
 from ..models.autoencoder import load_autoencoder
 from ..models.bundles import save_model
@@ -103,7 +104,7 @@ def about_run(c:RunConfig,   # resolved
 def run(
     c:RunConfig,         # what to run
     out:str|Path,        # a new folder for the results
-    root:str|Path=None,  # folder of MedMNIST's npz files; default: $MEDMNIST_ROOT, then ~/.medmnist
+    root:str|Path=None,  # folder of MedMNIST's npz files, or of the images that a table names
     progress:bool=True,  # show progress bars?
     finish=None,         # called with the folder before it is moved into place, to add a report
     data:ImageData=None, # images of your own; default: those that `c` names
@@ -115,8 +116,9 @@ def run(
         if finish: finish(folder)
     with resumable(as_path('out', out), anew) as work:
         asked = checked(c)
-        data = prepare_data(asked, root, data)
-        c = resolve(replace(asked, dataset=data.name, size=data.shape[-1]), data)
+        mine,data = data,prepare_data(asked, root, data)
+        dataset = data.name if mine else as_path_of(asked.dataset)
+        c = resolve(replace(asked, dataset=dataset, size=data.shape[-1]), data)
         work.begin(asdict(asked), about_run(c, data))
         if work.finished and progress:
             print(f'tsynd: goes on after {work.so_far}, begun at {work.record.begun}', file=sys.stderr)

@@ -16,8 +16,9 @@ from ..core.settings import checked
 from ..core.unfinished import resumable
 from ..core.writing import write_whole
 from ..data.images import ImageData
-from ..deployment.calibration import calibrated, calibration_measures
+from ..data.loading import as_path_of
 from ..deployment.bundle import Bundle, make_bundle, save_bundle
+from ..deployment.calibration import calibrated, calibration_measures
 from ..models.prediction import predict
 from .arms import ARMS, callbacks
 from .configuration import RunConfig
@@ -42,8 +43,9 @@ def train(
         write_whole(folder/'training.json', (json.dumps(facts, indent=1, allow_nan=False)+'\n').encode())
     with resumable(as_path('out', out), anew) as work:
         asked = checked(c)
-        data = prepare_data(asked, root, data)
-        c = resolve(replace(asked, dataset=data.name, size=data.shape[-1]), data)
+        mine,data = data,prepare_data(asked, root, data)
+        dataset = data.name if mine else as_path_of(asked.dataset)
+        c = resolve(replace(asked, dataset=dataset, size=data.shape[-1]), data)
         work.begin(dict(asdict(asked), arm=arm), dict(about_run(c, data), arm=arm))
         keep = partial(work.stage, save=save_stage, load=partial(load_stage, c=c, data=data))
         coder = keep('autoencoder', lambda: autoencoder_stage(c, data, progress))

@@ -37,8 +37,9 @@ def _times(shape): return '×'.join(map(str, shape)) if isinstance(shape, (list,
 def _data_facts(d):
     sizes = ' · '.join(str(d.get(k) or '–') for k in ('train', 'val', 'test'))
     classes = ', '.join(map(str, d.get('classes', [])))
+    prepared = [('prepared', d['preparation'])] if d.get('preparation') else []
     return [('name', d.get('name')), ('task', d.get('task')), ('classes', classes),
-            ('images', _times(d.get('shape', ()))), ('training · validation · test', sizes),
+            ('images', _times(d.get('shape', ()))), ('training · validation · test', sizes), *prepared,
             ('under attack', d.get('attacked', '–')), ('attribution', d.get('source') or '–'),
             ('licence', d.get('licence') or '–'), ('MD5', d.get('md5') or '–')]
 

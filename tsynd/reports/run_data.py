@@ -153,6 +153,7 @@ class RunImages(TypedDict, total=False):
     md5: _Words
     licence: _Words
     source: _Words
+    preparation: _Words
 
 # %% ../../nbs/reports/04_run_data.ipynb #2e4f28ea
 class RunAutoencoder(TypedDict, total=False):

@@ -6,18 +6,22 @@
 __all__ = ['python_lines']
 
 # %% ../../nbs/reports/07_run_python.ipynb #9aee40fd
+from ..core.defaults import ReadingSettings
 from ..core.settings import rows
-from ..data.named import medmnist_info
+from ..data.loading import is_path, known_names
 from ..experiments.configuration import QUICK, RunConfig, UNWRITTEN
 from .page import render
 
 # %% ../../nbs/reports/07_run_python.ipynb #b67d4d0b
-def _own_data(c): return c['dataset'] not in ('phantom', *medmnist_info())
+def _own_data(c): return c['dataset'] not in known_names() and not is_path(c['dataset'])
 
 def _data_line(c):
     "The images, as Python"
-    seed = f", seed={c['seed']!r}" if c['dataset'] == 'phantom' else ''
-    data = 'data' if _own_data(c) else f"load_data({c['dataset']!r}, size={c['size']!r}{seed})"
+    named = ['size'] if c['dataset'] in known_names() else \
+            ['size', *(r.name for r in rows(ReadingSettings) if c[r.name] != r.value)]
+    if c['dataset'] == 'phantom' or is_path(c['dataset']): named.append('seed')
+    more = ', '.join(f'{k}={c[k]!r}' for k in named)
+    data = 'data' if _own_data(c) else f"load_data({c['dataset']!r}, {more})"
     part = c['subset'] if c['subset'] is not None else QUICK if c['quick'] else None
     return data if part is None else f"subset({data}, {part!r}, seed={c['seed']!r})"
 

@@ -17,6 +17,7 @@ from .words import MEASURE_NAMES, parse_attack, signed_difference, unit
 from ..experiments.contrasts import (
     averages, BETTER, differences, headline, in_order, stored_predictions, tidy)
 from ..experiments.record import Study
+from ..experiments.study_configuration import data_names
 
 # %% ../../nbs/reports/10_study_data.ipynb #d2905dbf
 def _in_given_order(wanted, column):
@@ -39,7 +40,7 @@ class Findings:
     @cached_property
     def arms(self): return _in_given_order(self.study.config.arms, self.results.arm)
     @cached_property
-    def datasets(self): return _in_given_order(self.study.config.datasets, self.results.dataset)
+    def datasets(self): return _in_given_order(data_names(self.study.config), self.results.dataset)
     @cached_property
     def auc(self): return self.results[(self.results.condition == 'clean') & (self.results.measure == 'auc')]
     def sizes(self, dataset): return in_order(self.means.n[self.means.dataset == dataset].unique())
