@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = Path(sys.executable).parent
 SMOKE = ('--quick', '--size', '12', '--subset', '16', '--ae-steps', '4', '--epochs', '2', '--steps', '1',
          '--T', '4', '--bs', '8', '--attack-n', '16')
-FILES = {'metrics.json', 'synthetic.npz', 'provenance.csv', 'report.html', 'figures', 'models'}
+FILES = {'metrics.json', 'synthetic.npz', 'provenance.csv', 'report.html', 'figures', 'models', 'bundle'}
 
 
 def said(*argv):

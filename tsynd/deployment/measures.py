@@ -28,7 +28,7 @@ def operating_point(y,                     # (N,) zeros and ones
     "The threshold: images with at least this probability count as positive; raises `InputError`"
     from sklearn.metrics import roc_curve
     y,p = _two_groups(y, p)
-    false,true,at = roc_curve(y, p, drop_intermediate=False)
+    false,true,at = (v[1:] for v in roc_curve(y, p, drop_intermediate=False))    # the first finds nobody
     if sensitivity is None: return float(at[np.argmax(true-false)])
     check_range('sensitivity', sensitivity, lo=0, hi=1, open_lo=True)
     return float(at[np.argmax(true >= sensitivity-1e-12)])

@@ -107,16 +107,16 @@ def _limit(values, share): # that so many of these exceed, at most
 def limits_for_share(measured:dict,  # name: (n,) of validation images, n at least 1
                      share:float=.1  # of such images to refer, in [0,1]
                     )->Limits:
-    "Limits that refer this share of images like these; raises `InputError`"
+    "Limits that refer this share of new images like these; raises `InputError`"
     check_range('refer', share, lo=0, hi=1)
     measured = {k: torch.as_tensor(measured[k]).double() for k in MEASURED}
     if share in (0, 1): return Limits(*[math.inf if share == 0 else -math.inf]*3)
     unlike = {k: _limit(measured[k], share/10) for k in MEASURED[1:]}
     strange = torch.stack([measured[k] > v for k,v in unlike.items()]).any(0)
-    u = measured['uncertainty']
-    rest = u[~strange].sort(descending=True).values
-    more = max(0, int(share*len(u) + 1e-9) - int(strange.sum()))   # for uncertainty
-    return Limits(float(rest[more]) if more < len(rest) else -math.inf, **unlike)
+    rest = measured['uncertainty'][~strange].sort(descending=True).values
+    q = (int(strange.sum())+2)/(len(strange)+1)         # of new images, for being unlike
+    k = math.floor((share-q)/(1-q)*(len(rest)+1) + 1e-9) - 1
+    return Limits(float(rest[k]) if k >= 0 else math.inf, **unlike)
 
 # %% ../../nbs/deployment/03_referral.ipynb #57439ce8
 def share_for_error(measured:dict, # name: (n,) of validation images; `wrong` among them, in [0,1]

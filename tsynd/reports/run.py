@@ -74,6 +74,7 @@ RUN_FILES = {'metrics.json': 'every number of this page',
              'synthetic.npz': 'the synthetic images of the last epoch, in the layout of a MedMNIST file',
              'provenance.csv': 'one row per synthetic image: where it came from, what the label gate did, '
                                'how far it moved, MI before and after',
+             'bundle': 'the classifier of TSynD, calibrated, with all that `tsynd predict` needs',
              'models': 'autoencoder and both classifiers: weights as safetensors, the rest as JSON',
              'figures': 'the figures of this page'}
 
