@@ -4,8 +4,8 @@
 
 On BreastMNIST and PneumoniaMNIST, five seeds: an autoencoder of 300 updates and a classifier of 300
 updates, trained with TSynD as `tsynd run` does it; a bundle of both; measured on the test images of both
-sets. On phantoms without holes, twenty seeds: a classifier of 100 updates, and the coverage of its conformal sets.
-Writes deployment.csv beside it, a row per training as it comes; the same command goes on with what is left."""
+sets. On phantoms without holes, twenty seeds: a classifier of 100 updates, and the coverage of its conformal
+sets. Writes deployment.csv beside it, a row per training as it comes; the same command goes on."""
 import os
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from sklearn.metrics import roc_auc_score
 
 from tsynd.data import load_data, phantom
 from tsynd.deployment import (
-    calibrated, calibration_measures, conformal_sets, conformity_scores, make_bundle, MEASURED,
-    risk_coverage, true_scores)
+    calibrated, calibration_measures, conformal_quantile, conformal_sets, conformity_scores, fit_temperature,
+    make_bundle, MEASURED, risk_coverage, true_scores)
 from tsynd.experiments import prepare_data, resolve, RunConfig, synthesis, train_arm
 from tsynd.models import train_autoencoder
 
@@ -54,6 +54,20 @@ def own(bundle, m, y):
         row[f'area_{name}'] = risk_coverage(m[name], wrong)[2]
     return row
 
+def crossed(bundle, x, y):
+    "NLL and coverage in each half of the validation images, by temperature and quantile of the other half"
+    logits,task = bundle.measure(x)['logits'],bundle.task
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    halves,found = order.chunk(2),[]
+    for a,b in (halves, halves[::-1]):
+        T = fit_temperature(logits[a], y[a], task)
+        scores = true_scores(conformity_scores(calibrated(logits, T, task), task), y)
+        found.append(dict(
+            nll_val_before=calibration_measures(y[b], task.probabilities(logits[b]), task)['nll'],
+            nll_val_after=calibration_measures(y[b], calibrated(logits[b], T, task), task)['nll'],
+            coverage_val=(scores[b] <= conformal_quantile(scores[a,0], COVERAGE)).double().mean().item()))
+    return pd.DataFrame(found).mean().to_dict()
+
 def strangers(bundle, m, other):
     "How well images of another set are told from the set's own"
     limits = bundle.rule()[1]
@@ -76,7 +90,8 @@ def row(dataset, seed):
     bundle = trained(data, seed)
     m = bundle.measure(data.test.x)
     others = strangers(bundle, m, bundle.measure(other.test.x))
-    return own(bundle, m, data.test.y) | others | dict(n=len(data.test))
+    within = crossed(bundle, data.val.x, data.val.y)
+    return own(bundle, m, data.test.y) | within | others | dict(n=len(data.test))
 
 def main():
     torch.set_num_threads(1)
