@@ -16,6 +16,7 @@ from ..core.writing import write_whole
 from ..data.folders import find_images
 from ..data.loading import known_names, load_data
 from .bundle import Bundle, load_bundle
+from .conformal import label_names
 
 # %% ../../nbs/deployment/06_predicting.ipynb #6b7480ca
 def images_and_table(images,          # a folder, a table, a file; or the name of a data set: its test images
@@ -29,7 +30,8 @@ def images_and_table(images,          # a folder, a table, a file; or the name o
         table = find_images(path, root=root, **reading)
         return table, table
     data = load_data(str(images), root, bundle.facts['shape'][-1])
-    names = [data.task.names(y, data.classes) for y in data.test.y]
+    y = data.test.y
+    names = label_names(y, data.classes, data.task) if data.task.several else [data.classes[i] for i in y]
     paths = [f'{data.name}/test/{i}' for i in data.test.index.tolist()]
     return data.test.x, pd.DataFrame(dict(path=paths, truth=names))
 
