@@ -1,5 +1,5 @@
 """A bundle predicts the same wherever it is loaded, refers what it must, and says what is wrong with it."""
-import json, shutil, subprocess, sys
+import json, re, shutil, subprocess, sys
 
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
@@ -13,6 +13,7 @@ from tsynd.deployment import (
     MEASURED, operating_point, predict_images, reasons, save_bundle)
 from tsynd.experiments import RunConfig, train
 from tsynd.models import Autoencoder, make_classifier, predict
+from tsynd.reports import predictions_html, predictions_report, read_predictions
 
 CONFIG = dict(size=12, epochs=1, bs=8, ae_steps=5, subset=16, quick=True, T=2, steps=1, seed=3)
 
@@ -78,7 +79,7 @@ def test_files_give_what_tensors_give(bundle, data, files, tmp_path):
 def test_nothing_is_left_where_no_file_can_be_read(bundle, tmp_path):
     for i in range(2): (tmp_path/f'{i}.png').write_bytes(b'nothing')
     told = bundle.predict(str(tmp_path))
-    assert told.refer.all() and len(told) == 2 and 'p_benign' not in told
+    assert told.refer.all() and len(told) == 2 and told.p_benign.isna().all()
 
 @pytest.mark.parametrize('size', [(40, 12), (12, 40), (12, 12), (100, 90)])
 def test_images_of_any_size_are_taken(bundle, size):
@@ -176,7 +177,8 @@ def rewrite(folder, **changes):
 
 @pytest.mark.parametrize('changes, field', [
     (dict(classes=['a', 'b']), None), (dict(temperature=2.), None), (dict(format=2), 'format'),
-    (dict(format='1'), 'format'), (dict(temperature=-1.), 'temperature'), (dict(temperature='1'), 'temperature'),
+    (dict(format='1'), 'format'), (dict(temperature=-1.), 'temperature'),
+    (dict(temperature='1'), 'temperature'),
     (dict(classes=[]), 'classes'), (dict(refer=None), 'refer'), (dict(draws=10**9), 'draws'),
     (dict(shape=[1, 12]), 'shape'), (dict(preparation=dict(size=12)), 'preparation.channels')])
 def test_a_fact_that_was_changed_is_said(folder, changes, field):
@@ -260,3 +262,50 @@ def test_help_loads_nothing_heavy():
            "print(*{'torch', 'numpy', 'pandas'} & set(sys.modules))")
     out = subprocess.run([sys.executable, '-c', say], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == ''
+
+
+# The page
+
+EVIL = '"><script>alert(1)</script>& \' $x$'
+
+def page(bundle, table, given, **asked):
+    html = str(predictions_html(read_predictions(bundle, table, bundle.rule(**asked)[1]), given))
+    assert html.count('<img') == len(re.findall('<img[^>]* alt="[^"]+"', html)) and '<script' not in html
+    assert not re.search(r'(src|href)="(?!data:|#)', html)
+    return html
+
+def test_the_page_shows_what_is_referred_and_measures_where_the_truth_is_known(bundle, files, tmp_path):
+    table = predict_images(bundle, files, refer=.5)
+    made = predictions_report(tmp_path/'p.html', table, bundle, files, refer=.5)
+    html = made.read_text(encoding='utf-8')
+    assert 'broken.png' in html and 'Sensitivity' in html and f'of {table.refer.sum()-1} referred' in html
+    assert f'Of 11 images {table.refer.sum()} should be looked at again' in html
+
+@pytest.mark.parametrize('truth, said', [(None, 'No labels were given'), ('lesion', 'lesion'),
+                                         (EVIL, 'alert')])
+def test_without_known_labels_nothing_is_measured(bundle, data, truth, said):
+    table = bundle.predict(data.test.x).assign(path=EVIL)
+    html = page(bundle, table if truth is None else table.assign(truth=truth), data.test.x)
+    assert said in html and 'Sensitivity' not in html
+
+def test_the_page_of_several_labels_without_an_autoencoder(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (30, 3, 12, 12), generator=g, dtype=torch.uint8)
+    y = torch.rand(30, 3, generator=g).round()
+    s = Split(x, y, torch.arange(30))
+    mine = ImageData('mine', 'multi-label, binary-class', ['a', 'b', EVIL], s, s, s)
+    made = make_bundle(make_classifier(ch=3, n_classes=3).eval(), None, mine)
+    truth = ['|'.join(c for c, v in zip(mine.classes, row) if v) for row in y]
+    table = made.predict(x).assign(path='x.png', truth=truth, patient=[f'p{i//3}' for i in range(30)])
+    html = page(made, table, x)
+    assert html.count('Sensitivity') == 3 and 'by patient' in html
+    p = read_predictions(made, table, made.rule()[1])
+    logits = predict(made.classifier, x)
+    assert np.allclose(p.before, logits.sigmoid(), atol=1e-4) and p.truth.equal(y)
+    assert np.allclose(p.wrong, ((logits > 0) != (y > 0)).float().mean(1))
+
+def test_a_page_of_nothing_but_unreadable_files(bundle, tmp_path):
+    for i in range(25): (tmp_path/f'{i}.png').write_bytes(b'nothing')
+    table = predict_images(bundle, tmp_path)
+    html = predictions_report(tmp_path/'p.html', table, bundle, tmp_path).read_text()
+    assert '25 files could not be read' in html and 'and more' in html

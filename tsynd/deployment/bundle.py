@@ -337,7 +337,8 @@ def predict(self:Bundle,
     "Label, probabilities, uncertainty, conformal set and referral of each image; raises `InputError`"
     rule,parts = self.rule(refer, error, coverage),[]
     for table,x,failed in image_stacks(images, self.preparation, frame, bs, **reading):
-        told = self._rows(self.measure(x, bs), *rule) if len(x) else pd.DataFrame()
+        some = x if len(x) else x.new_zeros(1, *x.shape[1:])            # a black one, for its columns
+        told = self._rows(self.measure(some, bs), *rule)[:len(x)]
         told.index = [i for i in range(len(table)) if i not in failed]
         told = told.reindex(range(len(table)))
         for i,why in failed.items(): told.loc[i, ['refer','reason']] = True, f'{UNREADABLE} ({why})'
