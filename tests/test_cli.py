@@ -89,7 +89,7 @@ def test_every_option_reaches_the_configuration(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     values = {int: 7, float: .7, str: 'name'}
     for name, typ, default, _ in options():
-        value = not default if typ is bool else 1.7 if name == 'budget' else values[typ]
+        value = not default if typ is bool else dict(budget=1.7, resize='pad').get(name, values[typ])
         option = f"--{'no-' if default is True else ''}{name}"
         argv = [value] if name == 'dataset' else [option] if typ is bool else [option, value]
         assert said('run', *argv)[0] == 2
@@ -237,7 +237,8 @@ def test_the_wheel_runs_offline_outside_the_source_tree(distributions, tmp_path)
     ('--radius 1e-300', ['radius is 1e-300', 'at least 0.0001']),
     ('--lr 1e308', ['lr is 1e+308', 'at most 10']),
     ('--root data', ['root is', 'the phantom needs no folder', 'breastmnist']),
-    ('mine.npz', ["'mine.npz'", 'run(RunConfig()', "load_npz('mine.npz'"]),
+    ('mine.npz', ["'mine.npz'", 'unknown', 'no folder, table or npz file']),
+    ('--resize stretch', ['resize is', 'crop or pad']), ('--label-column dx', ['label_column', './phantom']),
     ('--radius nan', ['radius is nan']), ('--radius inf', ['radius is inf']),
     ('--steps 0', ['steps is 0', 'at least 1']), ('--epochs 0', ['epochs is 0', 'at least 1']),
     ('--ae-steps 0', ['steps is 0', 'at least 1']),

@@ -1,5 +1,5 @@
 """Tables that go with their images; splits whose shares and patients can be counted; planted duplicates."""
-import io, math, warnings
+import io, math, pickle, shutil, warnings
 from dataclasses import replace
 
 import numpy as np, pandas as pd, pytest, torch
@@ -8,6 +8,8 @@ from PIL import Image
 from refused import refused
 
 from tsynd.core import InputError
+from tsynd.experiments import run, RunConfig
+from tsynd.reports import read_run, run_html
 from tsynd.data import (
     check_patients, draw_splits, duplicate_words, factor_table, FACTORS, find_duplicates, ImageData,
     likely_patients, load_data, PARTS, phantom, Split, split_table, stratified_order, subset, subset_order)
@@ -28,7 +30,12 @@ def test_the_rows_of_a_selection_are_those_of_its_images(pick):
     assert len(part.table) == len(part) and part.table.index.tolist() == list(range(len(part)))
     assert part.table.path.tolist() == [f'{i}.png' for i in part.index.tolist()]
     assert part.x[:,0,0,0].tolist() == part.index.tolist()
-    assert part.new_empty().table.columns.tolist() == ['path','patient'] and not len(part.new_empty().table)
+
+def test_what_is_exported_with_a_learner_holds_no_row_of_the_table():
+    s = with_table()
+    s.table.attrs['root'] = '/home/somebody'
+    kept = pickle.dumps(s.new_empty())
+    assert b'.png' not in kept and b'somebody' not in kept and len(pickle.loads(kept)) == 0
 
 def test_a_table_of_any_index_gets_the_default_one():
     s = with_table()
@@ -41,7 +48,7 @@ def test_factors_are_columns(dtype):
     f = torch.rand(20, 8, dtype=dtype)
     s = Split(torch.zeros(20,1,4,4).byte(), torch.zeros(20).long(), torch.arange(20), factor_table(f))
     assert torch.equal(s.factors, f) and s.factors.dtype == dtype and s.factors.is_contiguous()
-    assert torch.equal(s.select([4,1]).factors, f[[4,1]]) and len(s.new_empty().factors) == 0
+    assert torch.equal(s.select([4,1]).factors, f[[4,1]])
     s.table = s.table.assign(patient=3)[['patient', *reversed(FACTORS)]]
     assert torch.equal(s.factors, f)                            # whatever the order of the columns
     s.table = s.table.drop(columns='phase')
@@ -121,6 +128,21 @@ def test_several_labels_are_stratified_too(n, C, seed):
         has = y[:,c].bool().numpy()
         # the labels hang together, so a few more than one
         for k,s in zip(PARTS, (.6,.2,.2)): assert abs((split[has] == k).sum() - s*has.sum()) <= 1+C, (c, k)
+
+def test_labels_may_be_numbers_and_are_called_by_name():
+    "With labels in the table or beside it, and with the names of several"
+    t = made_table([20,2], 0)
+    y = torch.tensor([int(c[1]) for c in t.label])
+    with refused('label', "'c1'"): draw_splits(t, y=y)
+    with refused('label', "'1'"): draw_splits(t[['path']], y=y)
+    with refused('label', "'rare'"): draw_splits(t, y=y, classes=['often', 'rare'])
+    several = torch.stack([1-y, y], 1).float()
+    with refused('label', "'rare'"): draw_splits(t, y=several, classes=['often', 'rare'])
+    with refused('label', '1 has 2 images'): draw_splits(t, y=several)
+    many = made_table([20,9], 0)
+    y = torch.tensor([int(c[1]) for c in many.label])
+    assert draw_splits(many, 3).equals(draw_splits(many[['path']], 3, y=y))
+    assert draw_splits(many, 3).equals(draw_splits(many, 3, y=y, classes=['often', 'rare']))
 
 @pytest.mark.parametrize('few,patients', [(1, None), (2, None), (2, ['a','b']), (5, ['a','a','b','b','b'])])
 def test_a_class_that_cannot_be_in_each_part_is_refused(few, patients):
@@ -251,7 +273,7 @@ def test_subsets_take_whole_patients_and_are_nested(classes, seed, mixed):
     s = Split(torch.zeros(len(t),1,4,4).byte(), y, torch.arange(len(t)), t)
     sizes = t.groupby('patient').size()
     before = set()
-    for n in sorted({*range(1, len(t), 5), len(t)}):
+    for n in sorted({*range(1, len(t), 11), len(t)}):
         i = subset_order(s, seed, n)
         now = {*i.tolist()}
         assert len(now) == len(i) and before <= now
@@ -333,3 +355,57 @@ def test_public_sets_hold_what_they_are_known_to_hold(medmnist_root):
     breast, pneumonia = map(find_duplicates, data)
     assert len(breast) > 80 and (breast.label != breast.other_label).any()
     assert len(pneumonia) == 10 and pneumonia.equal.all()
+
+
+# The table travels
+
+@pytest.fixture(scope='module')
+def own(tmp_path_factory):
+    "A run on phantoms that have paths and patients, one of them in training and in the test set"
+    tmp = tmp_path_factory.mktemp('own')
+    data = phantom(24, 8, 8, size=12, seed=2)
+    for k in PARTS:
+        s, n = getattr(data, k), range(len(getattr(data, k)))
+        path, patient = [f'{k}/<{i}>.png' for i in n], [f'{k}{i//2}' for i in n]
+        s.table = pd.DataFrame(dict(path=path, patient=patient, age=61))
+        s.table.attrs['root'] = str(tmp/'images')
+    data.test.x[5] = data.train.x[4]
+    c = RunConfig(quick=True, bs=8, ae_steps=3, attack_n=4, T=2, warmup=0, every=1, share=1)
+    return data, run(c, tmp/'run', data=data, progress=False), tmp/'run'
+
+def test_a_run_speaks_of_images_by_path_and_patient(own):
+    data, result, folder = own
+    rows = pd.read_csv(folder/'provenance.csv')
+    i = rows.source_index.tolist()
+    assert len(rows) and rows.path.tolist() == [f'train/<{k}>.png' for k in i]
+    assert rows.patient.tolist() == [f'train{k//2}' for k in i] and 'age' not in rows
+    page = str(run_html(read_run(folder), plots={}))
+    assert 'train/&lt;' in page and 'train/<' not in page and '1 pair of images' in page
+
+def test_splits_and_duplicates_lie_beside_a_run(own):
+    data, result, folder = own
+    t = pd.read_csv(folder/'splits.csv')
+    assert t.split.value_counts().to_dict() == dict(train=24, val=8, test=8) and [*t] == [
+        'path', 'label', 'patient', 'split']
+    assert {(folder/p).resolve().parent.parent for p in t.path} == {(folder.parent/'images').resolve()}
+    pairs = pd.read_csv(folder/'duplicates.csv')
+    assert pairs[['path','other_path','equal']].values.tolist() == [['train/<4>.png', 'test/<5>.png', True]]
+    assert '61' not in ''.join((folder/f).read_text() for f in ('splits.csv', 'duplicates.csv'))
+
+def test_the_callback_names_its_sources(own):
+    data, result, folder = own
+    t = result.learners['tsynd'].tsynd.provenance
+    assert t.path.tolist() == [f'train/<{k}>.png' for k in t.source_index] and t.columns[0] == 'source_index'
+
+@pytest.mark.parametrize('column', ['path', 'patient'])
+def test_a_path_of_hostile_length_is_refused(own, tmp_path, column):
+    folder = shutil.copytree(own[2], tmp_path/'run')
+    t = pd.read_csv(folder/'provenance.csv', dtype=str)
+    t.assign(**{column: 'x'*2001}).to_csv(folder/'provenance.csv', index=False)
+    with refused(column, 'provenance.csv'): read_run(folder)
+
+def test_origins_are_looked_up_by_position_in_the_original_split():
+    s = with_table().select([7,2,5])
+    assert s.origins(torch.tensor([5,5,7])).values.tolist() == [['5.png',1],['5.png',1],['7.png',2]]
+    assert s.origins([2,-1]).isna().values.tolist() == [[False,False],[True,True]]
+    assert replace(s, table=None).origins([2,5]).shape == (2,0)

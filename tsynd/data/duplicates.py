@@ -48,7 +48,7 @@ def _likeness(a, b, pairs): # of pairs of positions in two stacks of images
 @limited(least=number(0, 1))
 def find_duplicates(data:ImageData,
                     least:float=.9 # correlation of their edges from which on images are nearly equal
-                   )->pd.DataFrame: # a row per pair: part, image, path, patient and label of both, equal, likeness
+                   )->pd.DataFrame: # part, image, path, patient and label of both; equal; likeness
     "Equal and nearly equal images in different parts, the most alike first"
     prints = {k: _prints(getattr(data, k).x) for k in PARTS}
     found = [_between(data, prints, *k, least) for k in combinations(PARTS, 2)]

@@ -65,7 +65,7 @@ class Split:
     def select(self, i):
         parts = [None if t is None else t[i] for t in (self.x, self.y, self.index)]
         return Split(*parts, None if self.table is None else _rows(self.table, torch.arange(len(self))[i]))
-    def new_empty(self): return self.select(slice(0))      # what `learn.export` keeps of it
+    def new_empty(self): return replace(self.select(slice(0)), table=None) # what `learn.export` keeps of it
 
 # %% ../../nbs/data/00_images.ipynb #b69b56a8
 FACTORS = ('size','spiculation','contrast','shadow','speckle','x','y','phase')
@@ -80,6 +80,17 @@ def factors(self:Split)->Tensor: # (N,8) in [0,1]; or None
     "What the phantom was drawn from; of other images None"
     if self.table is None or not {*FACTORS} <= {*self.table.columns}: return
     return torch.from_numpy(np.array(self.table[list(FACTORS)], order='C'))
+
+# %% ../../nbs/data/00_images.ipynb #34926989
+@patch
+def origins(self:Split,
+            index # (B,) positions in the original split
+           )->pd.DataFrame: # B rows; no column where nothing is known
+    "Path and patient of images, as far as the table has them"
+    known = [k for k in ('path','patient') if self.table is not None and k in self.table]
+    texts = {k: self.table[k].astype(object).to_numpy() for k in known}
+    rows = pd.DataFrame(texts, index=self.index.tolist())
+    return rows[~rows.index.duplicated()].reindex([int(i) for i in index]).reset_index(drop=True)
 
 # %% ../../nbs/data/00_images.ipynb #8fc819a9
 def short_names(classes)->list: return [c.split(',')[-1].strip()[:14] for c in classes] # to fit over an image

@@ -27,7 +27,7 @@ def read_picture(path:str|Path, # a PNG, JPEG or TIFF file
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')               # of Pillow, about odd but readable files
-            with Image.open(path, formats=('PNG','JPEG','TIFF')) as image:
+            with open(path, 'rb') as f, Image.open(f, formats=('PNG','JPEG','TIFF')) as image:
                 choose_frame(path, 1 if image.format == 'MPO' else getattr(image, 'n_frames', 1), frame)
                 if frame: image.seek(frame)
                 inverted = image.mode == 'I;16' and getattr(image, 'tag_v2', {}).get(262) == 0

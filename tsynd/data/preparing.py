@@ -6,7 +6,7 @@
 __all__ = ['PREPARED', 'Preparation', 'decide', 'cache_folder', 'Kept', 'prepare']
 
 # %% ../../nbs/data/12_preparing.ipynb #28120004
-import hashlib, json, os
+import hashlib, json, os, warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -140,7 +140,15 @@ def _found(target): # what is kept already, or None
     try: return conform(read_json(target.with_suffix('.json'), ''), Kept, target, '')
     except InputError: return
 
-# %% ../../nbs/data/12_preparing.ipynb #28120014
+# %% ../../nbs/data/12_preparing.ipynb #28120013
+def _unreadable(root, paths, kept, skip):
+    bad = kept['unreadable']
+    first,why = next(iter(bad.items()))
+    said = f"{len(bad)} of {len(paths)} images in {root} cannot be read, the first is {first} ({why})"
+    if skip and kept['images']: return warnings.warn(f"{said}; they are left out")
+    raise InputError(f"{said}; repair or remove them, or leave them out with --skip-unreadable", first, why)
+
+# %% ../../nbs/data/12_preparing.ipynb #28120015
 def prepare(root:Path,     # folder of the images
             paths:list,    # of the images, relative to it
             n_train:int,   # the first of them are for training, and say what is black and white
@@ -155,11 +163,6 @@ def prepare(root:Path,     # folder of the images
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_suffix('.lock')):
             kept = _found(target) or _made(root, paths, n_train, target, asked, progress)
-    bad = kept['unreadable']
-    if bad and (not skip_unreadable or not kept['images']):
-        first,why = next(iter(bad.items()))
-        raise InputError(f"{len(bad)} of {len(paths)} images in {root} cannot be read, the first is {first} "
-                         f"({why}); repair or remove them, or leave them out with --skip-unreadable",
-                         first, why)
+    if kept['unreadable']: _unreadable(root, paths, kept, skip_unreadable)
     x = torch.from_numpy(np.load(target, mmap_mode='c'))[:kept['images']]
-    return x, Preparation(**kept['preparation']), bad, kept['md5']
+    return x, Preparation(**kept['preparation']), kept['unreadable'], kept['md5']

@@ -50,7 +50,7 @@ def _deal(counts, shares, seed): # the part of each patient
 
 # %% ../../nbs/data/10_splits.ipynb #41f16c1d
 def _check_enough(counts, names, parts, unit):
-    few = [k for k in range(len(names)) if 0 < (counts[:,k] > 0).sum() < len(parts)]
+    few = [k for k in range(min(len(names), counts.shape[1])) if 0 < (counts[:,k] > 0).sum() < len(parts)]
     if not few: return
     n = int((counts[:,few[0]] > 0).sum())
     more = f' (and {len(few)-1} more labels have too few)' if len(few) > 1 else ''
@@ -139,7 +139,8 @@ def likely_patients(table:pd.DataFrame # without a column `patient`
 def draw_splits(table:pd.DataFrame,   # a row per image, with the columns `label`, `patient`, `split` or none
                 seed:int=0,           # of the draw
                 shares=(.6,.2,.2),    # of the images in training, validation and test
-                y:Tensor=None         # (N,) class numbers or (N,C) zeros and ones; default: column `label`
+                y:Tensor=None,        # (N,) class numbers or (N,C) zeros and ones; default: column `label`
+                classes:list=None     # names of the classes of `y`, for messages
                )->pd.Series:          # of 'train', 'val' and 'test'
     "The part of each image: as the table says, else drawn by label and by patient; raises `InputError`"
     shares = _check_shares(shares)
@@ -151,7 +152,8 @@ def draw_splits(table:pd.DataFrame,   # a row per image, with the columns `label
     pool,parts = _to_draw(split, shares)
     if pool.any():
         _warn(table, split, pool, parts)
-        split[pool] = _drawn(table[pool], y if y is None else y[torch.tensor(pool.tolist())], parts, shares, seed)
+        y = _labels(table[pool], y if y is None else y[torch.tensor(pool.tolist())], classes)
+        split[pool] = _drawn(table[pool], *y, parts, shares, seed)
     return split.set_axis(index).rename('split')
 
 # %% ../../nbs/data/10_splits.ipynb #6a328df8
@@ -161,17 +163,18 @@ def _with_their_patients(table, split): # images without a part, of patients tha
     theirs = split.where(split != '').groupby(owner).transform('first')
     return split.where(split != '', theirs.fillna('')).astype(object)
 
-def _drawn(table, y, parts, shares, seed):
-    named = 'label' in table and (y is None or not task_of(y).several)
-    if named:
-        codes,names = pd.factorize(table.label.fillna('').astype(str), sort=True)
-        y = torch.tensor(codes)
-    elif y is None: y,names = torch.zeros(len(table)).long(),['']
-    else: names = [*range(y.shape[1] if task_of(y).several else int(y.max())+1)]
+def _labels(table, y, classes): # and their names
+    if classes is not None: return y,classes
+    if y is not None and y.ndim == 2: return y,[*range(y.shape[1])]
+    if 'label' not in table: table = table.assign(label='' if y is None else y.tolist())
+    codes,names = pd.factorize(table.label.astype(object).fillna('').astype(str), sort=True)
+    return torch.tensor(codes),names
+
+def _drawn(table, y, names, parts, shares, seed):
     labels,owner = _of_labels(y),patient_numbers(table)
     alone = owner is None
     counts = _by_patient(np.arange(len(table)) if alone else owner.numpy(), labels)
-    _check_enough(counts[:,:len(names)], names, parts, 'image' if alone else 'patient')
+    _check_enough(counts, names, parts, 'image' if alone else 'patient')
     share = np.array([shares[k] for k in parts])
     part = _deal(counts, share/share.sum(), seed)
     return np.array(parts, dtype=object)[part if alone else part[owner.numpy()]]

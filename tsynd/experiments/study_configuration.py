@@ -17,7 +17,7 @@ from ..core.devices import device
 from ..core.errors import as_path, check_known, check_range, InputError, shown
 from ..core.seeds import seeded
 from ..core.settings import bounds, checked, rows
-from ..data.loading import data_name, is_path, known_names
+from ..data.loading import check_there, data_name, is_path, known_names
 from ..data.named import medmnist_info
 from ..models.classifier import make_classifier
 from ..robustness.corruptions import families
@@ -75,9 +75,10 @@ def check_config(c:StudyConfig)->StudyConfig:
     if trainings > MOST:
         raise InputError(f"the study has {trainings} trainings, expected at most {MOST}; "
                          "take fewer data sets, sizes, seeds or arms", 'trainings', trainings)
-    names = [d for d in c.datasets if not is_path(d)]                       # a path may be gone, the study not
+    names = [d for d in c.datasets if not is_path(d)]           # the images may be gone, the study not
     check_known('data set', names, [*known_names(), 'or a path such as ./mine'])
-    for d in data_names(c): check_known(f'{d}: corruption', c.corruptions or (), corruptions_of(d), 'corruption')
+    for d in data_names(c):
+        check_known(f'{d}: corruption', c.corruptions or (), corruptions_of(d), 'corruption')
     for label in c.arms: make_arm(c, label)
     for q in c.headline: _check_question(c, q)
     return c
@@ -114,6 +115,7 @@ def _check_question(c, q):
 def check_machine(c:StudyConfig):
     "Raise `InputError` unless the cells of `c` can be run here"
     device(c.device)
+    for d in c.datasets: check_there(d)
     with seeded(0): make_classifier(c.model, p=c.dropout)
 
 # %% ../../nbs/experiments/04_study_configuration.ipynb #4422e0a3

@@ -24,7 +24,7 @@ from .arms import ARMS, callbacks
 from .configuration import RunConfig
 from .experiment import (
     arm_stage, autoencoder_stage, prepare_data, resolve, synthesis, versions)
-from .results import about_run, load_stage, save_stage
+from .results import about_run, load_stage, own_tables, save_stage
 
 # %% ../../nbs/experiments/13_training.ipynb #97c12294
 def train(
@@ -40,6 +40,7 @@ def train(
     check_known('arm', [arm], ('tsynd', *ARMS))
     def write(folder):
         save_bundle(bundle, folder/'bundle')
+        for name,table in tables.items(): table.to_csv(folder/name, index=False)
         write_whole(folder/'training.json', (json.dumps(facts, indent=1, allow_nan=False)+'\n').encode())
     with resumable(as_path('out', out), anew) as work:
         asked = checked(c)
@@ -47,6 +48,7 @@ def train(
         dataset = data.name if mine else as_path_of(asked.dataset)
         c = resolve(replace(asked, dataset=dataset, size=data.shape[-1]), data)
         work.begin(dict(asdict(asked), arm=arm), dict(about_run(c, data), arm=arm))
+        tables,_ = own_tables(data, out)
         keep = partial(work.stage, save=save_stage, load=partial(load_stage, c=c, data=data))
         coder = keep('autoencoder', lambda: autoencoder_stage(c, data, progress))
         trained = keep('classifier', lambda: arm_stage(

@@ -13,6 +13,8 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
+from ..core.defaults import ReadingSettings
+from ..core.settings import rows
 from ..core.unfinished import check_finished
 from .page import figure_html, render, style_sheet, write_page
 from .run_data import RunFolder, compare_arms, read_run, run_finding
@@ -38,10 +40,11 @@ def _data_facts(d):
     sizes = ' · '.join(str(d.get(k) or '–') for k in ('train', 'val', 'test'))
     classes = ', '.join(map(str, d.get('classes', [])))
     prepared = [('prepared', d['preparation'])] if d.get('preparation') else []
+    pairs = [('in two parts', d['duplicates'])] if d.get('duplicates') else []
     return [('name', d.get('name')), ('task', d.get('task')), ('classes', classes),
             ('images', _times(d.get('shape', ()))), ('training · validation · test', sizes), *prepared,
             ('under attack', d.get('attacked', '–')), ('attribution', d.get('source') or '–'),
-            ('licence', d.get('licence') or '–'), ('MD5', d.get('md5') or '–')]
+            ('licence', d.get('licence') or '–'), ('MD5', d.get('md5') or '–'), *pairs]
 
 def _autoencoder_facts(a):
     latents = f"{_times(a.get('latent_shape', '–'))}, {fixed(a.get('compression'), 2)} per pixel"
@@ -64,7 +67,9 @@ def run_facts_html(run:RunFolder)->Markup:
     m, timing = run.m, run.m.get('timing') or {}
     names = dict(baseline='baseline', tsynd=run.label)
     costs = [(name, m['arms'][arm], timing.get(arm)) for arm, name in names.items()]
-    settings = [(k, '–' if v is None else v) for k, v in m['config'].items()]
+    usual = {r.name: r.value for r in rows(ReadingSettings)}            # said only where they differ
+    asked = {k: v for k, v in m['config'].items() if k not in usual or v != usual[k]}
+    settings = [(k, '–' if v is None else v) for k, v in asked.items()]
     return render('run_facts.html', short=_short_facts(run), data=_data_facts(m['data']), config=m['config'],
                   autoencoder=_autoencoder_facts(m.get('autoencoder') or {}), costs=costs, timing=timing,
                   settings=settings, versions=m.get('versions') or {})
@@ -75,6 +80,8 @@ RUN_FILES = {'metrics.json': 'every number of this page',
              'provenance.csv': 'one row per synthetic image: where it came from, what the label gate did, '
                                'how far it moved, MI before and after',
              'bundle': 'the classifier of TSynD, calibrated, with all that `tsynd predict` needs',
+             'splits.csv': 'the images of each part by path, label and patient, to be given back as a table',
+             'duplicates.csv': 'pairs of equal or nearly equal images in different parts',
              'models': 'autoencoder and both classifiers: weights as safetensors, the rest as JSON',
              'figures': 'the figures of this page'}
 

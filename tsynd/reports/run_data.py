@@ -58,6 +58,13 @@ def _read_table(path):
         raise InputError(f"{path} is no table of comma-separated values in UTF-8 ({why}); {_AGAIN}",
                          path) from None
 
+def _texts(path, rows, name): # the column, without spaces around
+    texts = rows[name].astype(str).str.strip()
+    long = [t for t in texts if len(t) > 2000]
+    if not long: return texts
+    raise InputError(f"{path} has {shown(long[0])} as {name}, expected at most 2000 characters; {_AGAIN}",
+                     name, long[0])
+
 def _numbers(path, rows, name): # the column, where it is as it should be
     lo,hi = NUMBERS[name]
     text = rows[name].fillna('').astype(str).str.strip()
@@ -78,12 +85,9 @@ def _read_provenance(path):
     twice = [c for c in NUMBERS if f'{c}.1' in rows]        # as pandas names the second
     if twice: raise InputError(f"{path} has two columns {twice[0]}; {_AGAIN}", twice[0])
     rows = rows.reindex(columns=[*rows.columns, *missing])
-    names = rows.label_name.astype(str).str.strip().replace('', 'no label')
-    long = [n for n in names if len(n) > 2000]
-    if long:
-        raise InputError(f"{path} has {shown(long[0])} as label_name, expected at most 2000 characters; "
-                         f"{_AGAIN}", 'label_name', long[0])
-    rows = rows.assign(label_name=names, **{c: _numbers(path, rows, c) for c in NUMBERS})
+    words = {c: _texts(path, rows, c) for c in ('label_name', 'path', 'patient') if c in rows}
+    words['label_name'] = words['label_name'].replace('', 'no label')
+    rows = rows.assign(**words, **{c: _numbers(path, rows, c) for c in NUMBERS})
     return rows[~(rows.gate == 0)].reset_index(drop=True)
 
 # %% ../../nbs/reports/04_run_data.ipynb #7130c503
@@ -154,6 +158,7 @@ class RunImages(TypedDict, total=False):
     licence: _Words
     source: _Words
     preparation: _Words
+    duplicates: _Words
 
 # %% ../../nbs/reports/04_run_data.ipynb #2e4f28ea
 class RunAutoencoder(TypedDict, total=False):

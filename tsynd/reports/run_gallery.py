@@ -60,6 +60,11 @@ def _words(run, n, top):
 
 def _mi_change(row): return f'{fixed(row.mi_before)} → {fixed(row.mi_after)}'
 
+def _sources(rows): # what is known of them, by name
+    return {k: rows[k].tolist() for k in ('path', 'patient') if k in rows and any(rows[k])}
+
+def _ending(text): return text if len(text) < 13 else f'…{text[-11:]}'
+
 # %% ../../nbs/reports/06_run_gallery.ipynb #4aa2ba8d
 def _tile(ax, im, x, y, c, top):
     cmap = LinearSegmentedColormap.from_list('change', [c.tsynd, c.paper, c.base])
@@ -77,7 +82,10 @@ def _draw_gallery(ax, rows, stacks, top, c):
     for x, row in enumerate(rows.itertuples()):
         ax.text(x+.5, 4.2, textwrap.wrap(row.label_name, 14)[0], ha='center', va='center')
         ax.text(x+.5, 4.5, _mi_change(row), ha='center', va='center')
-    ax.set(xlim=(-1.2, len(rows)+.04), ylim=(4.85, -.03), aspect='equal')
+    for y, (name, texts) in enumerate(_sources(rows).items()):
+        ax.text(-.1, 4.8+.3*y, name, ha='right', va='center', color=c.muted)
+        for x, text in enumerate(texts): ax.text(x+.5, 4.8+.3*y, _ending(text), ha='center', va='center')
+    ax.set(xlim=(-1.2, len(rows)+.04), ylim=(4.85+.3*len(_sources(rows)), -.03), aspect='equal')
 
 # %% ../../nbs/reports/06_run_gallery.ipynb #463425ee
 def gallery_plot(run:RunFolder, dark:bool=False)->Plot|None: # None without synthetic images
@@ -85,7 +93,7 @@ def gallery_plot(run:RunFolder, dark:bool=False)->Plot|None: # None without synt
     if not len(run.rows): return None
     rows, stacks, top = gallery_images(run)
     with figure_style(dark) as c:
-        fig = Figure(figsize=(.95*len(rows)+1.15, 4.7), layout='none')
+        fig = Figure(figsize=(.95*len(rows)+1.15, 4.7+.29*len(_sources(rows))), layout='none')
         ax = fig.add_axes([0, 0, 1, 1])
         ax.axis('off')
         _draw_gallery(ax, rows, stacks, top, c)
@@ -106,4 +114,4 @@ def gallery_html(run:RunFolder)->Markup: # empty if there is no synthetic image
     pictures = {k: [_pixels(k, im, top) for im in ims] for k, ims in stacks.items()}
     changes = [_mi_change(row) for row in rows.itertuples()]
     return render('run_gallery.html', pictures=pictures, labels=rows.label_name.tolist(), changes=changes,
-                  caption=_words(run, len(rows), top)[0])
+                  sources=_sources(rows), caption=_words(run, len(rows), top)[0])

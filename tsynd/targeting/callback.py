@@ -21,6 +21,7 @@ from ..core.errors import InputError
 from ..core.figures import show_images, TYPE_SIZE
 from ..core.settings import takes
 from ..core.tasks import task_of
+from ..data.images import Split
 from ..data.readers import normalisation, sources
 from ..models.autoencoder import Autoencoder
 from ..models.dropout import check_dropout
@@ -218,7 +219,9 @@ def _look(self:TSynD): # None where none is due
 @patch
 def _keep(self:TSynD):
     s = cat([self.syn]).pick(range(min(self.keep-sum(map(len, self.rows)), len(self.syn))))
-    self.rows.append(s.table() if s.index is not None else s.table().assign(source_index=-1))
+    known = getattr(self.learn.dls.train, 'dataset', None)
+    if s.index is None: self.rows.append(s.table().assign(source_index=-1))
+    else: self.rows.append(s.table(known if isinstance(known, Split) else None))
     left = self.keep_mb-sum(k.megabytes for k in self.kept)
     fit = min(len(s), int(left*len(s)/s.megabytes))
     if fit > 0: self.kept.append(s.pick(range(fit)))

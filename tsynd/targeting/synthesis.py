@@ -18,7 +18,7 @@ from ..core.defaults import SynthesisSettings
 from ..core.errors import check_range, InputError, shown
 from ..core.settings import bounds, limited, takes
 from ..core.tasks import as_task, Task
-from ..data.images import check_pixels
+from ..data.images import check_pixels, Split
 from ..models.autoencoder import Autoencoder
 from ..models.dropout import MCDropout
 from ..models.prediction import as_network, frozen, logits_of
@@ -158,11 +158,14 @@ PROVENANCE_COLUMNS = ('gate','distance_latent','distance_pixel','mi_source','mi_
                       'p_before','p_after')
 
 @patch
-def table(self:Synthetic)->pd.DataFrame:
+def table(self:Synthetic,
+          sources:Split=None # what the images were made from, to add path and patient where they are known
+         )->pd.DataFrame:
     "Provenance, one row per image"
     index = range(len(self)) if self.index is None else self.index.tolist()
     cols = {c: v.float().cpu().numpy() for c in PROVENANCE_COLUMNS if (v := getattr(self, c)) is not None}
-    return pd.DataFrame(dict(source_index=index, **cols))
+    known = {} if sources is None else sources.origins(index)
+    return pd.DataFrame(dict(source_index=index, **known, **cols))
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #de17fd78
 def _each(f, *syns): # f(values of one field, its image dimension) for every field
