@@ -119,7 +119,8 @@ def test_help_teaches_with_examples_that_are_commands():
     lines = [re.split(r'\s{3,}', line.strip())[0] for line in EXAMPLES.splitlines()
              if line.startswith('  tsynd')]
     assert len(lines) >= 5
-    assert {parser().parse_args(shlex.split(line)[1:]).command for line in lines} == {'run', 'train', 'predict', 'study'}
+    commands = {parser().parse_args(shlex.split(line)[1:]).command for line in lines}
+    assert commands == {'run', 'train', 'predict', 'study'}
     assert all(name in EXAMPLES for name in medmnist_info())
 
 def test_version_and_no_command():

@@ -116,7 +116,7 @@ def limits_for_share(measured:dict,  # name: (n,) of validation images, n at lea
     rest = measured['uncertainty'][~strange].sort(descending=True).values
     q = (int(strange.sum())+2)/(len(strange)+1)         # of new images, for being unlike
     k = math.floor((share-q)/(1-q)*(len(rest)+1) + 1e-9) - 1
-    return Limits(float(rest[k]) if k >= 0 else math.inf, **unlike)
+    return Limits(float(rest[max(k, 0)]), **unlike)
 
 # %% ../../nbs/deployment/03_referral.ipynb #57439ce8
 def share_for_error(measured:dict, # name: (n,) of validation images; `wrong` among them, in [0,1]
