@@ -178,7 +178,7 @@ def make_bundle(classifier:nn.Module|Learner, # made by `make_classifier`, train
     net,task,y = _network(classifier),data.task,data.val.y
     bundle = Bundle(net, autoencoder, _facts(net, data, arm, draws), {})
     logits = predict(net, data.val.x).double()
-    T = bundle.facts['temperature'] = fit_temperature(logits, y, task)
+    T = bundle.facts['temperature'] = max(1., fit_temperature(logits, y, task))
     if autoencoder is not None:
         some = torch.linspace(0, len(data.train)-1, min(len(data.train), 1000)).long()
         familiar = fit_familiar(look_again(autoencoder, data.train.x[some])[0])
