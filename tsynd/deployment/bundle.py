@@ -110,9 +110,8 @@ class Bundle:
     def preparation(self): # None where images have no square shape
         return Preparation(**self.facts['preparation']) if self.facts['preparation'] else None
     def __repr__(self):
-        f = self.facts
-        return (f"Bundle of {f['data']}, {f['model']}, {f['arm']}: {', '.join(f['classes'])}; "
-                f"temperature {f['temperature']:.2f}")
+        f,names = self.facts,', '.join(self.facts['classes'])
+        return f"Bundle of {f['data']}, {f['model']}, {f['arm']}: {names}; temperature {f['temperature']:.2f}"
 
 # %% ../../nbs/deployment/05_bundle.ipynb #ac746d94
 @patch
@@ -160,8 +159,8 @@ def _facts(net, data, arm, draws):
 def _network(classifier):
     net = classifier.model if isinstance(classifier, Learner) else classifier
     if not hasattr(net, 'config') or as_network(classifier) is not net:
-        raise InputError("the classifier was not made by `make_classifier` or wants normalised images, so a "
-                         "bundle could not build it again; train one with `train_classifier`", 'classifier')
+        raise InputError("the classifier was not made by `make_classifier` or wants normalised images, and "
+                         "could not be built again; train one with `train_classifier`", 'classifier')
     return net
 
 # %% ../../nbs/deployment/05_bundle.ipynb #4173b2a0
@@ -270,14 +269,14 @@ def _check_fit(folder, b): # a bundle that was put together by hand may be whole
              and (b.autoencoder is None or {'latent_mean','latent_precision'} <= r.keys()))
     if not right: raise InputError(f"{folder} holds parts that do not fit each other; {_AGAIN}", folder)
 
+# %% ../../nbs/deployment/05_bundle.ipynb #5d15911b
 def load_bundle(path:str|Path,   # a folder that `save_bundle` wrote
                 device:str='cpu' # cpu, cuda or mps
                )->Bundle:
     "A bundle, ready to predict; raises `InputError`"
     folder,device = as_path('bundle', path),known_device(device)
     if not os.path.isfile(folder/'bundle.json'):
-        raise InputError(f"{folder} has no bundle.json, expected the folder `bundle` that `tsynd run` or "
-                         "`tsynd train` has written", folder)
+        raise InputError(f"{folder} has no bundle.json, expected a folder `bundle` of `tsynd train`", folder)
     facts = _read_facts(folder/'bundle.json')
     _check_files(folder, facts)
     if facts['versions'].get('tsynd') != version('tsynd'):
@@ -305,7 +304,6 @@ def _rows(self:Bundle, m, quantiles, limits): # the table of what was measured
                              conformal_set=set_names(sets, self.facts['classes'], self.task),
                              refer=[bool(w) for w in why], reason=why))
 
-# %% ../../nbs/deployment/05_bundle.ipynb #a3cfe6f9
 @patch
 @limited(**{k: stated(PredictionSettings, k) for k in ('refer','error','coverage')})
 def rule(self:Bundle,
@@ -323,6 +321,7 @@ def rule(self:Bundle,
     if refer is not None: return quantiles, limits_for_share(self.reference, refer)
     return quantiles, Limits(**{k: math.inf if f[k] is None else f[k] for k in MEASURED})
 
+# %% ../../nbs/deployment/05_bundle.ipynb #7405745d
 @patch
 def predict(self:Bundle,
             images,             # (N,ch,H,W) tensor; arrays; paths; a folder, a table, or `find_images` of it

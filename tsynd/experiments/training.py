@@ -51,17 +51,19 @@ def train(
         tables,_ = own_tables(data, out)
         keep = partial(work.stage, save=save_stage, load=partial(load_stage, c=c, data=data))
         coder = keep('autoencoder', lambda: autoencoder_stage(c, data, progress))
-        trained = keep('classifier', lambda: arm_stage(
-            c, data, arm, _callbacks(c, arm, coder.model), progress))
+        trained = keep('classifier', lambda: arm_stage(c, data, arm, _cbs(c, arm, coder.model), progress))
         bundle = make_bundle(trained.model, coder.model, data, arm)
-        facts = dict(config=asdict(c), arm=arm, versions=versions(), autoencoder=coder.facts,
-                     classifier=trained.facts, test=tested(bundle, data))
+        facts = _facts(c, arm, coder, trained) | dict(test=tested(bundle, data))
         work.finish(write)
     return bundle
 
-def _callbacks(c, arm, ae): return [synthesis(c, ae)] if arm == 'tsynd' else callbacks(arm, ae, c.seed)
+# %% ../../nbs/experiments/13_training.ipynb #dbc40117
+def _cbs(c, arm, ae): return [synthesis(c, ae)] if arm == 'tsynd' else callbacks(arm, ae, c.seed)
 
-# %% ../../nbs/experiments/13_training.ipynb #a86a2bde
+def _facts(c, arm, coder, trained):
+    return dict(config=asdict(c), arm=arm, versions=versions(), autoencoder=coder.facts,
+                classifier=trained.facts)
+
 def tested(bundle:Bundle,
            data:ImageData # its test images are measured
           )->dict:        # as `metrics`, with nll and ece

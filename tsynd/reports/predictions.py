@@ -192,6 +192,7 @@ def risk_plot(p:Predictions, dark:bool=False)->Plot|None: # None without labels
              f'{_percent(kept)}.')
     return Plot(fig, 'Risk and coverage', words, f'Line chart of the error among those answered. {words}')
 
+# %% ../../nbs/reports/14_predictions.ipynb #7b8dfd64
 def _decisions(p, probs): # of several labels each is a decision
     y = p.truth.numpy()
     if not p.bundle.task.several: return probs.numpy(), y
@@ -225,6 +226,7 @@ def _of_class(p, c): # rows of one class against the rest
     auc = [('AUC', *auc_interval(y, score))]
     return auc + [(names[k], *t.loc[k]) for k in names]
 
+# %% ../../nbs/reports/14_predictions.ipynb #71dfadf6
 def measures_table(p:Predictions)->list: # of (group, note, rows of (measure, value, low, high))
     "All that is measured where the truth is known"
     n,wrong,kept = len(p.wrong),p.wrong,~p.readable.refer.to_numpy()
