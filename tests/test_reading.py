@@ -1,5 +1,5 @@
 """Images of one's own: each trap of real files is made here, and read as meant, or refused in a sentence."""
-import io, json, os, threading, warnings
+import io, json, os, pickle, threading, warnings
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -152,10 +152,11 @@ def test_a_ct_is_in_hounsfield_units(dicom):
     assert np.array_equal(read_dicom(dicom('CT_small.dcm')),
                           stored.pixel_array*float(stored.RescaleSlope) + float(stored.RescaleIntercept))
 
+@pytest.mark.parametrize('c', [40, 0])
 @pytest.mark.parametrize('function', ['LINEAR', 'LINEAR_EXACT', 'SIGMOID'])
-def test_a_window_is_that_of_the_standard(dicom, tmp_path, function):
-    path = dicom('CT_small.dcm', tmp_path/'x.dcm', WindowCenter=40, WindowWidth=400, VOILUTFunction=function)
-    x, c, w = read_dicom(dicom('CT_small.dcm')).astype(float), 40, 400
+def test_a_window_is_that_of_the_standard(dicom, tmp_path, function, c):
+    path = dicom('CT_small.dcm', tmp_path/'x.dcm', WindowCenter=c, WindowWidth=400, VOILUTFunction=function)
+    x, w = read_dicom(dicom('CT_small.dcm')).astype(float), 400
     want = dict(LINEAR=((x-(c-.5))/(w-1)+.5).clip(0, 1), LINEAR_EXACT=((x-c)/w+.5).clip(0, 1),
                 SIGMOID=1/(1+np.exp(-4*(x-c)/w)))[function]
     assert read_dicom(path).dtype == np.uint8 and abs(read_dicom(path) - 255*want).max() <= .51
@@ -459,8 +460,11 @@ def test_the_second_time_nothing_is_decoded(tmp_path, monkeypatch, cache):
             with pytest.raises(AssertionError): said(load_data, tmp_path, **change)
         put(tmp_path/'a'/'x0.png', np.zeros((9, 9), np.uint8))                 # a file has changed
         with pytest.raises(AssertionError): said(load_data, tmp_path, size=12)
-    for f in cache.glob('*.json'): f.write_text('{')                           # what is kept is damaged
-    assert said(load_data, tmp_path, size=12)[0].md5 != first.md5
+    changed = said(load_data, tmp_path, size=12)[0]
+    assert changed.md5 != first.md5
+    for damage in ('{', '{}', '{"preparation": {}, "images": 1, "unreadable": {}, "md5": ""}'):
+        for f in cache.glob('*.json'): f.write_text(damage)
+        assert said(load_data, tmp_path, size=12)[0].md5 == changed.md5
 
 def test_images_are_mapped_and_the_file_stays_as_it_is(tmp_path, cache):
     drawn(tmp_path)
@@ -472,6 +476,11 @@ def test_images_are_mapped_and_the_file_stays_as_it_is(tmp_path, cache):
     assert file.read_bytes() == before and (data.train.x[0] == 7).all()
     maps = Path('/proc/self/maps')
     if maps.exists(): assert file.name in maps.read_text()
+
+def test_what_is_exported_holds_no_pixel(tmp_path):
+    "Parts of a set are views of one map, and a view is pickled with all that it looks at"
+    data, _ = said(load_data, drawn(tmp_path), size=28)
+    assert len(pickle.dumps(data.train.new_empty())) < 3000 < data.train.x.numel()
 
 def test_two_at_once_prepare_once(tmp_path, monkeypatch):
     drawn(tmp_path, 12)
@@ -507,6 +516,20 @@ def test_unreadable_files_are_one_sentence_or_left_out(tmp_path):
     for s in parts:
         for x, y, p in zip(s.x, s.y, s.table.path):
             assert torch.equal(x, data.prep(read_pixels(tmp_path/p))) and data.classes[y] == p[0]
+
+def test_what_could_not_be_read_is_tried_again(tmp_path, monkeypatch):
+    "A plugin may have been installed since"
+    drawn(tmp_path)
+    def missing(path, frame):
+        if Path(path).name == 'x3.png': raise InputError(f'{path} needs a plugin', path)
+        return read_pixels(path, frame)
+    with monkeypatch.context() as m:
+        m.setattr('tsynd.data.preparing.read_pixels', missing)
+        for _ in range(2):
+            with pytest.raises(InputError, match='1 of 24 images.*needs a plugin'):
+                said(load_data, tmp_path, size=12)
+    data, _ = said(load_data, tmp_path, size=12)
+    assert sum(map(len, (data.train, data.val, data.test))) == 24
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path/'file').write_text('')

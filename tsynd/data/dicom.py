@@ -28,7 +28,7 @@ def _windowed(ds, a): # (H,W) bytes, or the rescaled values where the file has n
     window = Dataset()
     window.PhotometricInterpretation,window.BitsStored,window.PixelRepresentation = 'MONOCHROME2',8,0
     for k in ('WindowCenter','WindowWidth','VOILUTFunction'):
-        if ds.get(k): window[k] = ds[k]
+        if ds.get(k) is not None: window[k] = ds[k]
     with np.errstate(over='ignore'): return np.rint(apply_windowing(a, window)).astype(np.uint8)
 
 # %% ../../nbs/data/08_dicom.ipynb #28080009

@@ -65,7 +65,7 @@ class Split:
     def select(self, i):
         parts = [None if t is None else t[i] for t in (self.x, self.y, self.index)]
         return Split(*parts, None if self.table is None else _rows(self.table, torch.arange(len(self))[i]))
-    def new_empty(self): return replace(self.select(slice(0)), table=None) # what `learn.export` keeps of it
+    def new_empty(self): return replace(self.select(torch.arange(0)), table=None)  # for `learn.export`
 
 # %% ../../nbs/data/00_images.ipynb #b69b56a8
 FACTORS = ('size','spiculation','contrast','shadow','speckle','x','y','phase')

@@ -115,8 +115,9 @@ def reading(settings)->dict: # a run's or a study's
 def check_there(name:str): # before anything is done with it
     "Raise `InputError` unless a data set is known by its name, or its path exists"
     if name in known_names() or as_path('data set', name).exists(): return
+    hint = '' if is_path(name) else f'; {nearest(name, known_names())}'
     raise InputError(f"data set {shown(name)} is unknown, and there is no folder, table or npz file of that "
-                     f"name; {nearest(name, known_names())}", 'data set', name)
+                     f"name{hint}", 'data set', name)
 
 # %% ../../nbs/data/13_loading.ipynb #2813000f
 def _no_reading(name, settings): # of a known set, where nothing is to be asked
