@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = Path(sys.executable).parent
 SMOKE = ('--quick', '--size', '12', '--subset', '16', '--ae-steps', '4', '--epochs', '2', '--steps', '1',
          '--T', '4', '--bs', '8', '--attack-n', '16')
-FILES = {'metrics.json', 'synthetic.npz', 'provenance.csv', 'report.html', 'figures', 'models'}
+FILES = {'metrics.json', 'synthetic.npz', 'provenance.csv', 'report.html', 'figures', 'models', 'bundle'}
 
 
 def said(*argv):
@@ -119,7 +119,8 @@ def test_help_teaches_with_examples_that_are_commands():
     lines = [re.split(r'\s{3,}', line.strip())[0] for line in EXAMPLES.splitlines()
              if line.startswith('  tsynd')]
     assert len(lines) >= 5
-    assert {parser().parse_args(shlex.split(line)[1:]).command for line in lines} == {'run', 'study'}
+    commands = {parser().parse_args(shlex.split(line)[1:]).command for line in lines}
+    assert commands == {'run', 'train', 'predict', 'study'}
     assert all(name in EXAMPLES for name in medmnist_info())
 
 def test_version_and_no_command():

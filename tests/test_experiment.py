@@ -39,6 +39,8 @@ PHANTOM = dict(subset=24, size=12, epochs=2, bs=8, ae_steps=10, T=4, steps=2, sh
 ARMS, MODELS = ('baseline', 'tsynd'), ('autoencoder', 'baseline', 'tsynd')
 FILES = {'metrics.json', 'synthetic.npz', 'provenance.csv', 'report.html',
          *(f'models/{m}.{s}' for m in MODELS for s in ('json', 'safetensors')),
+         *(f'bundle/{f}' for f in ('bundle.json', 'reference.safetensors', 'classifier.json',
+                                   'classifier.safetensors', 'autoencoder.json', 'autoencoder.safetensors')),
          *(f'figures/{f}.png' for f in ('gallery', 'mi_images', 'mi_training', 'robustness', 'training'))}
 
 

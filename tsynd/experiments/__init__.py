@@ -14,8 +14,8 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     experiment=['prepare_data', 'synthesis', 'epochs_of', 'resolve', 'precision', 'precision_callbacks',
                 'seconds_per_image',
                 'expected_seconds', 'announce', 'BatchOrder', 'train_arm', 'Stage', 'versions',
-                'Result', 'compare'],
-    results=['save_result', 'run'],
+                'Result', 'compare', 'autoencoder_stage', 'arm_stage'],
+    results=['save_result', 'save_stage', 'load_stage', 'about_run', 'own_tables', 'run'],
     arms=['Arm', 'ARMS', 'arm', 'callbacks', 'RandomTwin', 'PixelSpace', 'adversarial',
           'AdversarialTraining', 'Joint', 'TrivialAugment', 'TargetedAttack', 'RandomAttack',
           'extra_images'],
@@ -30,4 +30,5 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     statistics=['t_margin', 't_interval', 'sign_flip', 'smallest_p', 'holm', 'auc', 'IMAGE_MEASURES',
                 'score', 'image_bootstrap', 'class_profile'],
     contrasts=['RESULT_COLUMNS', 'tidy', 'pairs', 'HEADLINE', 'in_order', 'questions', 'contrast',
-               'headline', 'stored_predictions', 'BETTER', 'differences', 'averages']))
+               'headline', 'stored_predictions', 'BETTER', 'differences', 'averages'],
+    training=['train', 'tested']))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['prepare_data', 'synthesis', 'epochs_of', 'resolve', 'precision', 'precision_callbacks', 'seconds_per_image',
-           'expected_seconds', 'announce', 'BatchOrder', 'train_arm', 'Stage', 'versions', 'Result', 'compare']
+           'expected_seconds', 'announce', 'BatchOrder', 'train_arm', 'Stage', 'autoencoder_stage', 'arm_stage',
+           'versions', 'Result', 'compare']
 
 # %% ../../nbs/experiments/01_experiment.ipynb #3ee6ea85
 import hashlib, math, platform, sys, time
@@ -180,7 +181,11 @@ class Stage:
     synthetic: object = None # `Synthetic` of the last epoch
 
 # %% ../../nbs/experiments/01_experiment.ipynb #9673f01a
-def _autoencoder(c, data, progress):
+def autoencoder_stage(c:RunConfig,         # resolved
+                      data:ImageData,      # prepared
+                      progress:bool=False  # show a progress bar?
+                     )->Stage:
+    "The autoencoder of a run, trained or loaded, and how good it is"
     start = time.perf_counter()
     if c.autoencoder: ae = load_autoencoder(c.autoencoder, data.shape, device(c.device))
     else:
@@ -193,9 +198,15 @@ def _autoencoder(c, data, progress):
     return Stage(facts, time.perf_counter()-start, ae)
 
 # %% ../../nbs/experiments/01_experiment.ipynb #475c49aa
-def _arm(c, data, arm, ae, progress):
-    cb = synthesis(c, ae) if arm == 'tsynd' else None
-    learn,facts,seconds = train_arm(c, data, [cb] if cb else [], progress and arm)
+def arm_stage(c:RunConfig,         # resolved
+              data:ImageData,      # prepared
+              arm:str,             # its name, for the progress bar
+              cbs=(),              # the callbacks that make the arm what it is
+              progress:bool=False  # show one?
+             )->Stage:
+    "One classifier of a run, and what TSynD made for it, where it is among the callbacks"
+    learn,facts,seconds = train_arm(c, data, cbs, progress and arm)
+    cb = next((cb for cb in cbs if isinstance(cb, TSynD)), None)
     if not cb: return Stage(facts, seconds, learn)
     cost = getattr(cb.clock, 'cost', None)
     facts |= dict(synthetic_images=cb.n_images, trace=cb.history, cost=cost)
@@ -240,8 +251,9 @@ def compare(c:RunConfig,        # resolved
            )->Result:
     "Train an autoencoder and, paired, a classifier without and with TSynD; measure both"
     arms = 'baseline','tsynd'
-    coder = stage('autoencoder', lambda: _autoencoder(c, data, progress))
-    trained = {arm: stage(arm, lambda: _arm(c, data, arm, coder.model, progress)) for arm in arms}
+    coder = stage('autoencoder', lambda: autoencoder_stage(c, data, progress))
+    def cbs(arm): return [synthesis(c, coder.model)] if arm == 'tsynd' else []
+    trained = {arm: stage(arm, lambda: arm_stage(c, data, arm, cbs(arm), progress)) for arm in arms}
     measured = {arm: stage(f'evaluation of {arm}', lambda: _evaluate(c, data, trained[arm].model, progress))
                 for arm in arms}
     timing = dict(autoencoder=coder.seconds, **{arm: s.seconds for arm,s in trained.items()},

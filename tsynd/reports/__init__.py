@@ -34,5 +34,9 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     study_tables=['contrasts_html', 'arms_html', 'costs_html', 'families_html', 'classes_html',
                   'OFFICIAL', 'PROTOCOL', 'departures', 'official_html'],
     study=['CHECKSUMS', 'pairing', 'study_facts_html', 'STUDY_PLOTS', 'study_html', 'study_report'],
+    predictions=['Predictions', 'read_predictions', 'predictions_finding', 'MOST_REFERRED', 'referred_rows',
+                 'pick_images', 'referred_html', 'ranked_html', 'uncertainty_plot', 'risk_plot',
+                 'calibration_plot', 'measures_table', 'measures_html', 'predictions_html',
+                 'predictions_report'],
     comparison=['SAME', 'read_runs', 'compare_runs', 'differing_settings', 'comparison_plot',
                 'comparison_html', 'write_comparison']))

@@ -79,6 +79,7 @@ RUN_FILES = {'metrics.json': 'every number of this page',
              'synthetic.npz': 'the synthetic images of the last epoch, in the layout of a MedMNIST file',
              'provenance.csv': 'one row per synthetic image: where it came from, what the label gate did, '
                                'how far it moved, MI before and after',
+             'bundle': 'the classifier of TSynD, calibrated, with all that `tsynd predict` needs',
              'splits.csv': 'the images of each part by path, label and patient, to be given back as a table',
              'duplicates.csv': 'pairs of equal or nearly equal images in different parts',
              'models': 'autoencoder and both classifiers: weights as safetensors, the rest as JSON',
