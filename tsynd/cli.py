@@ -7,8 +7,8 @@ __all__ = ['EXAMPLES', 'RUN', 'TRAIN', 'PREDICT', 'STUDY', 'REPORT', 'ARM', 'ROO
            'default_out', 'main']
 
 # %% ../nbs/cli.ipynb #349feb1c
-import argparse, errno, glob, os, re, signal, sys, threading, warnings
-from contextlib import contextmanager, suppress
+import argparse, errno, glob, os, re, signal, sys, warnings
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import chain, count
 from pathlib import Path
@@ -280,25 +280,6 @@ def _version():
     from tsynd import __version__
     print(f'tsynd {__version__}')
 
-# %% ../nbs/cli.ipynb #f3d77ff0
-@contextmanager
-def _stoppable(): # within, each signal is a Ctrl-C; gives the list of those that came
-    came,before = [],_heeded()
-    def interrupt(number, frame):  # once: a second, such as `timeout` sends, would disturb the cleaning up
-        came.append(number)
-        for s in before: signal.signal(s, signal.SIG_IGN)
-        raise KeyboardInterrupt
-    for s in before: signal.signal(s, interrupt)
-    try: yield came
-    finally:
-        for s,handler in before.items(): signal.signal(s, handler)
-
-def _heeded(): # signal: what was done about it; only the main thread may change that
-    if threading.current_thread() is not threading.main_thread(): return {}
-    names = 'SIGINT','SIGTERM','SIGHUP'
-    now = {s: signal.getsignal(s) for n in names if (s := getattr(signal, n, None))}
-    return {s: handler for s,handler in now.items() if handler not in (None, signal.SIG_IGN)}
-
 # %% ../nbs/cli.ipynb #9532f3b9
 def _dispatch(args):
     if args.pop('version'): return _version()
@@ -331,6 +312,7 @@ def _told(e): # what went wrong in one line, or None where it is a mistake of ou
         return '; '.join([said, *getattr(e, '__notes__', [])])      # what of a run is kept
 
 def _status(argv): # of the program, when it ends
+    from tsynd.core.surroundings import stoppable
     p = parser()
     args,rest = p.parse_known_args(argv)
     args = vars(args)
@@ -339,7 +321,7 @@ def _status(argv): # of the program, when it ends
         p.exit(2, f"tsynd: {one_line(' '.join(rest))} is not known; see {where} --help\n")
     stopped = []
     try:
-        with _stoppable() as stopped: _dispatch(args)
+        with stoppable() as stopped: _dispatch(args)
     except KeyboardInterrupt as e:
         with suppress(OSError):         # the terminal may be gone
             print(f"tsynd: interrupted; {str(e) or 'nothing was written'}", file=sys.stderr)

@@ -23,5 +23,5 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     devices=['device', 'has_bf16'],
     writing=['system_errors', 'write_whole', 'no_link', 'make_folder'],
     schemas=['parse_json', 'read_json', 'conform'],
-    surroundings=['in_letters_of', 'Steady', 'steady_streams', 'files_only'],
+    surroundings=['in_letters_of', 'Steady', 'steady_streams', 'stoppable', 'files_only'],
     unfinished=['Begun', 'beside', 'Unfinished', 'begun', 'resumable', 'check_finished']))
