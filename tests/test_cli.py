@@ -510,6 +510,7 @@ def test_every_signal_leaves_what_a_kill_leaves(half, made, capfd, number, code)
     before = listing(half)
     def training(*args, **kw): (half/'training').touch(); signal.pause(); time.sleep(60)
     def child():
+        if code > 0: signal.signal(number, signal.SIG_DFL)      # under nohup it is ignored, and stays so
         with pytest.MonkeyPatch.context() as m:
             m.setattr('tsynd.targeting.synthesis.Synthesizer.measure', training)
             sys.exit(said_here('run', *SMOKE, '--out', 'x'))
