@@ -9,13 +9,13 @@ __all__ = ['Begun', 'beside', 'Unfinished', 'begun', 'resumable', 'check_finishe
 import hashlib, json, os, shutil, time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from pathlib import Path
 
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
 from .errors import InputError, shown
+from .settings import adapter
 
 # %% ../../nbs/core/11_unfinished.ipynb #0aca241e
 @dataclass
@@ -47,14 +47,9 @@ class Unfinished:
         return list(self.record.finished) if self.record else []
 
 # %% ../../nbs/core/11_unfinished.ipynb #3960a120
-@cache
-def _reader():
-    from pydantic import TypeAdapter
-    return TypeAdapter(Begun)
-
 def begun(folder)->Begun: # or None, where there is none that can be read
     "What `run.json` says in a folder of unfinished work"
-    try: return _reader().validate_json((Path(folder)/'run.json').read_bytes(), strict=True)
+    try: return adapter(Begun).validate_json((Path(folder)/'run.json').read_bytes(), strict=True)
     except (OSError, ValueError): return None
 
 # %% ../../nbs/core/11_unfinished.ipynb #44272926
