@@ -138,7 +138,7 @@ def test_links_inside_are_not_written_through(half):
     outside = half.parent.parent/f'{half.parent.name} outside'
     outside.mkdir(); (outside/'mine.txt').write_text('mine')
     for name in ('second stage', 'result'): (beside(half)/name).symlink_to(outside)
-    (beside(half)/'.run.json').symlink_to(outside/'mine.txt')
+    (beside(half)/'.run.json.part').symlink_to(outside/'mine.txt')
     assert add_up(half) == ['second'] and complete(half)
     assert tree(outside) == {'mine.txt'} and (outside/'mine.txt').read_text() == 'mine'
 

@@ -7,10 +7,10 @@ __all__ = ['parse_json', 'read_json', 'conform']
 
 # %% ../../nbs/core/09_schemas.ipynb #334b43c1
 import json, re
-from functools import cache
 from pathlib import Path
 
 from .errors import InputError, printable, shown
+from .settings import adapter
 
 # %% ../../nbs/core/09_schemas.ipynb #3e1cd69f
 def _depth(value): # of lists and tables in each other
@@ -47,11 +47,6 @@ def read_json(path:Path,
     return parse_json(text, path, advice)
 
 # %% ../../nbs/core/09_schemas.ipynb #dae26a20
-@cache
-def _adapter(schema):
-    from pydantic import TypeAdapter
-    return TypeAdapter(schema)
-
 def _place(value, loc): # of a fault: the way to it, as far as `value` goes, and what is there
     way = []
     for k in loc:
@@ -73,7 +68,7 @@ def conform(value,      # as `read_json` gives it
            ):
     "The same value; raises an `InputError` that names the first entry that is not as the schema says"
     from pydantic import ValidationError
-    try: _adapter(schema).validate_python(value, strict=True)
+    try: adapter(schema).validate_python(value, strict=True)
     except ValidationError as e: fault = min(e.errors(include_url=False), key=lambda f: len(f['loc']))
     else: return value
     (way,found),end = _place(value, fault['loc']),fault['loc'][-1:]

@@ -9,13 +9,14 @@ __all__ = ['Begun', 'beside', 'Unfinished', 'begun', 'resumable', 'check_finishe
 import hashlib, json, os, shutil, time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from pathlib import Path
 
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
 from .errors import InputError, shown
+from .settings import adapter
+from .writing import write_whole
 
 # %% ../../nbs/core/11_unfinished.ipynb #0aca241e
 @dataclass
@@ -47,14 +48,9 @@ class Unfinished:
         return list(self.record.finished) if self.record else []
 
 # %% ../../nbs/core/11_unfinished.ipynb #3960a120
-@cache
-def _reader():
-    from pydantic import TypeAdapter
-    return TypeAdapter(Begun)
-
 def begun(folder)->Begun: # or None, where there is none that can be read
     "What `run.json` says in a folder of unfinished work"
-    try: return _reader().validate_json((Path(folder)/'run.json').read_bytes(), strict=True)
+    try: return adapter(Begun).validate_json((Path(folder)/'run.json').read_bytes(), strict=True)
     except (OSError, ValueError): return None
 
 # %% ../../nbs/core/11_unfinished.ipynb #44272926
@@ -91,10 +87,8 @@ def _clear(path): # a link is removed, not what it leads to
 
 @patch
 def _write(self:Unfinished, **changes): # all of it or nothing
-    record,part = replace(self.record, **changes),self.folder/'.run.json'
-    _clear(part)
-    part.write_text(json.dumps(asdict(record), indent=1)+'\n')
-    os.replace(part, self.folder/'run.json')
+    record = replace(self.record, **changes)
+    write_whole(self.folder/'run.json', (json.dumps(asdict(record), indent=1)+'\n').encode())
     self.record = record
 
 # %% ../../nbs/core/11_unfinished.ipynb #2c6c641b
@@ -156,7 +150,7 @@ def finish(self:Unfinished,
 # %% ../../nbs/core/11_unfinished.ipynb #f70ea582
 @patch
 def _remove(self:Unfinished):
-    with suppress(OSError):
+    with suppress(OSError, InputError):
         if self.record: self._write(finished={}, written=[])
         for p in self.folder.iterdir():
             if p.name != 'run.json': _clear(p)
@@ -183,7 +177,7 @@ def _open(self:Unfinished):
 
 @patch
 def _check_ours(self:Unfinished):
-    strange = {p.name for p in self.folder.iterdir()} - {'lock', '.run.json'}
+    strange = {p.name for p in self.folder.iterdir()} - {'lock', '.run.json.part'}
     if self.folder.is_symlink() or strange and not self.record:
         raise InputError(f"{self.folder} is not what a run has left, but a link or something else's folder; "
                          "remove it, or choose another folder with --out", self.folder)
