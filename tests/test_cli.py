@@ -100,7 +100,7 @@ def test_every_option_reaches_the_configuration(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize('argv, see', [(('run','--subsett','5'), 'tsynd run --help'),
                                        (('study','x.toml','--job','2','more'), 'tsynd study --help'),
-                                       (('report','a','b'), 'tsynd report --help')])
+                                       (('report','a','--b'), 'tsynd report --help')])
 def test_options_that_are_not_known(argv, see):
     code, out, err = said(*argv)
     assert (code == 2 and not out and err.count('\n') == 1 and err.startswith('tsynd: ')
@@ -120,7 +120,7 @@ def test_help_teaches_with_examples_that_are_commands():
              if line.startswith('  tsynd')]
     assert len(lines) >= 5
     commands = {parser().parse_args(shlex.split(line)[1:]).command for line in lines}
-    assert commands == {'run', 'train', 'predict', 'study'}
+    assert commands == {'run', 'train', 'predict', 'study', 'report'}
     assert all(name in EXAMPLES for name in medmnist_info())
 
 def test_version_and_no_command():
@@ -261,7 +261,7 @@ def test_the_wheel_runs_offline_outside_the_source_tree(distributions, tmp_path)
 def test_a_parameter_is_refused(here, no_training, argv, words):
     refused(here, 'run', *argv.split(), words=words)
 
-@pytest.mark.parametrize('argv, words', [(['ru'], ["'ru'", 'run']), (['report'], ['folder', '--help']),
+@pytest.mark.parametrize('argv, words', [(['ru'], ["'ru'", 'run']), (['report'], ['FOLDER', '--help']),
                                          (['--quick'], ['--quick'])], ids=str)
 def test_a_command_is_refused(here, argv, words): refused(here, *argv, words=words)
 
@@ -544,7 +544,7 @@ def test_a_second_signal_does_not_disturb_the_cleaning_up(here, monkeypatch):
 def test_a_signal_that_is_ignored_stays_so(monkeypatch):
     "as under nohup"
     before, seen = signal.signal(signal.SIGHUP, signal.SIG_IGN), []
-    monkeypatch.setattr('tsynd.cli._report', lambda folder: seen.append(signal.getsignal(signal.SIGHUP)))
+    monkeypatch.setattr('tsynd.cli._report', lambda **asked: seen.append(signal.getsignal(signal.SIGHUP)))
     try: assert main(['report', 'x']) == 0 and seen == [signal.SIG_IGN]
     finally: signal.signal(signal.SIGHUP, before)
 

@@ -2,7 +2,7 @@
 import base64, hashlib, io, json, math, re, warnings
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -300,11 +300,13 @@ def test_printed_table_has_the_numbers_of_metrics_json(layout):
 
 # Synthetic images, where the autoencoder has learned something
 
+class FromItsSource(TSynD):
+    def __init__(self, *args, **kwargs): super().__init__(*args, warm=False, **kwargs)
+
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as m:
-        # each ascent from its source
-        m.setattr('tsynd.experiments.experiment.TSynD', partial(TSynD, warm=False))
+        m.setattr('tsynd.experiments.experiment.TSynD', FromItsSource)
         return small(tmp_path_factory.mktemp('trained')/'x', size=28, subset=32, ae_steps=150, epochs=8, T=8,
                      steps=4, quick=False, radius=.5)
 

@@ -27,7 +27,7 @@ EXAMPLES = '''examples:
   tsynd predict runs/x/bundle images --report     labels, probabilities, and what to look at again
   tsynd study my.toml --dry-run                   how many trainings, and how long?
   tsynd study my.toml                             run them, or what is left of them
-  tsynd report runs/one runs/two --format csv,pdf two runs side by side
+  tsynd report runs/one runs/two --format pdf     two runs side by side
 
 data sets: phantom, and the twelve 2D sets of MedMNIST v2: pathmnist chestmnist dermamnist octmnist
 pneumoniamnist retinamnist breastmnist bloodmnist tissuemnist organamnist organcmnist organsmnist;

@@ -88,6 +88,7 @@ def comparison_plot(runs:dict,
     return Plot(fig, 'Runs side by side', 'Each line is a run, from the baseline (circle) to TSynD (square).',
                 _in_words(runs, table, panels))
 
+# %% ../../nbs/reports/15_comparison.ipynb #36af0916
 def _draw_panel(ax, rows, c):
     y = range(len(rows))
     ax.hlines(y, rows.baseline, rows.tsynd, color=c.muted, lw=1.4, zorder=1)
