@@ -221,13 +221,17 @@ def _run(root=None, out=None, anew=False, **config):
 # %% ../nbs/cli.ipynb #c96b3af3
 def _train(root=None, out=None, anew=False, arm='tsynd', **config):
     c = _asked(config)
-    from tsynd.experiments import train
+    from tsynd.experiments import train, training_words
     out = Path(out) if out else default_out(arm, **config)
-    print(f"{train(c, out, arm, root, progress=True, anew=anew)}\n\nbundle: {out/'bundle'}")
+    bundle = train(c, out, arm, root, progress=True, anew=anew)
+    print(f"{bundle}\n{training_words(out)}\n\nbundle: {out/'bundle'}")
 
 def _predict(bundle, images, out='predictions.csv', report=False, **asked):
-    from tsynd.core import files_only
-    files_only()
+    from tsynd.core import checked, files_only, InputError, PredictionSettings
+    page = {k: asked.pop(k) for k in ('sensitivity','prevalence') if k in asked}
+    checked(PredictionSettings(**page)); files_only()
+    for k,v in page.items():
+        if not report: raise InputError(f"{k} is {v}, but only the page uses it; add --report", k, v)
     from tsynd.deployment import load_bundle, predict_images
     loaded = load_bundle(bundle, asked.pop('device', 'cpu'))
     table = predict_images(loaded, images, out, progress=True, **asked)
@@ -237,7 +241,8 @@ def _predict(bundle, images, out='predictions.csv', report=False, **asked):
     print(f'predictions: {out}')
     if report:
         from tsynd.reports import predictions_report
-        print(f"report: {predictions_report(Path(out).with_suffix('.html'), table, loaded, images, **asked)}")
+        path = Path(out).with_suffix('.html')
+        print(f"report: {predictions_report(path, table, loaded, images, **page, **asked)}")
 
 # %% ../nbs/cli.ipynb #bc7c1338
 def _study(config, out, root, jobs, dry_run):
@@ -276,13 +281,10 @@ def _report(folders, out=None, format=''):
 # %% ../nbs/cli.ipynb #24fff12b
 def _warn(message, *args, **kwargs): print(f'tsynd: warning: {message}', file=sys.stderr)
 
-def _version():
-    from tsynd import __version__
-    print(f'tsynd {__version__}')
-
 # %% ../nbs/cli.ipynb #9532f3b9
 def _dispatch(args):
-    if args.pop('version'): return _version()
+    from tsynd import __version__
+    if args.pop('version'): return print(f'tsynd {__version__}')
     command = args.pop('command')
     if command is None: return parser().print_help()
     _check_texts(args)

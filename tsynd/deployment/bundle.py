@@ -41,7 +41,7 @@ from ..targeting.uncertainties import mutual_information
 from .calibration import calibrated, calibration_measures, fit_temperature
 from .conformal import (
     conformal_quantile, conformal_sets, conformity_scores, label_names, set_names, true_scores)
-from .measures import operating_point
+from .measures import operating_points
 from .referral import (
     Familiar, fit_familiar, Limits, limits_for_share, look_again, MEASURED, predictive_entropy, reasons,
     share_for_error, UNREADABLE)
@@ -185,7 +185,7 @@ def make_bundle(classifier:nn.Module|Learner, # made by `make_classifier`, train
     measured,p = bundle.measure(data.val.x),calibrated(logits, T, task)
     bundle.reference |= {k: measured[k] for k in MEASURED}
     bundle.reference |= dict(wrong=task.wrong_share(logits, y).double(),
-                             scores=true_scores(conformity_scores(p, task), y))
+                             scores=true_scores(conformity_scores(p, task), y), probabilities=p, labels=y)
     bundle.facts |= dict(_chosen(bundle, refer, coverage), **_told(data, logits, p))
     return bundle
 
@@ -205,9 +205,7 @@ def _told(data, logits, p): # thresholds, and how good the classifier is on vali
     task,y = data.task,data.val.y
     measures = {k: calibration_measures(y, q, task)
                 for k,q in dict(before=task.probabilities(logits), after=p).items()}
-    there = [(c, q) for c,q in zip(task.columns(y.numpy(), data.n_classes), p.numpy().T)]
-    thresholds = [operating_point(c, q) if 0 < c.sum() < len(c) else None for c,q in there]
-    return dict(thresholds=thresholds, validation=dict(
+    return dict(thresholds=operating_points(y, p, task), validation=dict(
         error=float(task.wrong_share(logits, y).mean()),
         **{f'{m}_{k}': v for k,d in measures.items() for m,v in d.items()}))
 
@@ -260,12 +258,14 @@ def _check_files(folder, facts):
 
 # %% ../../nbs/deployment/05_bundle.ipynb #1d5a0041
 def _check_fit(folder, b): # a bundle that was put together by hand may be whole, and make no sense
-    n,C,r = len(b.reference.get('scores', ())),len(b.facts['classes']),b.reference
-    outputs,decisions = b.task.n_outputs(C),C if b.task.several else 1
-    right = (b.classifier.config['n_classes'] == outputs and b.facts['shape'][0] == b.classifier.config['ch']
-             and n > 0 and r['scores'].shape == (n,decisions) and len(b.facts['thresholds']) == C
+    n,C,r,several = len(b.reference.get('labels', ())),len(b.facts['classes']),b.reference,b.task.several
+    decisions = C if several else 1
+    shapes = dict(scores=(n,decisions), probabilities=(n,C), labels=(n,C) if several else (n,), wrong=(n,))
+    shapes |= {k: (n,) for k in MEASURED}
+    right = (b.classifier.config['n_classes'] == b.task.n_outputs(C) and n > 0
+             and b.facts['shape'][0] == b.classifier.config['ch'] and len(b.facts['thresholds']) == C
              and len(b.facts['conformal']['quantiles']) == decisions
-             and all(k in r and r[k].shape == (n,) for k in (*MEASURED, 'wrong'))
+             and all(k in r and r[k].shape == s for k,s in shapes.items())
              and (b.autoencoder is None or {'latent_mean','latent_precision'} <= r.keys()))
     if not right: raise InputError(f"{folder} holds parts that do not fit each other; {_AGAIN}", folder)
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..core.errors import as_path, InputError
 from ..core.progress import ticking
-from ..core.writing import write_whole
+from ..core.writing import make_folder, write_whole
 from ..data.folders import find_images
 from ..data.loading import known_names, load_data
 from .bundle import Bundle, load_bundle
@@ -51,13 +51,13 @@ def predict_images(bundle:str|Path|Bundle, # a folder that `tsynd run` or `tsynd
     "What `tsynd predict` does; raises `InputError`"
     if not isinstance(bundle, Bundle): bundle = load_bundle(bundle, device)
     bundle.rule(refer, error, coverage)                 # refused before anything is read
+    if out is not None and (out := as_path('out', out)).is_dir():
+        raise InputError(f"out is {out}, a folder, expected a name for a CSV file", 'out', out)
     given,table = images_and_table(images, bundle, root, **reading)
     with ticking(progress, len(table), 'predicting', delay=1) as tick:
         found = bundle.predict(given, refer, error, coverage, frame, tick=tick)
     if 'path' not in found: found = pd.concat([table, found], axis=1)
     if out is not None:
-        out = as_path('out', out)
-        if out.is_dir():
-            raise InputError(f"out is {out}, a folder, expected a name for a CSV file", 'out', out)
+        make_folder(out.parent)
         write_whole(out, found.to_csv(index=False, float_format='%.6g').encode(), 'choose another with --out')
     return found

@@ -31,4 +31,4 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
                 'score', 'image_bootstrap', 'class_profile'],
     contrasts=['RESULT_COLUMNS', 'tidy', 'pairs', 'HEADLINE', 'in_order', 'questions', 'contrast',
                'headline', 'stored_predictions', 'BETTER', 'differences', 'averages'],
-    training=['train', 'tested']))
+    training=['train', 'tested', 'training_words']))

@@ -18,14 +18,17 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..core.defaults import PredictionSettings
 from ..core.errors import as_path, InputError
+from ..core.settings import limited, stated
 from ..core.writing import write_whole
 from ..data.images import to_numpy
 from ..deployment.bundle import Bundle
 from ..deployment.calibration import calibration_measures
 from ..deployment.conformal import SEPARATOR
 from ..deployment.inputs import prepare_all
-from ..deployment.measures import auc_interval, diagnostic_measures, risk_coverage, wilson
+from ..deployment.measures import (
+    auc_interval, diagnostic_measures, operating_points, risk_coverage, share_interval)
 from ..deployment.predicting import images_and_table
 from ..deployment.referral import Limits, MEASURED, UNREADABLE
 from ..robustness.explanation import cam
@@ -44,6 +47,8 @@ class Predictions:
     limits: Limits
     truth: Tensor       # of the readable images, or None
     why_not: str = ''   # why there is no truth
+    sensitivity: float = None # of the operating point; default: Youden's index
+    prevalence: float = None  # of the second of two classes; default: that of the images
 
     @property
     def readable(self): return self.table[~self.table.reason.str.startswith(UNREADABLE)]
@@ -56,6 +61,11 @@ class Predictions:
     def before(self): # the same at temperature 1
         T,p = self.bundle.facts['temperature'],self.p.clamp(1e-12, 1-1e-12)
         return (T*p.logit()).sigmoid() if self.bundle.task.several else (T*p.log()).softmax(1)
+    @property
+    def patients(self): # of the readable images, None if unknown; one that has none stands for itself
+        if 'patient' not in self.readable: return None
+        t = self.readable.patient.astype(object)
+        return t.where(t.notna(), [f'image {i}' for i in t.index]).astype(str).to_numpy()
     @property
     def wrong(self): return self.bundle.task.wrong_share(self.p.logit(), self.truth).numpy()
 
@@ -72,12 +82,19 @@ def _truth(bundle, texts): # (labels, '') or (None, why not)
     if several: return torch.tensor([[float(c in row) for c in classes] for row in parts]), ''
     return torch.tensor([classes.index(row[0]) for row in parts]), ''
 
+# %% ../../nbs/reports/14_predictions.ipynb #8b229c8b
+@limited(**{k: stated(PredictionSettings, k) for k in ('sensitivity','prevalence')})
 def read_predictions(bundle:Bundle,
                      table:pd.DataFrame, # as `Bundle.predict` gives it
-                     limits:Limits       # with which
+                     limits:Limits,      # with which
+                     sensitivity:float=None, # of the operating point on the validation images, in (0,1]
+                     prevalence:float=None   # of the second of two classes, in (0,1)
                     )->Predictions:
-    "What can be told of predictions"
-    p = Predictions(bundle, table, limits, None)
+    "What can be told of predictions; raises `InputError`"
+    if prevalence is not None and len(bundle.facts['classes']) != 2:
+        raise InputError(f"prevalence is {prevalence}, but there are {len(bundle.facts['classes'])} classes, "
+                         "expected two; leave it out", 'prevalence', prevalence)
+    p = Predictions(bundle, table, limits, None, sensitivity=sensitivity, prevalence=prevalence)
     p.truth,p.why_not = _truth(bundle, p.readable.get('truth'))
     return p
 
@@ -215,40 +232,48 @@ def calibration_plot(p:Predictions, dark:bool=False)->Plot|None: # None without 
     return Plot(fig, 'Calibration', words, f'Reliability curves with the diagonal. {words}')
 
 # %% ../../nbs/reports/14_predictions.ipynb #227df711
-def _of_class(p, c): # rows of one class against the rest
-    y = np.asarray(p.bundle.task.columns(p.truth.numpy(), len(p.classes))[c]).astype(bool)
-    threshold,score = p.bundle.facts['thresholds'][c],p.p[:,c].numpy()
+def _thresholds(p): # of each class, chosen on validation images
+    r = p.bundle.reference
+    return operating_points(r['labels'], r['probabilities'], p.bundle.task, p.sensitivity)
+
+def _of_class(p, c, threshold): # rows of one class against the rest
+    y,score = p.bundle.task.columns(p.truth.numpy(), len(p.classes))[c].astype(bool),p.p[:,c].numpy()
     if not 0 < y.sum() < len(y) or threshold is None: return []
-    groups = p.readable['patient'] if 'patient' in p.readable else None
-    t = diagnostic_measures(y, score >= threshold, groups=groups)
+    t = diagnostic_measures(y, score >= threshold, p.prevalence, p.patients)
     names = dict(sensitivity='Sensitivity', specificity='Specificity',
                  ppv='Positive predictive value', npv='Negative predictive value')
-    auc = [('AUC', *auc_interval(y, score))]
-    return auc + [(names[k], *t.loc[k]) for k in names]
+    return [('AUC', *auc_interval(y, score, groups=p.patients)), *((v, *t.loc[k]) for k,v in names.items())]
 
 # %% ../../nbs/reports/14_predictions.ipynb #71dfadf6
+def _shares(p): # how many answers are wrong, and how many sets hold the truth
+    kept,who = ~p.readable.refer.to_numpy(),p.patients
+    rows = [('Wrong', *share_interval(p.wrong, who)),
+            ('Wrong, of those not referred', *share_interval(p.wrong[kept], who if who is None else who[kept]))]
+    if p.bundle.task.several: return rows
+    sets = p.readable.conformal_set.fillna('').str.split(SEPARATOR)
+    held = [t in s for t,s in zip(p.readable.truth.astype(str), sets)]
+    return rows + [('True label in its set', *share_interval(held, who))]
+
 def measures_table(p:Predictions)->list: # of (group, note, rows of (measure, value, low, high))
     "All that is measured where the truth is known"
-    n,wrong,kept = len(p.wrong),p.wrong,~p.readable.refer.to_numpy()
-    def error(name, w): return (name, w.mean() if len(w) else np.nan, *wilson(round(w.sum()), len(w)))
-    errors = [error('Wrong', wrong), error('Wrong, of those not referred', wrong[kept])]
-    groups = [('All answers', f'{n} images', errors)]
+    groups = [('All answers', f'{len(p.wrong)} images', _shares(p))]
     measured = [calibration_measures(p.truth, probs, p.bundle.task) for probs in (p.before, p.p)]
     rows = [(f'{k.upper()} {when}', m[k], np.nan, np.nan) for k in ('nll', 'ece')
             for when,m in zip(('before', 'after'), measured)]
     groups.append(('Calibration', 'before and after the temperature', rows))
     shown = range(len(p.classes)) if len(p.classes) > 2 or p.bundle.task.several else [1]
+    thresholds = _thresholds(p)
     for c in list(shown)[:20]:
-        if rows := _of_class(p, c):
-            note = f"against the rest, from a probability of {p.bundle.facts['thresholds'][c]:.2f} on"
-            groups.append((p.classes[c], note, rows))
+        if rows := _of_class(p, c, thresholds[c]):
+            groups.append((p.classes[c], f'against the rest, from a probability of {thresholds[c]:.2f} on', rows))
     return groups
 
 def measures_html(p:Predictions)->Markup:
     "The measures with their intervals, or why there are none"
     if p.truth is None: return render('predictions_none.html', why=p.why_not)
     by = 'by patient' if 'patient' in p.readable else 'of independent images'
-    return render('predictions_measures.html', groups=measures_table(p), by=by)
+    return render('predictions_measures.html', groups=measures_table(p), by=by, sensitivity=p.sensitivity,
+                  prevalence=p.prevalence)
 
 # %% ../../nbs/reports/14_predictions.ipynb #2cdbd32b
 def _facts(p):
@@ -282,11 +307,13 @@ def predictions_report(path:str|Path,      # HTML file to write
                        bundle:Bundle,
                        images,             # as they were given to `predict_images`
                        root=None, refer:float=None, error:float=None, coverage:float=None, frame:int=None,
-                       **reading           # all as they were given to it
+                       # all as they were given to it; and for `read_predictions`
+                       sensitivity:float=None, prevalence:float=None,
+                       **reading           # as given to `predict_images`
                       )->Path:
     "Write the page of predictions; raises `InputError`"
     given,_ = images_and_table(images, bundle, root, **reading)
-    p = read_predictions(bundle, table, bundle.rule(refer, error, coverage)[1])
+    p = read_predictions(bundle, table, bundle.rule(refer, error, coverage)[1], sensitivity, prevalence)
     path = as_path('report', path)
     write_whole(path, predictions_html(p, given, frame).encode('utf-8', 'xmlcharrefreplace'))
     return path
