@@ -64,6 +64,7 @@ class TargetingSettings(derived(SynthesisSettings, T=8, steps=1)):
                       'choose share and rate so that training takes so many times as long, such as 1.3; '
                       'numbers then depend on the machine'] = None
     warmup: Annotated[number(0, 1), 'share of the training to wait first'] = .1
+    renew: Annotated[bool, "take batch norm's running statistics anew from real images at the end?"] = True
     bf16: Annotated[bool|None, 'make images in bfloat16? by default if the `Learner` trains with `BF16`; '
                                'False leaves autoencoder and judge in float32'] = None
     seed: Annotated[Seed, 'of dropout masks and random directions'] = 0

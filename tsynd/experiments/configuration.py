@@ -27,7 +27,7 @@ class TrainingSettings(ClassifierSettings):
     device: Annotated[Text, 'cpu, cuda or mps'] = 'cpu'
 
 # %% ../../nbs/experiments/00_configuration.ipynb #e0b42eaf
-_TRIED = 'objective','T','steps','radius','gate','weight','share','every','budget','warmup'
+_TRIED = 'objective','T','steps','radius','gate','weight','share','every','budget','warmup','renew'
 
 @dataclass
 class RunConfig(ReadingSettings, derived(TargetingSettings, *_TRIED), TrainingSettings):

@@ -69,7 +69,7 @@ def synthesis(c:RunConfig,
               autoencoder # trained, or None to check the settings only
              )->TSynD:
     "The callback that the configuration asks for"
-    asked = 'objective','T','steps','radius','gate','weight','share','every','budget','warmup','seed'
+    asked = 'objective','T','steps','radius','gate','weight','share','every','budget','warmup','renew','seed'
     return TSynD(autoencoder, keep=5000, **{k: getattr(c, k) for k in asked})
 
 # %% ../../nbs/experiments/01_experiment.ipynb #be33ae60

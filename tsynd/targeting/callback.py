@@ -25,7 +25,7 @@ from ..data.images import Split
 from ..data.readers import normalisation, sources
 from ..models.autoencoder import Autoencoder
 from ..models.dropout import check_dropout
-from ..models.fitting import TrainingCallback
+from ..models.fitting import renew_batch_norm, TrainingCallback
 from ..models.prediction import check_repeatable, frozen, lazy_layers, logits_of, mark_trained
 from .bank import LatentBank
 from .bf16 import BF16
@@ -60,6 +60,7 @@ def _check(self:TSynD):
 @patch
 def _reset(self:TSynD):
     self.history,self.kept,self.rows,self.count,self.n_images = [],[],[],0,0
+    self.passed = False
     self.syn,self.last_syn,self.judge,self.first = None,None,None,None
     self.bank,self.clock,self.sources = LatentBank(self.warm, self.bank_mb),None,None
     self.engine.step = self.step
@@ -232,7 +233,7 @@ def after_loss(self:TSynD):
     if self.syn is None or self.weight == 0: return
     syn = self.syn.pick(self.syn.gate > 0)
     if not len(syn): return
-    pred = self.learn.model(self.engine.look(syn.x))
+    pred,self.passed = self.learn.model(self.engine.look(syn.x)),True
     self.syn_loss = self.base_loss(pred, syn.y)
     if not torch.isfinite(self.syn_loss):
         raise InputError(f"loss on synthetic images is {float(self.syn_loss)} in epoch {self.learn.epoch}, "
@@ -248,6 +249,12 @@ def after_step(self:TSynD):
 @patch
 def after_batch(self:TSynD):
     if self.clock: self.clock.stop(0 if self.syn is None else len(self.syn))
+
+# %% ../../nbs/targeting/08_callback.ipynb #dc4b9e8f
+@patch
+def after_train(self:TSynD):
+    if self.renew and self.passed and self.learn.epoch == self.learn.n_epoch-1:
+        renew_batch_norm(self.learn.model, self.learn.dls.train, self.seed)
 
 # %% ../../nbs/targeting/08_callback.ipynb #b6d1fcb3
 @patch
