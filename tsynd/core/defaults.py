@@ -108,8 +108,9 @@ class PredictionSettings(Settings):
                                         'validation, to this'] = None
     coverage: Annotated[number(.001, .999)|None, 'how often a conformal set is to hold the true label; '
                                                  'by default that of the bundle, 0.9'] = None
-    sensitivity: Annotated[number(.001, 1)|None, 'on the page: of the operating point, on validation images; '
-                                                 "by default Youden's index decides"] = None
-    prevalence: Annotated[number(1e-6, .999999)|None, 'on the page: of the second of two classes, for the '
-                                                      'predictive values; by default that of the images'] = None
+    sensitivity: Annotated[number(.001, 1)|None, 'on the page: of the operating point, on validation '
+                                                 "images; by default Youden's index decides"] = None
+    prevalence: Annotated[number(1e-6, .999999)|None,
+                          'on the page: of the second of two classes, for the predictive values; '
+                          'by default that of the images'] = None
     device: Annotated[Text, 'cpu, cuda or mps'] = 'cpu'

@@ -39,10 +39,6 @@ def train(
 )->Bundle:
     "Train and calibrate one classifier; a training that was stopped goes on; raises `InputError`"
     check_known('arm', [arm], ('tsynd', *ARMS))
-    def write(folder):
-        save_bundle(bundle, folder/'bundle')
-        for name,table in tables.items(): table.to_csv(folder/name, index=False)
-        write_whole(folder/'training.json', (json.dumps(facts, indent=1, allow_nan=False)+'\n').encode())
     with resumable(as_path('out', out), anew) as work:
         asked = checked(c)
         mine,data = data,prepare_data(asked, root, data)
@@ -50,19 +46,26 @@ def train(
         c = resolve(replace(asked, dataset=dataset, size=data.shape[-1]), data)
         work.begin(dict(asdict(asked), arm=arm), dict(about_run(c, data), arm=arm))
         tables,twice = own_tables(data, out)
-        if progress:
-            for line in filter(None, (work.finished and f'goes on after {work.so_far}', data.prep, data)):
-                print(line, file=sys.stderr)
+        if progress: _announce(work, data)
         keep = partial(work.stage, save=save_stage, load=partial(load_stage, c=c, data=data))
         coder = keep('autoencoder', lambda: autoencoder_stage(c, data, progress))
         trained = keep('classifier', lambda: arm_stage(c, data, arm, _cbs(c, arm, coder.model), progress))
         bundle = make_bundle(trained.model, coder.model, data, arm)
         facts = _facts(c, arm, coder, trained) | dict(test=tested(bundle, data), data=str(data), **twice)
-        work.finish(write)
+        work.finish(lambda folder: _write(folder, bundle, tables, facts))
     return bundle
 
 # %% ../../nbs/experiments/13_training.ipynb #dbc40117
 def _cbs(c, arm, ae): return [synthesis(c, ae)] if arm == 'tsynd' else callbacks(arm, ae, c.seed)
+
+def _announce(work, data): # on standard error
+    for line in filter(None, (work.finished and f'goes on after {work.so_far}', data.prep, data)):
+        print(line, file=sys.stderr)
+
+def _write(folder, bundle, tables, facts):
+    save_bundle(bundle, folder/'bundle')
+    for name,table in tables.items(): table.to_csv(folder/name, index=False)
+    write_whole(folder/'training.json', (json.dumps(facts, indent=1, allow_nan=False)+'\n').encode())
 
 def _facts(c, arm, coder, trained):
     return dict(config=asdict(c), arm=arm, versions=versions(), autoencoder=coder.facts,

@@ -9,7 +9,8 @@ __all__ = []
 import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
-    fitting=['FiniteLoss', 'TrainingCallback', 'TrainingBar', 'fit_one_cycle', 'RENEWING', 'renew_batch_norm'],
+    fitting=['FiniteLoss', 'TrainingCallback', 'TrainingBar', 'fit_one_cycle', 'RENEWING',
+             'renew_batch_norm'],
     bundles=['save_model', 'ModelFacts', 'read_model', 'rebuild'],
     autoencoder=['Autoencoder', 'ReconstructionTarget', 'autoencoder_learner', 'train_autoencoder',
                  'encode_all', 'quality', 'load_autoencoder'],

@@ -247,8 +247,9 @@ def _of_class(p, c, threshold): # rows of one class against the rest
 # %% ../../nbs/reports/14_predictions.ipynb #71dfadf6
 def _shares(p): # how many answers are wrong, and how many sets hold the truth
     kept,who = ~p.readable.refer.to_numpy(),p.patients
+    rest = who if who is None else who[kept]
     rows = [('Wrong', *share_interval(p.wrong, who)),
-            ('Wrong, of those not referred', *share_interval(p.wrong[kept], who if who is None else who[kept]))]
+            ('Wrong, of those not referred', *share_interval(p.wrong[kept], rest))]
     if p.bundle.task.several: return rows
     sets = p.readable.conformal_set.fillna('').str.split(SEPARATOR)
     held = [t in s for t,s in zip(p.readable.truth.astype(str), sets)]
@@ -265,7 +266,8 @@ def measures_table(p:Predictions)->list: # of (group, note, rows of (measure, va
     thresholds = _thresholds(p)
     for c in list(shown)[:20]:
         if rows := _of_class(p, c, thresholds[c]):
-            groups.append((p.classes[c], f'against the rest, from a probability of {thresholds[c]:.2f} on', rows))
+            note = f'against the rest, from a probability of {thresholds[c]:.2f} on'
+            groups.append((p.classes[c], note, rows))
     return groups
 
 def measures_html(p:Predictions)->Markup:
