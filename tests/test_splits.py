@@ -251,11 +251,11 @@ def test_a_table_of_splits_can_be_given_back(tmp_path):
     for k,part in enumerate(PARTS):
         s = getattr(data, part)
         path = [f'{part}/{i}.png' for i in range(10)]
-        s.table = s.table.assign(path=path, patient=s.table.patient+10*k, age=7)
+        s.table = s.table.assign(path=path, patient=s.table.patient+10*k, age=7, KVP=28)
         s.table.attrs['root'] = str(tmp_path/'images')
     small = subset(data, 6)
     t = split_table(small, tmp_path/'runs'/'one')
-    assert t.columns.tolist() == ['path','label','patient','split']
+    assert t.columns.tolist() == ['path','label','patient','split','KVP']      # of the person nothing
     assert t.split.value_counts().to_dict() == {k: len(getattr(small, k)) for k in PARTS}
     assert draw_splits(t).tolist() == t.split.tolist()
     back = [(tmp_path/'runs'/'one'/p).resolve().relative_to(tmp_path/'images').as_posix() for p in t.path]

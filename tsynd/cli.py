@@ -236,7 +236,7 @@ def _predict(bundle, images, out='predictions.csv', report=False, **asked):
     loaded = load_bundle(bundle, asked.pop('device', 'cpu'))
     table = predict_images(loaded, images, out, progress=True, **asked)
     why = table.reason[table.refer].str.replace(r' \(.*?\)', '', regex=True).value_counts()
-    print(f'{len(table)} images, {table.refer.sum()} to look at again')
+    print(f"{len(table)} image{'s'*(len(table) != 1)}, {table.refer.sum()} to look at again")
     for words,n in why.items(): print(f'{n:6} {words}')
     print(f'predictions: {out}')
     if report:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..core.errors import InputError, shown
 from ..core.settings import limited, Seed
 from ..core.tasks import task_of
+from .dicom import ACQUISITION
 from .images import ImageData
 from .subsets import patient_numbers, strata
 
@@ -191,7 +192,7 @@ def _warn(table, split, pool, parts):
 # %% ../../nbs/data/10_splits.ipynb #ce751730
 def split_table(data:ImageData,       # with paths in the tables of its splits
                 folder:str|Path=None  # where the table is to lie; default: paths as they are
-               )->pd.DataFrame:       # path, label, patient where known, and split; or None without paths
+               )->pd.DataFrame:       # path, label, patient where known, split, acquisition; or None
     "The images of a data set and their parts, as a table that can be given back"
     tables = [_part_table(data, k, folder) for k in PARTS]
     known = [t for t in tables if t is not None]
@@ -204,6 +205,7 @@ def _part_table(data, part, folder):
     if folder is not None and root is not None: path = [_seen_from(folder, Path(root)/p) for p in path]
     label = s.table.label if 'label' in s.table else [data.task.names(y, data.classes) for y in s.y]
     patient = dict(patient=s.table.patient) if 'patient' in s.table else {}
-    return pd.DataFrame(dict(path=path, label=label, **patient, split=part), index=s.table.index)
+    own = pd.DataFrame(dict(path=path, label=label, **patient, split=part), index=s.table.index)
+    return own.join(s.table[[c for c in s.table if c in ACQUISITION]])     # nothing that may be personal
 
 def _seen_from(folder, path): return Path(os.path.relpath(path, folder)).as_posix()
