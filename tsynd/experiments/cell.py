@@ -27,7 +27,8 @@ from ..core.settings import number
 from ..core.writing import make_folder, no_link, system_errors
 from ..data.loading import data_name, known_names, load_data, reading
 from ..data.subsets import stratified_order, subset
-from ..models.autoencoder import load_autoencoder, train_autoencoder
+from ..models.adapted import load_autoencoder
+from ..models.autoencoder import train_autoencoder
 from ..models.bundles import save_model
 from ..models.classifier import train_classifier
 from ..models.fitting import fit_one_cycle, TrainingCallback

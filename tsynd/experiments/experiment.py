@@ -22,7 +22,8 @@ from ..core.settings import checked
 from ..data.images import ImageData
 from ..data.loading import load_data, reading
 from ..data.subsets import check_classes, check_parts, stratified_order, subset
-from ..models.autoencoder import Autoencoder, load_autoencoder, quality, train_autoencoder
+from ..models.adapted import load_autoencoder
+from ..models.autoencoder import Autoencoder, quality, train_autoencoder
 from ..models.classifier import make_classifier, train_classifier
 from ..models.dropout import check_dropout
 from ..models.fitting import TrainingCallback
