@@ -120,8 +120,8 @@ def train_cell(c:StudyConfig, cell:Cell, data, ae)->tuple: # (classifier, facts)
     start = cpu_time(c)
     learn = train_classifier(data, c.model, max(1, round(epochs*longer)), lr, cell.seed, c.dropout,
                              cbs=[order, witness, *precision_callbacks(c), *cbs],
-                             fit=fit, bs=c.bs, even=c.protocol == 'tsynd', balanced=c.balanced,
-                             device=device(c.device))
+                             fit=fit, pretrained=c.pretrained, bs=c.bs, even=c.protocol == 'tsynd',
+                             balanced=c.balanced, device=device(c.device))
     columns = ['distance_latent', 'distance_pixel', 'gate', 'mi_before', 'mi_after']
     history = [h for cb in cbs for h in getattr(cb, 'history', [])]
     seen = pd.DataFrame(history).reindex(columns=columns).mean()
