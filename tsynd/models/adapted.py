@@ -128,6 +128,7 @@ def _ask(self:AdaptedAutoencoder, what, x): # 'encode' or 'decode'
     raise InputError(f"autoencoder gives an object of type {type(out).__name__} from {what}, expected a "
                      "tensor; tell `autoencoder_builder` how to get one", 'autoencoder', type(out).__name__)
 
+# %% ../../nbs/models/07_adapted.ipynb #09795a3f
 @patch
 def _own_latents(self:AdaptedAutoencoder, x): # (B,ch,H,W) in [0,1] to what the network makes of them
     c = self.config
@@ -140,6 +141,7 @@ def _own_latents(self:AdaptedAutoencoder, x): # (B,ch,H,W) in [0,1] to what the 
                      "(B, Z); give its `autoencoder_builder` an encode that does so", 'autoencoder',
                      tuple(z.shape))
 
+# %% ../../nbs/models/07_adapted.ipynb #4821774d
 @patch
 def _latents(self:AdaptedAutoencoder, x): # (B,ch,H,W) in [0,1] to (B,Z,h,w), in the scale of the network
     z = self._own_latents(x)
@@ -224,9 +226,10 @@ def check_images(self:AdaptedAutoencoder,
 
 # %% ../../nbs/models/07_adapted.ipynb #851d8dba
 def _as_json(config): # of a network
-    try: config = {k: v for k,v in dict(config).items() if k[:1] != '_'} # diffusers keeps versions and paths there
-    except (TypeError, ValueError, AttributeError): config = None
-    try: return config if config is None else json.loads(json.dumps(config, allow_nan=False))
+    try:
+        # diffusers has versions and paths behind a _
+        plain = {k: v for k,v in dict(config).items() if k[:1] != '_'}
+        return json.loads(json.dumps(plain, allow_nan=False))
     except (TypeError, ValueError): return None
 
 def _check_builds(builder, config, network):
@@ -240,9 +243,11 @@ def _check_builds(builder, config, network):
         why = ' '.join(f'{type(e).__name__}: {e}'.split())[:160]
         raise InputError(f"config makes no network with builder {shown(builder)} ({why})", 'config') from e
     want,found = ({k: tuple(v.shape) for k,v in m.state_dict().items()} for m in (twin, network))
-    k = next((k for k in {**want, **found} if want.get(k) != found.get(k)), None)
-    if k: raise InputError(f"config makes a network of builder {shown(builder)} with {want.get(k, 'nothing')} "
-                           f"as {shown(k)}, but the one given has {found.get(k, 'nothing')}", 'config', k)
+    for k in {**want, **found}:
+        if want.get(k) == found.get(k): continue
+        raise InputError(f"config makes a network with {want.get(k, 'nothing')} as {shown(k)}, but the one "
+                         f"given has {found.get(k, 'nothing')}; give the arguments with which it was made",
+                         'config', k)
 
 # %% ../../nbs/models/07_adapted.ipynb #cd62eb18
 def adapt_autoencoder(

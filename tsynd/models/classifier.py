@@ -98,13 +98,14 @@ def _timm(name, ch, pretrained): # trunk
     make = partial(timm.create_model, name, in_chans=ch, num_classes=0)
     return make() if pretrained is None else _with_weights(make, pretrained, f'timm:{name}')
 
-# %% ../../nbs/models/04_classifier.ipynb #a7375bdf
-_SIZE = Annotated[list[whole(1, 10**5)], Len(2, 2)]
-
+# %% ../../nbs/models/04_classifier.ipynb #a5adb88f
 def _check_none(model, pretrained):
     if pretrained is None: return
     raise InputError(f"pretrained is {shown(str(pretrained))}, but {model} is not of timm; choose a model "
                      "timm:NAME, or give no weights", 'pretrained', str(pretrained))
+
+# %% ../../nbs/models/04_classifier.ipynb #a7375bdf
+_SIZE = Annotated[list[whole(1, 10**5)], Len(2, 2)]
 
 @limited(**_SHAPE, model=Text)
 def make_classifier(model:str=ClassifierSettings.model, # or 'resnet18', or 'timm:NAME'
@@ -154,8 +155,8 @@ def _weights(path): # of a file
                          f"({type(e).__name__}); expected a .safetensors file, or a .pth file with a "
                          "state_dict", 'pretrained', str(path)) from None
     if found and all(isinstance(v, torch.Tensor) for v in found.values()): return found
-    raise InputError(f"pretrained is {shown(str(path))}, which is no state_dict: not all it holds are tensors",
-                     'pretrained', str(path))
+    raise InputError(f"pretrained is {shown(str(path))}, which is no state_dict: not all that it holds are "
+                     "tensors", 'pretrained', str(path))
 
 # %% ../../nbs/models/04_classifier.ipynb #84179825
 @contextmanager
@@ -180,8 +181,8 @@ def _with_weights(make, pretrained, model): # trunk
     pairs = zip(trunk.named_parameters(), fresh.parameters())
     unread = [k for (k,p),q in pairs if p.ndim > 1 and torch.equal(p, q)]
     if not unread: return trunk
-    raise InputError(f"pretrained: {shown(str(pretrained))} has nothing for {len(unread)} layers of {model}, such "
-                     f"as {shown(unread[0])}; it is of another model", 'pretrained', unread[0])
+    raise InputError(f"pretrained: {shown(str(pretrained))} has nothing for {len(unread)} layers of {model}, "
+                     f"such as {shown(unread[0])}; it is of another model", 'pretrained', unread[0])
 
 # %% ../../nbs/models/04_classifier.ipynb #dde083a5
 def _statistics(trunk, ch): # mean and standard deviation of pixels, for each channel
