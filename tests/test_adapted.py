@@ -146,7 +146,7 @@ class Diverged(Exact):
 
 @pytest.mark.parametrize('kind,said', [
     (Sampled, 'random'), (Tokens, '(1, 4, 36)'), (Smaller, '(1, 12, 11)'), (Words, 'type str'),
-    (Constant, 'is 0'), (Diverged, ''), (nn.Identity, "no attribute 'encode'")],
+    (Constant, 'is 0'), (Diverged, 'is nan'), (nn.Identity, "no attribute 'encode'")],
     ids=lambda k: getattr(k, '__name__', ''))
 def test_a_network_that_is_no_autoencoder_is_refused(kind, said, data):
     autoencoder_builder('exact')(kind)
