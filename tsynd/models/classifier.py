@@ -11,6 +11,7 @@ import logging
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated
 
 import torch
@@ -173,7 +174,7 @@ def _with_weights(make, pretrained, model): # trunk
     try:
         with seeded(0), _no_warnings(): trunk = make(pretrained=True, **overlay)
     except Exception as e:
-        why = f"{type(e).__name__}: {' '.join(str(e).split())[:160]}"
+        why = shorten(f'{type(e).__name__}: {e}', 160, placeholder=' …')
         told = (f"timm's weights of {model} cannot be had ({why}); they need a network once, or give a file"
                 if own else f"{shown(str(pretrained))} does not fit {model} ({why})")
         raise InputError(f'pretrained: {told}', 'pretrained', str(pretrained)) from None
