@@ -16,6 +16,8 @@ from .errors import printable
 from .settings import derived, number, Seed, Settings, Text, whole
 
 # %% ../../nbs/core/06_defaults.ipynb #8465d8ad
+LongText = Annotated[str, MaxLen(4096), Predicate(printable)]      # a path, or many names
+
 @dataclass(kw_only=True)
 class AutoencoderSettings(Settings):
     "How an autoencoder is trained"
@@ -28,6 +30,8 @@ class AutoencoderSettings(Settings):
 class ClassifierSettings(Settings):
     "How a classifier is trained"
     model: Annotated[Text, 'small_resnet, resnet18 or timm:NAME'] = 'small_resnet'
+    pretrained: Annotated[LongText|None, 'weights with which a timm:NAME begins: timm for its own, or a file '
+                                         '.safetensors or .pth'] = None
     updates: Annotated[whole(1, 10**7), 'weight updates, about: whole epochs, at least one'] = 300
     epochs: Annotated[whole(1, 10**5)|None, 'passes over the training images, instead of updates'] = None
     bs: Annotated[whole(1, 2**16), 'images in a batch at most'] = 32
@@ -76,8 +80,6 @@ class TargetingSettings(derived(SynthesisSettings, T=8, steps=1)):
     measure_every: Annotated[whole(1, 10**6), 'look at MI under fresh draws once in so many syntheses'] = 10
 
 # %% ../../nbs/core/06_defaults.ipynb #28060002
-LongText = Annotated[str, MaxLen(4096), Predicate(printable)]      # a path, or many names
-
 @dataclass(kw_only=True)
 class ReadingSettings(Settings):
     "How images are found, and brought to one size"

@@ -32,7 +32,7 @@ from ..core.writing import make_folder, write_whole
 from ..data.images import ImageData, to_float
 from ..data.preparing import Preparation
 from ..data.subsets import check_parts
-from ..models.autoencoder import load_autoencoder
+from ..models.adapted import load_autoencoder
 from ..models.bundles import save_model
 from ..models.classifier import load_classifier
 from ..models.dropout import dropout_layers, mc_logits

@@ -27,7 +27,8 @@ from ..core.settings import number
 from ..core.writing import make_folder, no_link, system_errors
 from ..data.loading import data_name, known_names, load_data, reading
 from ..data.subsets import stratified_order, subset
-from ..models.autoencoder import load_autoencoder, train_autoencoder
+from ..models.adapted import load_autoencoder
+from ..models.autoencoder import train_autoencoder
 from ..models.bundles import save_model
 from ..models.classifier import train_classifier
 from ..models.fitting import fit_one_cycle, TrainingCallback
@@ -119,8 +120,8 @@ def train_cell(c:StudyConfig, cell:Cell, data, ae)->tuple: # (classifier, facts)
     start = cpu_time(c)
     learn = train_classifier(data, c.model, max(1, round(epochs*longer)), lr, cell.seed, c.dropout,
                              cbs=[order, witness, *precision_callbacks(c), *cbs],
-                             fit=fit, bs=c.bs, even=c.protocol == 'tsynd', balanced=c.balanced,
-                             device=device(c.device))
+                             fit=fit, pretrained=c.pretrained, bs=c.bs, even=c.protocol == 'tsynd',
+                             balanced=c.balanced, device=device(c.device))
     columns = ['distance_latent', 'distance_pixel', 'gate', 'mi_before', 'mi_after']
     history = [h for cb in cbs for h in getattr(cb, 'history', [])]
     seen = pd.DataFrame(history).reindex(columns=columns).mean()

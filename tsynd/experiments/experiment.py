@@ -22,7 +22,8 @@ from ..core.settings import checked
 from ..data.images import ImageData
 from ..data.loading import load_data, reading
 from ..data.subsets import check_classes, check_parts, stratified_order, subset
-from ..models.autoencoder import Autoencoder, load_autoencoder, quality, train_autoencoder
+from ..models.adapted import load_autoencoder
+from ..models.autoencoder import Autoencoder, quality, train_autoencoder
 from ..models.classifier import make_classifier, train_classifier
 from ..models.dropout import check_dropout
 from ..models.fitting import TrainingCallback
@@ -94,7 +95,8 @@ def _check_model(c, data):
         size = '×'.join(map(str, data.shape[1:]))
         raise InputError(f"images of {data.name} are {size}, expected sides that are multiples of 4, "
                          "at least 8 pixels", 'images', data.shape)
-    with seeded(c.seed): model = make_classifier(c.model, data.shape[0], data.n_classes, c.dropout)
+    with seeded(c.seed): model = make_classifier(c.model, data.shape[0], data.n_classes, c.dropout,
+                                                 pretrained=c.pretrained)
     check_dropout(model)
     try: predict(model, data.train.x[:2])
     except Exception as e:
@@ -163,7 +165,7 @@ def train_arm(c:RunConfig,        # resolved
     "Train one classifier; arms of one configuration share subset, initial weights and batch order"
     order,start = BatchOrder(),time.perf_counter()
     learn = train_classifier(data, c.model, c.epochs, c.lr, c.seed, c.dropout, progress,
-                             cbs=[order, *precision_callbacks(c), *cbs],
+                             cbs=[order, *precision_callbacks(c), *cbs], pretrained=c.pretrained,
                              bs=c.bs, balanced=c.balanced, device=device(c.device))
     facts = dict(precision=precision(c), optimizer_steps=int(learn.train_iter),
                  images_seen=c.epochs*len(data.train), synthetic_images=0, batch_order=order.checksum,

@@ -26,7 +26,7 @@ from ..data.images import ImageData, Split, to_numpy
 from ..data.loading import as_path_of
 from ..data.splits import split_table
 from ..deployment.bundle import make_bundle, save_bundle
-from ..models.autoencoder import load_autoencoder
+from ..models.adapted import load_autoencoder
 from ..models.bundles import save_model
 from ..models.classifier import classifier_learner, load_classifier
 from ..models.shared import code_checksum

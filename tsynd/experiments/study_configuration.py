@@ -116,7 +116,7 @@ def check_machine(c:StudyConfig):
     "Raise `InputError` unless the cells of `c` can be run here"
     device(c.device)
     for d in c.datasets: check_there(d)
-    with seeded(0): make_classifier(c.model, p=c.dropout)
+    with seeded(0): make_classifier(c.model, p=c.dropout, pretrained=c.pretrained)
 
 # %% ../../nbs/experiments/04_study_configuration.ipynb #4422e0a3
 def make_arm(c:StudyConfig, label, ae=None, seed=0)->tuple: # (callbacks, lr, length)

@@ -13,11 +13,13 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
              'renew_batch_norm'],
     bundles=['save_model', 'ModelFacts', 'read_model', 'rebuild'],
     autoencoder=['Autoencoder', 'ReconstructionTarget', 'autoencoder_learner', 'train_autoencoder',
-                 'encode_all', 'quality', 'load_autoencoder'],
+                 'encode_all', 'quality'],
     prediction=['frozen', 'lazy_layers', 'check_initialised', 'only_logits', 'FAILURES', 'check_fits',
                 'one_pass', 'random_state', 'check_repeatable', 'logits_of', 'Normalised',
                 'mark_trained', 'as_network', 'check_stack', 'predict', 'device_of'],
     classifier=['Classifier', 'small_resnet', 'resnet18', 'make_classifier', 'load_classifier',
                 'auc_metric', 'classifier_learner', 'train_classifier'],
     dropout=['DROPOUT', 'dropout_layers', 'check_dropout', 'uncompiled', 'MCDropout', 'mc_logits'],
-    shared=['code_checksum', 'train_once']))
+    shared=['code_checksum', 'train_once'],
+    adapted=['one_encoding', 'one_decoding', 'AutoencoderBuilder', 'AUTOENCODERS', 'autoencoder_builder',
+             'AdaptedAutoencoder', 'adapt_autoencoder', 'load_autoencoder']))

@@ -51,7 +51,7 @@ def _read_weights(path):
     return weights
 
 def read_model(path:str|Path, # with or without suffix
-               kind:str       # class name expected in the JSON file
+               *kinds:str     # class names, one of which is expected in the JSON file
               )->tuple:       # (facts, weights)
     "Read what `save_model` wrote; raises `InputError`"
     path = str(as_path('path', path)).removesuffix('.safetensors').removesuffix('.json')
@@ -61,8 +61,9 @@ def read_model(path:str|Path, # with or without suffix
                          "of the same name", f)
     facts = conform(read_json(f'{path}.json', _NONE), ModelFacts, f'{path}.json', _NONE)
     found = facts['kind']
-    if found == kind: return facts, _read_weights(f'{path}.safetensors')
-    raise InputError(f"{path} holds a model of kind {shown(found)}, expected {kind!r}", path, found)
+    if found in kinds: return facts, _read_weights(f'{path}.safetensors')
+    raise InputError(f"{path} holds a model of kind {shown(found)}, "
+                     f"expected {' or '.join(map(repr, kinds))}", path, found)
 
 # %% ../../nbs/models/01_bundles.ipynb #fe7be096
 def _check_settings(path, build, config): # each of the type that `build` declares

@@ -7,7 +7,11 @@ __all__ = ['Classifier', 'small_resnet', 'resnet18', 'make_classifier', 'load_cl
            'train_classifier']
 
 # %% ../../nbs/models/04_classifier.ipynb #218556e4
+import logging
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated
 
 import torch
@@ -15,11 +19,12 @@ import torch.nn.functional as F
 from annotated_types import Len
 from fastai.callback.schedule import Learner
 from fastai.metrics import AccumMetric
+from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn
 
 from ..core.defaults import ClassifierSettings
-from ..core.errors import check_range, InputError, shown
+from ..core.errors import as_path, check_range, InputError, shown
 from ..core.seeds import seeded
 from ..core.settings import bounds, check_kind, limited, number, Seed, stated, Text, whole
 from ..core.tasks import as_task, Task
@@ -41,8 +46,9 @@ class Classifier(nn.Module):
                 ):
         super().__init__()
         self.trunk,self.drop,self.out = trunk,nn.Dropout(p),nn.Linear(n_features, n_classes)
+        self.mean,self.std = .5,.5
 
-    def forward(self, x): return self.out(self.drop(self.trunk((x-.5)/.5)))
+    def forward(self, x): return self.out(self.drop(self.trunk((x-self.mean)/self.std)))
 
 # %% ../../nbs/models/04_classifier.ipynb #6110afab
 class _Block(nn.Module):
@@ -82,7 +88,7 @@ def resnet18(ch:int=1,        # image channels, 1 or 3
     return Classifier(trunk, 512, n_classes, p)
 
 # %% ../../nbs/models/04_classifier.ipynb #e1dc3008
-def _timm(name, ch, n_classes, p):
+def _timm(name, ch, pretrained): # trunk
     try: import timm
     except ImportError:
         raise InputError(f"model is 'timm:{name}', but timm is not installed; pip install timm",
@@ -90,8 +96,14 @@ def _timm(name, ch, n_classes, p):
     if not timm.is_model(name):
         raise InputError(f"model is {shown('timm:'+name)}, but timm has no model of that name; "
                          "see timm.list_models()", 'model', f'timm:{name}')
-    trunk = timm.create_model(name, pretrained=False, in_chans=ch, num_classes=0)
-    return Classifier(trunk, getattr(trunk, 'head_hidden_size', None) or trunk.num_features, n_classes, p)
+    make = partial(timm.create_model, name, in_chans=ch, num_classes=0)
+    return make() if pretrained is None else _with_weights(make, pretrained, f'timm:{name}')
+
+# %% ../../nbs/models/04_classifier.ipynb #a5adb88f
+def _check_none(model, pretrained):
+    if pretrained is None: return
+    raise InputError(f"pretrained is {shown(str(pretrained))}, but {model} is not of timm; choose a model "
+                     "timm:NAME, or give no weights", 'pretrained', str(pretrained))
 
 # %% ../../nbs/models/04_classifier.ipynb #a7375bdf
 _SIZE = Annotated[list[whole(1, 10**5)], Len(2, 2)]
@@ -101,7 +113,10 @@ def make_classifier(model:str=ClassifierSettings.model, # or 'resnet18', or 'tim
                     ch:int=1,        # image channels, 1 or 3
                     n_classes:int=2, # C
                     p:float=ClassifierSettings.dropout, # dropout probability, in [0,.95]
-                    size=None        # (H,W) of the images it is for; others are refused, if given
+                    size=None,       # (H,W) of the images it is for; others are refused, if given
+                    pretrained:str|Path=None, # of a timm:NAME: timm for its own weights, or a file
+                    mean:list=None,  # of pixels, for each channel; default: of the weights, or .5
+                    std:list=None    # likewise
                    )->Classifier:
     "A classifier by name; raises `InputError`"
     check_range('dropout', p, **bounds(ClassifierSettings, 'dropout'))
@@ -110,8 +125,15 @@ def make_classifier(model:str=ClassifierSettings.model, # or 'resnet18', or 'tim
     if model not in builders and not model.startswith('timm:'):
         raise InputError(f"model is {shown(model)}, expected small_resnet, resnet18 or timm:NAME",
                          'model', model)
-    clf = builders[model](ch, n_classes, p) if model in builders else _timm(model[5:], ch, n_classes, p)
+    if model in builders:
+        _check_none(model, pretrained)
+        clf = builders[model](ch, n_classes, p)
+    else:
+        trunk = _timm(model[5:], ch, pretrained)
+        clf = Classifier(trunk, getattr(trunk, 'head_hidden_size', None) or trunk.num_features, n_classes, p)
+        if pretrained is not None and mean is None and std is None: mean,std = _statistics(trunk, ch)
     clf.config = dict(model=model, ch=ch, n_classes=n_classes, p=p) | (dict(size=size) if size else {})
+    if mean is not None or std is not None: clf.config |= clf.normalise(mean, std, ch)
     return clf
 
 # %% ../../nbs/models/04_classifier.ipynb #42f60afa
@@ -120,6 +142,71 @@ def load_classifier(path:str|Path, # as given to `save_model`
                    )->Classifier:
     "A classifier saved by `save_model`, in eval mode"
     return rebuild(path, make_classifier, *read_model(path, 'Classifier'), device)
+
+# %% ../../nbs/models/04_classifier.ipynb #8886419a
+def _weights(path): # of a file
+    from timm.models import load_state_dict
+    path = as_path('pretrained', path)
+    if not path.is_file():
+        raise InputError(f"pretrained is {shown(str(path))}, which is no file; expected timm, for timm's own "
+                         "weights, or a .safetensors or .pth file", 'pretrained', str(path))
+    try: found = load_state_dict(str(path), weights_only=True)
+    except Exception as e:
+        raise InputError(f"pretrained is {shown(str(path))}, which has no weights that can be read "
+                         f"({type(e).__name__}); expected a .safetensors file, or a .pth file with a "
+                         "state_dict", 'pretrained', str(path)) from None
+    if found and all(isinstance(v, torch.Tensor) for v in found.values()): return found
+    raise InputError(f"pretrained is {shown(str(path))}, which is no state_dict: not all that it holds are "
+                     "tensors", 'pretrained', str(path))
+
+# %% ../../nbs/models/04_classifier.ipynb #84179825
+@contextmanager
+def _no_warnings(): # of a library that tries again and again
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try: yield
+    finally: logging.disable(before)
+
+def _with_weights(make, pretrained, model): # trunk
+    own = str(pretrained) == 'timm'
+    overlay = {} if own else dict(pretrained_cfg_overlay=dict(state_dict=_weights(pretrained)))
+    with seeded(0): fresh = make()
+    try:
+        with seeded(0), _no_warnings(): trunk = make(pretrained=True, **overlay)
+    except Exception as e:
+        why = shorten(f'{type(e).__name__}: {e}', 160, placeholder=' …')
+        told = (f"timm's weights of {model} cannot be had ({why}); they need a network once, or give a file"
+                if own else f"{shown(str(pretrained))} does not fit {model} ({why})")
+        raise InputError(f'pretrained: {told}', 'pretrained', str(pretrained)) from None
+    trunk.pretrained_cfg.pop('state_dict', None)
+    pairs = zip(trunk.named_parameters(), fresh.parameters())
+    unread = [k for (k,p),q in pairs if p.ndim > 1 and torch.equal(p, q)]
+    if not unread: return trunk
+    raise InputError(f"pretrained: {shown(str(pretrained))} has nothing for {len(unread)} layers of {model}, "
+                     f"such as {shown(unread[0])}; it is of another model", 'pretrained', unread[0])
+
+# %% ../../nbs/models/04_classifier.ipynb #dde083a5
+def _statistics(trunk, ch): # mean and standard deviation of pixels, for each channel
+    def of(k):
+        v = [float(f) for f in trunk.pretrained_cfg[k]]
+        return v if len(v) == ch else [sum(v)/len(v)]*ch
+    return of('mean'), of('std')
+
+_PIXELS = dict(mean=number(-1e3, 1e3), std=number(1e-6, 1e3))
+
+@patch
+def normalise(self:Classifier,
+              mean:list, # of pixels, for each channel
+              std:list,  # likewise
+              ch:int     # number of channels
+             )->dict:    # both, for the configuration
+    "Take images with these statistics; raises `InputError`"
+    given = dict(mean=mean, std=std)
+    for k,v in given.items():
+        check_kind(k, v, Annotated[list[_PIXELS[k]], Len(ch, ch)])
+        if hasattr(self, k): delattr(self, k)
+        self.register_buffer(k, torch.tensor(v).view(-1,1,1), persistent=False)
+    return given
 
 # %% ../../nbs/models/04_classifier.ipynb #60d68da0
 def auc_metric(task:str|Task # what the labels are
@@ -151,13 +238,15 @@ def train_classifier(data:ImageData,
                      progress:bool|str=False, # show a progress bar, under this name?
                      cbs=(),           # further fastai callbacks
                      fit=fit_one_cycle, # the schedule: called with learner, epochs, lr and the bar's name
+                     pretrained:str|Path=None, # of a model by name, as for `make_classifier`
                      **kwargs          # for `classifier_learner`
                     )->Learner:
-    "Train a classifier from scratch; returns its `Learner`"
+    "Train a classifier; returns its `Learner`"
     check_data(data)
     with seeded(seed):
-        if not isinstance(model, nn.Module):
-            model = make_classifier(model, data.shape[0], data.task.n_outputs(data.n_classes), p)
+        if isinstance(model, nn.Module): _check_none('the model that is given', pretrained)
+        else: model = make_classifier(model, data.shape[0], data.task.n_outputs(data.n_classes), p,
+                                      pretrained=pretrained)
         model.to(memory_format=torch.channels_last)
         learn = classifier_learner(data, model, seed=seed, cbs=cbs, **kwargs)
         fit(learn, epochs, lr, 'classifier' if progress is True else progress)

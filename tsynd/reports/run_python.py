@@ -47,4 +47,5 @@ def python_lines(config:dict, # as in metrics.json
         made_from=recipe if trained else f"{written['autoencoder']}, data.shape",
         loss='BCEWithLogitsLoss' if task.startswith('multi-label') else 'CrossEntropyLoss',
         dropout=f", p={written['dropout']}" if 'dropout' in changed else '',
+        pretrained=f", {given(['pretrained'])}" if 'pretrained' in changed else '',
         balanced=f", {given(['balanced'])}" if 'balanced' in changed else ''))
