@@ -16,7 +16,6 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import pandas as pd
 import torch
 
-from tsynd.core import seeded
 from tsynd.data import load_data, subset
 from tsynd.models import predict, renew_batch_norm, train_autoencoder, train_classifier
 from tsynd.robustness import perturb, robustness_table
