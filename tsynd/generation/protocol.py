@@ -15,7 +15,7 @@ from typing import Any, Required
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 from typing_extensions import TypedDict
 
@@ -153,7 +153,7 @@ def load_generator(folder:str|Path)->Generator:
     facts = conform(read_json(path, _NONE), GeneratorFacts, path, _NONE)
     made = make_generator(facts['name'], **facts['settings'])
     made.task,made.shape = facts['task'],tuple(facts['shape'])
-    try: made.restore(load_file(path.with_suffix('.safetensors')))
+    try: made.restore(load(path.with_suffix('.safetensors').read_bytes()))     # a copy, no map
     except Exception as e:
         raise InputError(f"{path.with_suffix('.safetensors')} does not hold what generator {made.name} needs "
                          f"({type(e).__name__}); {_NONE}", 'generator') from None
