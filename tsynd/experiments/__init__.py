@@ -27,8 +27,8 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
             'Study', 'KEYS', 'FACTS', 'CellMeasures', 'CellRecord', 'read_study'],
     study=['run_cell', 'work', 'run_study', 'GROW'],
     forecast=['estimate'],
-    statistics=['t_margin', 't_interval', 'sign_flip', 'smallest_p', 'holm', 'auc', 'IMAGE_MEASURES',
-                'score', 'image_bootstrap', 'class_profile'],
+    statistics=['t_margin', 't_interval', 'non_inferiority', 'equivalence', 'sign_flip', 'smallest_p',
+                'holm', 'auc', 'IMAGE_MEASURES', 'score', 'image_bootstrap', 'class_profile'],
     contrasts=['RESULT_COLUMNS', 'tidy', 'pairs', 'HEADLINE', 'in_order', 'questions', 'contrast',
                'headline', 'stored_predictions', 'BETTER', 'differences', 'averages'],
     training=['train', 'tested', 'training_words']))
