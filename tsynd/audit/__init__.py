@@ -10,6 +10,6 @@ import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     outcome=['Outcome'],
-    fidelity=['FEWEST', 'check_features', 'BLOCK', 'PERMUTATIONS', 'kernel_distance', 'frechet_bias',
-              'frechet_distance', 'expected_coverage', 'density_coverage', 'FOLDS', 'two_sample_classifier'],
-    diversity=['KERNELS', 'vendi_score', 'HALF', 'WHOLE', 'DRAWS', 'vendi_ratio', 'variation_ratio']))
+    fidelity=['check_features', 'kernel_distance', 'frechet_bias', 'frechet_distance', 'expected_coverage',
+              'density_coverage', 'two_sample_classifier'],
+    diversity=['KERNELS', 'vendi_score', 'WHOLE', 'vendi_ratio', 'variation_ratio']))
