@@ -51,15 +51,17 @@ def _ratio(measure, x, y, draws, g): # of y to x
     logs = torch.tensor([math.log(half(y)/half(x)) for _ in range(draws)], dtype=torch.float64)
     mean,spread = logs.mean().item(),max(logs.std().item(), 1e-12)
     low,high = math.exp(mean-1.96*spread),math.exp(mean+1.96*spread)
-    return Outcome(math.exp(mean), 1., low, high, math.erfc(abs(mean)/spread/2**.5), 2*m)
+    p = max(math.erfc(abs(mean)/spread/2**.5), 1e-6)            # farther out nobody knows
+    return Outcome(math.exp(mean), 1., low, high, p, 2*m)
 
 # %% ../../nbs/audit/04_diversity.ipynb #d1dbccf9
 WHOLE = 'whole'    # name of the set as such among its classes
 
 def _members(y, n, name): # (N,C) bool, from class numbers or from zeros and ones
     y = torch.as_tensor(y)
-    if len(y) != n or y.ndim not in (1, 2):
-        raise InputError(f'{name} has shape {tuple(y.shape)}, expected labels of {n} images', name, tuple(y.shape))
+    if y.ndim not in (1, 2) or len(y) != n or (y < 0).any():
+        raise InputError(f'{name} has shape {tuple(y.shape)}, expected {n} class numbers, or zeros and ones',
+                         name, tuple(y.shape))
     return y > .5 if y.ndim == 2 else torch.nn.functional.one_hot(y.long()).bool()
 
 def _by_class(measure, x, y, x_labels, y_labels, draws, seed): # {'whole' or class: Outcome}
@@ -78,7 +80,7 @@ _DRAWS = whole(10, 10**5)
 @limited(draws=_DRAWS)
 def vendi_ratio(real:Tensor,           # (n,d) features
                 synthetic:Tensor,      # (m,d)
-                real_labels=None,      # (n,) class numbers or (n,C) zeros and ones; default: only the whole
+                real_labels=None,      # (n,) class numbers or (n,C) zeros and ones; default: one whole
                 synthetic_labels=None, # (m,) or (m,C)
                 kernel:str='rbf',      # or cosine
                 draws:int=50,          # of halves
@@ -90,7 +92,7 @@ def vendi_ratio(real:Tensor,           # (n,d) features
     g,centre = torch.Generator().manual_seed(seed),x.mean(0)
     some = x[torch.randperm(len(x), generator=g)[:1000]]
     bandwidth = float(torch.pdist(some).median())
-    if not bandwidth: raise InputError('real images are all equal, so there is nothing to compare with', 'real')
+    if not bandwidth: raise InputError('real images are all equal, nothing to compare with', 'real')
     def measure(v): return vendi_score(v, kernel, bandwidth)
     if kernel == 'cosine': x,y = x-centre,y-centre
     return _by_class(measure, x, y, real_labels, synthetic_labels, draws, seed)
@@ -99,13 +101,13 @@ def vendi_ratio(real:Tensor,           # (n,d) features
 @limited(draws=_DRAWS)
 def variation_ratio(real:Tensor,           # (n,d) features
                     synthetic:Tensor,      # (m,d)
-                    real_labels=None,      # (n,) class numbers or (n,C) zeros and ones; default: only the whole
+                    real_labels=None,      # (n,) class numbers or (n,C) zeros and ones; default: one whole
                     synthetic_labels=None, # (m,) or (m,C)
                     draws:int=50,          # of halves
                     seed:int=0
                    )->dict:                # of `Outcome`, by class number, and 'whole'
     "Spread around the mean of a class, over that of as many real images; raises `InputError`"
     x,y = check_features(real=real, synthetic=synthetic)
-    if not x.std(0).any(): raise InputError('real images are all equal, so there is nothing to compare with', 'real')
+    if not x.std(0).any(): raise InputError('real images are all equal, nothing to compare with', 'real')
     def spread(v): return math.sqrt(v.var(0).sum())
     return _by_class(spread, x, y, real_labels, synthetic_labels, draws, seed)

@@ -48,7 +48,7 @@ def _some(x, most, g): # at most so many images of a set
     return x[torch.randperm(len(x), generator=g)[:most]] if len(x) > most else x
 
 def _kernel_sums(z, s): # (N,d), (N,P) zeros and ones
-    "s'Ks for each column; the sums of each row of K over the first set of column 0, and over all (no diagonal)"
+    "s'Ks for each column; the sums of each row of K over column 0, and over all; no diagonal"
     inside,first,whole = torch.zeros(s.shape[1], dtype=z.dtype),[],[]
     for i in range(0, len(z), _BLOCK):
         k = (z[i:i+_BLOCK]@z.T/z.shape[1] + 1)**3
@@ -68,7 +68,7 @@ def _jackknife(xx, yy, xy, first, second, n, m): # standard error, from the sums
 # %% ../../nbs/audit/03_fidelity.ipynb #10fdf6ee
 _PERMUTATIONS = whole(0, 10**5)
 
-def _relabelled(n, m, permutations, g): # (n+m, 1+permutations): 1 where an image is called real; column 0 as it is
+def _relabelled(n, m, permutations, g): # (n+m,1+permutations): who is called real; column 0: who is
     s = torch.zeros(n+m, permutations+1, dtype=torch.float64)
     s[:n,0] = 1
     for c in range(1, permutations+1): s[torch.randperm(n+m, generator=g)[:n],c] = 1
@@ -81,7 +81,7 @@ def _at_least(value, null): # p: how often chance gives as much
 @limited(permutations=_PERMUTATIONS, most=Images)
 def kernel_distance(real:Tensor,          # (n,d) features
                     synthetic:Tensor,     # (m,d)
-                    real2:Tensor=None,    # (.,d) other real images, for the reference; default: 0, the mean of chance
+                    real2:Tensor=None,    # (.,d) other real images, for the reference; default: 0, in theory
                     permutations:int=999, # draws behind p; 0: no p
                     most:int=2000,        # images of a set; more are drawn down to so many
                     seed:int=0
@@ -149,13 +149,13 @@ def expected_coverage(n:int, # real images
 
 # %% ../../nbs/audit/03_fidelity.ipynb #27b186fe
 def _balls(z, n, k, length): # of a pool with n real images before the others
-    "Which of the others lie in the ball of each real image (n,m); the nearest `length` in the pool (n+m,length)"
+    "Which others lie in the ball of each real image (n,m); the nearest in the pool (n+m,length)"
     inside,near = [],[]
     z = z - z.mean(0)
     for i in range(0, len(z) if length else n, _BLOCK):
         d = torch.cdist(z[i:i+_BLOCK], z)
         d[torch.arange(len(d)), torch.arange(i, i+len(d))] = math.inf
-        radius = d[:,:n].kthvalue(k, 1, keepdim=True).values*(1-1e-7)    # equal but for rounding is not inside
+        radius = d[:,:n].kthvalue(k, 1, keepdim=True).values*(1-1e-7)    # on its surface is not inside
         inside.append(d[:,n:] < radius); near.append(d.topk(length, 1, largest=False).indices)
     return torch.cat(inside)[:n], torch.cat(near)
 
@@ -199,9 +199,10 @@ def density_coverage(real:Tensor,          # (n,d) features
     null = _counts_by_chance(near, n, k, permutations, g)
     counts,whole = (inside.sum(), inside.any(1).sum()),(k*m, n)
     ps = [_two_sided(c, v) for c,v in zip(counts, null.T)]
-    parts = zip(counts, whole, (1., expected_coverage(n, m, k)), _spreads(inside, k), ps)
-    def outcome(c, of, expected, s, p): # a count of so many
-        return Outcome(float(c/of), expected, max(0., float(c/of-1.96*s)), float(c/of+1.96*s), p, min(n, m))
+    parts = zip(counts, whole, (1., expected_coverage(n, m, k)), _spreads(inside, k), ps, (math.inf, 1.))
+    def outcome(c, of, expected, s, p, most): # a count of so many
+        v = float(c/of)
+        return Outcome(v, expected, max(0., v-1.96*s), min(most, v+1.96*s), p, min(n, m))
     return tuple(outcome(*part) for part in parts)
 
 # %% ../../nbs/audit/03_fidelity.ipynb #1633529b
