@@ -34,7 +34,7 @@ def check_features(atleast:int=_FEWEST, # images a set must have
                              name, tuple(x.shape))
         if len(x) < atleast:
             raise InputError(f'{name} has {len(x)} images, expected at least {atleast}', name, len(x))
-        if not x.isfinite().all(): raise InputError(f'{name} has values that are not finite', name)
+        if not x.sum().isfinite(): raise InputError(f'{name} has values that are not finite', name)
         if found and x.shape[1] != found[0].shape[1]:
             raise InputError(f'{name} has {x.shape[1]} features, expected {found[0].shape[1]} as before: '
                              'take the same encoder for all', name, x.shape[1])
@@ -42,7 +42,7 @@ def check_features(atleast:int=_FEWEST, # images a set must have
     return found
 
 # %% ../../nbs/audit/03_fidelity.ipynb #a6817505
-_BLOCK = 500    # rows of a matrix at a time
+_BLOCK = 250    # rows of a matrix at a time
 
 def _some(x, most, g): # at most so many images of a set
     return x[torch.randperm(len(x), generator=g)[:most]] if len(x) > most else x
@@ -51,7 +51,8 @@ def _kernel_sums(z, s): # (N,d), (N,P) zeros and ones
     "s'Ks for each column; the sums of each row of K over column 0, and over all; no diagonal"
     inside,first,whole = torch.zeros(s.shape[1], dtype=z.dtype),[],[]
     for i in range(0, len(z), _BLOCK):
-        k = (z[i:i+_BLOCK]@z.T/z.shape[1] + 1)**3
+        k = (z[i:i+_BLOCK]/z.shape[1]@z.T).add_(1)
+        k *= k.square()
         k[torch.arange(len(k)), torch.arange(i, i+len(k))] = 0
         ks = k@s
         inside += (s[i:i+_BLOCK]*ks).sum(0)
@@ -102,13 +103,14 @@ def kernel_distance(real:Tensor,          # (n,d) features
     return Outcome(v, other, v-margin, v+margin, _at_least(value[0], value[1:]), min(n, m))
 
 # %% ../../nbs/audit/03_fidelity.ipynb #7ad6eeca
-def _triangle(x): # A with A'A = covariance
-    return torch.linalg.qr(x-x.mean(0), mode='r').R/math.sqrt(len(x)-1)
+def _gaussian(x): # mean, and a triangle A with A'A = covariance
+    mean = x.mean(0)
+    return mean, torch.linalg.qr(x-mean, mode='r').R/math.sqrt(len(x)-1)
 
-def _frechet(x, y, a=None): # `a`: the triangle of x, where it is known
-    a,b = _triangle(x) if a is None else a,_triangle(y)
+def _frechet(one, other): # Gaussians
+    (mean,a),(mean2,b) = one,other
     cross = torch.linalg.svdvals(a@b.T).sum()
-    return float((x.mean(0)-y.mean(0)).square().sum() + a.square().sum() + b.square().sum() - 2*cross)
+    return float((mean-mean2).square().sum() + a.square().sum() + b.square().sum() - 2*cross)
 
 def frechet_bias(n:int, # images of one set
                  m:int, # images of the other
@@ -132,10 +134,10 @@ def frechet_distance(real:Tensor,         # (n,d) features
         x, = check_features(2*_FEWEST, real=x)
         x,x2 = x[torch.randperm(len(x), generator=g)].tensor_split(2)
     n = min(len(y), len(x2))
-    z,a = torch.cat([_some(y, n, g), _some(x2, n, g)]),_triangle(x)
-    def distances(order): return [_frechet(x, z[i], a) for i in order.split(n)]
-    value,other = distances(torch.arange(2*n))
-    null = [distances(torch.randperm(2*n, generator=g)) for _ in range(permutations)]
+    z,base = torch.cat([_some(y, n, g), _some(x2, n, g)]),_gaussian(x)
+    def distances(z): return [_frechet(base, _gaussian(half)) for half in z.split(n)]
+    value,other = distances(z)
+    null = [distances(z[torch.randperm(2*n, generator=g)]) for _ in range(permutations)]
     farther = torch.tensor([v-o for v,o in null], dtype=torch.float64)
     return Outcome(value, other, p=_at_least(value-other, farther), n=n)
 
@@ -194,7 +196,7 @@ def density_coverage(real:Tensor,          # (n,d) features
     g = torch.Generator().manual_seed(seed)
     x,y = _some(x, most, g),_some(y, most, g)
     n,m = len(x),len(y)
-    length = min(n+m-1, math.ceil((k + 8*k**.5)*(n+m)/n))*bool(permutations)    # k real ones are among them
+    length = min(n+m-1, math.ceil((k + 6*k**.5)*(n+m)/n))*bool(permutations)    # k real ones are among them
     inside,near = _balls(torch.cat([x, y]), n, k, length)
     null = _counts_by_chance(near, n, k, permutations, g)
     counts,whole = (inside.sum(), inside.any(1).sum()),(k*m, n)
