@@ -9,4 +9,7 @@ __all__ = []
 import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
-    outcome=['Outcome']))
+    outcome=['Outcome'],
+    fidelity=['check_features', 'kernel_distance', 'frechet_bias', 'frechet_distance', 'expected_coverage',
+              'density_coverage', 'two_sample_classifier'],
+    diversity=['KERNELS', 'vendi_score', 'WHOLE', 'vendi_ratio', 'variation_ratio']))
