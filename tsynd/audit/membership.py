@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['HINT', 'Membership', 'membership_attack']
 
-# %% ../../nbs/audit/06_membership.ipynb #7177fe3a
+# %% ../../nbs/audit/06_membership.ipynb #2771d527
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from .copies import check_distances, FEWEST
+from .copies import check_distances
 from .outcome import Outcome
 from ..core.errors import InputError
 from ..core.settings import Count, limited, Seed
