@@ -10,6 +10,6 @@ import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     outcome=['Outcome'],
-    copies=['authenticity','check_distances','copying_z','equal_sizes','near_copies',
-            'nearer_to_training','swap_p'],
+    copies=['authenticity','check_distances','clearly_nearer','copying_z','equal_sizes','margins',
+            'near_copies','nearer_to_training','nearest_of_both','swap_p'],
     membership=['HINT','Membership','membership_attack']))
