@@ -99,7 +99,7 @@ def nearer_to_training(training, # (distances, indices) of m synthetic images to
     training,holdout = _both(training, holdout, n)
     return _outcome(*_votes(training, holdout, n), len(training[0]))
 
-# %% ../../nbs/audit/05_copies.ipynb #e608288d
+# %% ../../nbs/audit/05_copies.ipynb #63d17d58
 def _columns(name, pair): # (m,k) distances and indices
     d,i = (torch.as_tensor(v).detach().cpu() for v in pair)
     if d.ndim != 2 or d.shape[1] < 2 or d.shape != i.shape:
@@ -108,8 +108,8 @@ def _columns(name, pair): # (m,k) distances and indices
     check_distances(name, d.reshape(-1))
     return d.double(),i
 
-def margins(training, # (distances, indices), both (m,k), of synthetic images to the k ≥ 2 nearest training images
-            holdout   # the same to hold-out images
+def margins(training, # (distances, indices), both (m,k): of synthetic images, k ≥ 2 nearest training images
+            holdout   # the same of hold-out images
            )->Tensor: # (m,) 1 - d1/d2: 0 of two real images that are as near, 1 of an exact copy
     "How clearly a synthetic image belongs to one real image; raises `InputError`"
     (t,i),(h,j) = _columns('training', training),_columns('holdout', holdout)
@@ -118,14 +118,14 @@ def margins(training, # (distances, indices), both (m,k), of synthetic images to
     second = distance.masked_fill(who == who.gather(1, at), torch.inf).min(1, keepdim=True)[0]
     return torch.where(second > 0, 1-first/second, 0.)[:,0]
 
-def clearly_nearer(training, # (distances, indices), both (m,k), of synthetic images to the k ≥ 2 nearest
-                             # training images
-                   holdout,  # the same to hold-out images
+def clearly_nearer(training, # (distances, indices), both (m,k), as for `margins`
+                   holdout,  # the same of hold-out images
                    n:int     # training images, and as many hold-out images
                   )->Outcome:
     "As `nearer_to_training`, with votes weighted by how clear they are; raises `InputError`"
     a,b = _both(training, holdout, n)
-    weight = (20*margins(training, holdout)**2).round().int().numpy()
+    steps = max(20, min(200, 100_000//len(a[0])))
+    weight = (steps*margins(training, holdout)**2).round().long().numpy()
     return _outcome(*_votes(a, b, n, weight), len(a[0]))
 
 # %% ../../nbs/audit/05_copies.ipynb #2eaff898
@@ -140,7 +140,7 @@ def nearest_of_both(one,  # (distances, indices), both (m,k), the nearest first,
     d,order = d.masked_fill(again, torch.inf).sort(dim=1, stable=True)
     return d[:,:k], i.gather(1, order)[:,:k]
 
-# %% ../../nbs/audit/05_copies.ipynb #512e4c4f
+# %% ../../nbs/audit/05_copies.ipynb #b6b9e0af
 def near_copies(training,     # (distances, indices) of m synthetic images to the nearest training image
                 holdout,      # the same to the nearest hold-out image
                 n:int,        # training images, and as many hold-out images
@@ -154,7 +154,7 @@ def near_copies(training,     # (distances, indices) of m synthetic images to th
     real = np.sort(check_distances('between_real', between_real))
     threshold = real[max(0, int(share*(len(real)+1) + 1e-9) - 1)]
     a,b = _votes(training, holdout, n, np.minimum(t, h) <= threshold)
-    alike = max(1, (a**2).sum()/max(2*a.sum(), 1))       # images that are worth one, as they share an original
+    alike = max(1, (a**2).sum()/max(2*a.sum(), 1))    # so many share an original, and are worth one
     low,high = wilson(round(a.sum()/2/alike), round(len(t)/alike))
     flagged = np.flatnonzero((t <= threshold) & (t < h))
     outcome = Outcome(a.sum()/2/len(t), b.sum()/2/len(t), low, high, swap_p(a, b), len(t))

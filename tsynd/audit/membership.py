@@ -16,7 +16,7 @@ from .outcome import Outcome
 from ..core.errors import InputError
 from ..core.settings import Count, limited, Seed
 
-# %% ../../nbs/audit/06_membership.ipynb #e29e620d
+# %% ../../nbs/audit/06_membership.ipynb #e1e22749
 def _beaten(scores, n): # of n training images, then hold-out images; the smaller score is a member's
     from scipy.stats import rankdata
     ranks = rankdata(scores)
@@ -30,7 +30,8 @@ def _attack(scores, n):
     from scipy.stats import mannwhitneyu
     value,error = _auc(_beaten(scores, n))
     p = mannwhitneyu(scores[:n], scores[n:], alternative='less').pvalue
-    return Outcome(float(value), .5, max(0, value-1.96*error), min(1, value+1.96*error), float(p), len(scores))
+    low,high = max(0, value-1.96*error),min(1, value+1.96*error)
+    return Outcome(float(value), .5, low, high, float(p), len(scores))
 
 # %% ../../nbs/audit/06_membership.ipynb #417c214e
 def _first(distances, indices, roles): # (R,N) distances to the first neighbour that has the role
@@ -59,7 +60,7 @@ def _control(distances, indices, n, permutations, seed, most=8_000_000):
     return scores, Outcome(float(found), float(drawn.mean()), max(0, found-1.96*error),
                            min(1, found+1.96*error), float(p), N)
 
-# %% ../../nbs/audit/06_membership.ipynb #aabd23bb
+# %% ../../nbs/audit/06_membership.ipynb #e33fa330
 HINT = .2       # the control's p from which on training and hold-out are taken to differ
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ class Membership:
         return bool(self.attack.p <= .05 < self.p)
 
     def __str__(self):
-        end = '; the control explains it: training and hold-out images differ'*self.explained
-        return f'attack {self.attack}; control {self.control}; excess {self.excess}{end}'
+        end = '\nthe control explains it: training and hold-out images differ'*self.explained
+        return f'attack {self.attack}\ncontrol {self.control}\nexcess {self.excess}{end}'
 
 # %% ../../nbs/audit/06_membership.ipynb #1d9a1bb4
 @limited(permutations=Count, seed=Seed)
