@@ -9,4 +9,7 @@ __all__ = []
 import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
-    outcome=['Outcome']))
+    outcome=['Outcome'],
+    encoders=['TRAINED_ON', 'Encoder', 'Pixels', 'RandomFilters', 'Smaller', 'Latents', 'Trunk', 'Resized',
+              'make_encoders', 'timm_encoder'],
+    distances=['FLIPS_AND_SHIFTS', 'FLIPS', 'nearest', 'moved', 'nearest_move', 'nearest_image', 'near_duplicates']))
