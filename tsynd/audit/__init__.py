@@ -12,4 +12,5 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     outcome=['Outcome'],
     encoders=['TRAINED_ON', 'Encoder', 'Pixels', 'RandomFilters', 'Smaller', 'Latents', 'Trunk', 'Resized',
               'make_encoders', 'timm_encoder'],
-    distances=['FLIPS_AND_SHIFTS', 'FLIPS', 'nearest', 'moved', 'nearest_move', 'nearest_image', 'near_duplicates']))
+    distances=['FLIPS_AND_SHIFTS', 'FLIPS', 'nearest', 'moved', 'nearest_move', 'nearest_image',
+               'near_duplicates']))
