@@ -217,6 +217,21 @@ def test_large_and_odd_images_fit(cache):
     with refused('images', 'one size'): made[0](x[:,:1])
 
 
+def test_images_go_through_in_blocks():
+    seen = []
+    class Means(torch.nn.Module):
+        def forward(self, x):
+            seen.append(len(x))
+            return x.mean((2,3))
+    x = torch.randint(0, 256, (1000, 1, 32, 64), generator=torch.Generator().manual_seed(0)).byte()
+    for side, most in ((1, 128), (128, 16)):
+        seen.clear()
+        e = Encoder('means', Means(), x, side=side)
+        assert max(seen) == most and sum(seen) == 1000
+        means = x.double().mean((2,3))/255
+        assert torch.allclose(e(x).double(), (means-means.mean(0))/means.std(0, correction=0), atol=1e-3)
+
+
 def test_images_that_make_no_sense_are_refused():
     with refused('real images', 'at least 2', found=1): make_encoders(DATA.val.x[:1])
     with refused('real images', 'uint8'): make_encoders(DATA.val.x/255)

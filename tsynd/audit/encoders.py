@@ -37,10 +37,11 @@ class Encoder:
                  name:str,              # for tables
                  network:nn.Module,     # images in [0,1] to features (B,d)
                  real:Tensor,           # (N,ch,H,W) uint8, at least 2, by which features are standardised
-                 trained_on:str='nothing' # the real images that the network has seen: see `TRAINED_ON`
+                 trained_on:str='nothing', # the real images that the network has seen: see `TRAINED_ON`
+                 side:int=1             # pixels a side in the network, where it makes images larger
                 ):
         check_known('trained_on', [trained_on], TRAINED_ON)
-        self.name,self.trained_on = name,trained_on
+        self.name,self.trained_on,self.side = name,trained_on,side
         self.network = network.eval().requires_grad_(False)
         self.standardise(real)
 
@@ -49,10 +50,10 @@ class Encoder:
     @torch.no_grad()
     def raw(self, x:Tensor)->Tensor: # (N,d)
         "Features as the network gives them"
-        rows = max(1, 2**18//math.prod(x.shape[2:]))
+        rows = max(1, 2**18//max(math.prod(x.shape[2:]), self.side**2))
         return torch.cat([self.network(to_float(part)).float() for part in x.split(rows)])
 
-# %% ../../nbs/audit/01_encoders.ipynb #29010009
+# %% ../../nbs/audit/01_encoders.ipynb #29010008
 def _check(x, what='images', fewest=0):
     if not isinstance(x, Tensor) or x.dtype != torch.uint8 or x.ndim != 4 or not math.prod(x.shape[1:]):
         found = f'{x.dtype} of shape {tuple(x.shape)}' if isinstance(x, Tensor) else type(x).__name__
@@ -60,6 +61,7 @@ def _check(x, what='images', fewest=0):
     if len(x) >= fewest: return
     raise InputError(f"{what} are {len(x)}, expected at least {fewest}", what, len(x))
 
+# %% ../../nbs/audit/01_encoders.ipynb #2901000a
 @patch
 def standardise(self:Encoder,
                 real:Tensor # (N,ch,H,W) uint8, at least 2
@@ -85,12 +87,12 @@ def __call__(self:Encoder,
     f = self.raw(x)
     return f.sub_(self.mean.float()).div_(self.scale.float())
 
-# %% ../../nbs/audit/01_encoders.ipynb #2901000b
+# %% ../../nbs/audit/01_encoders.ipynb #2901000c
 class Pixels(nn.Module):
     "Means over areas: at most 14 × 14 of them for each channel"
     def forward(self, x): return F.adaptive_avg_pool2d(x, [min(14, n) for n in x.shape[2:]]).flatten(1)
 
-# %% ../../nbs/audit/01_encoders.ipynb #2901000e
+# %% ../../nbs/audit/01_encoders.ipynb #2901000f
 class RandomFilters(nn.Module):
     "Means and standard deviations of random feature maps at three scales: 288 features"
     def __init__(self,
@@ -114,7 +116,7 @@ class RandomFilters(nn.Module):
                 found += [z.mean((2,3)), z.std((2,3), correction=0)]
         return torch.cat(found, 1)
 
-# %% ../../nbs/audit/01_encoders.ipynb #29010011
+# %% ../../nbs/audit/01_encoders.ipynb #29010012
 class Smaller(nn.Module):
     "Images with at most so many pixels a side, and sides that are multiples of a number"
     def __init__(self, most:int, multiple:int=1):
@@ -130,7 +132,7 @@ class Smaller(nn.Module):
         right,below = (-n%self.multiple for n in (w, h))
         return F.pad(x, (0,right,0,below), mode='replicate') if right or below else x
 
-# %% ../../nbs/audit/01_encoders.ipynb #29010014
+# %% ../../nbs/audit/01_encoders.ipynb #29010015
 class Latents(nn.Module):
     "Latents of an autoencoder, as rows"
     def __init__(self, ae:Autoencoder):
@@ -151,7 +153,7 @@ def _small(x): # bytes, in blocks
     shrink = Smaller(_SIDE, 4)
     return torch.cat([(shrink(to_float(part))*255).round().byte() for part in x.split(512)])
 
-# %% ../../nbs/audit/01_encoders.ipynb #29010015
+# %% ../../nbs/audit/01_encoders.ipynb #29010016
 def _labels(y): # those of which there are both images that have it and images that have it not, or None
     if y is None: return
     if y.ndim == 2:
@@ -168,7 +170,7 @@ def _data(x, y): # to train on; what the validation in between says is not used
     return ImageData('real', 'multi-label, binary-class' if several else 'multi-class',
                      [str(k) for k in range(n)], s, s.select(slice(1)), s.select(slice(0)))
 
-# %% ../../nbs/audit/01_encoders.ipynb #29010017
+# %% ../../nbs/audit/01_encoders.ipynb #29010018
 def _key(x, y, *asked):
     sums = hashlib.sha256(json.dumps([code_checksum(), torch.__version__, list(x.shape), *asked]).encode())
     for part in x.split(512): sums.update(part.contiguous().numpy().tobytes())
@@ -195,7 +197,7 @@ def _classifier(x, y, seed, steps, progress):
         return train_classifier(_data(x, y), epochs=epochs, bs=32, seed=seed, progress=progress).model
     return _kept(_key(x, y, 'classifier', seed, steps), train, load_classifier)
 
-# %% ../../nbs/audit/01_encoders.ipynb #29010019
+# %% ../../nbs/audit/01_encoders.ipynb #2901001a
 @limited(seed=Seed, steps=Count)
 def make_encoders(real,               # a `Split`, or its images alone: (N,ch,H,W) uint8, at least 2
                   quick:bool=False,   # leave out what has to be trained?
@@ -219,7 +221,7 @@ def make_encoders(real,               # a `Split`, or its images alone: (N,ch,H,
         made.append(Encoder(f'classifier ({trained_on})', net, x, trained_on))
     return made
 
-# %% ../../nbs/audit/01_encoders.ipynb #29010021
+# %% ../../nbs/audit/01_encoders.ipynb #29010022
 class Resized(nn.Module):
     "Images of the size that a network was made for"
     def __init__(self, size:int):
@@ -240,7 +242,7 @@ def timm_encoder(name:str,        # timm:NAME, as for `make_classifier`
     with seeded(seed): network = Trunk(make_classifier(name, real.shape[1], pretrained=pretrained))
     network.eval()
     if size: network = nn.Sequential(Resized(size), network)
-    try: return Encoder(name, network, real)
+    try: return Encoder(name, network, real, side=size or 1)
     except (AssertionError, RuntimeError) as e:
         raise InputError(f"name is {shown(name)}, which does not take images of {tuple(real.shape[1:])} "
                          f"({str(e)[:100]}); give the size that it is for", 'name', name) from None
