@@ -212,8 +212,8 @@ def test_large_and_odd_images_fit(cache):
     x = torch.randint(0, 256, (6, 3, 90, 50), generator=torch.Generator().manual_seed(0)).byte()
     made = make_encoders(x, steps=1)
     assert [e(x[:2]).shape[1] for e in made] == [3*196, 288, 4*8*5]
-    odd = make_encoders(x[...,:5,:7], quick=True)
-    assert all(e(x[:1,:,:5,:7]).isfinite().all() for e in odd)
+    odd = make_encoders(x[...,:3,:4], quick=True)
+    assert all(e(x[:1,:,:3,:4]).isfinite().all() for e in odd)
     with refused('images', 'one size'): made[0](x[:,:1])
 
 
