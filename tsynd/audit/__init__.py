@@ -10,6 +10,10 @@ import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     outcome=['Outcome'],
+    encoders=['TRAINED_ON', 'Encoder', 'Pixels', 'RandomFilters', 'Smaller', 'Latents', 'Trunk', 'Resized',
+              'make_encoders', 'timm_encoder'],
+    distances=['FLIPS_AND_SHIFTS', 'FLIPS', 'nearest', 'moved', 'nearest_move', 'nearest_image',
+               'near_duplicates'],
     fidelity=['check_features', 'kernel_distance', 'frechet_bias', 'frechet_distance', 'expected_coverage',
               'density_coverage', 'two_sample_classifier'],
     diversity=['KERNELS', 'vendi_score', 'WHOLE', 'vendi_ratio', 'variation_ratio'],

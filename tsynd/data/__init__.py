@@ -14,7 +14,7 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     phantoms=['phantom_labels', 'speckle', 'render_phantom', 'HOLES', 'in_hole', 'phantom',
               'clear_phantom'],
     files=['read_npz', 'check_images', 'check_labels', 'load_npz', 'save_npz'],
-    named=['medmnist_info', 'medmnist_path', 'available', 'nearest', 'load_medmnist'],
+    named=['medmnist_info', 'medmnist_path', 'available', 'closest_name', 'load_medmnist'],
     subsets=['strata', 'stratified_order', 'patient_numbers', 'subset_order', 'subset',
              'check_classes', 'check_parts'],
     loaders=['ImageDL', 'image_dls'],

@@ -19,7 +19,7 @@ from ..core.settings import check_kind, Seed, takes, whole
 from .files import load_npz, read_npz
 from .folders import find_images, TABLES
 from .images import ImageData, Split, to_numpy
-from .named import load_medmnist, medmnist_info, nearest
+from .named import closest_name, load_medmnist, medmnist_info
 from .phantoms import phantom
 from .preparing import Preparation, prepare
 from .splits import draw_splits, PARTS
@@ -115,7 +115,7 @@ def reading(settings)->dict: # a run's or a study's
 def check_there(name:str): # before anything is done with it
     "Raise `InputError` unless a data set is known by its name, or its path exists"
     if name in known_names() or as_path('data set', name).exists(): return
-    hint = '' if is_path(name) else f'; {nearest(name, known_names())}'
+    hint = '' if is_path(name) else f'; {closest_name(name, known_names())}'
     raise InputError(f"data set {shown(name)} is unknown, and there is no folder, table or npz file of that "
                      f"name{hint}", 'data set', name)
 
