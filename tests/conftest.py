@@ -2,10 +2,11 @@
 import os
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # read when torch is first imported
 
-import shutil, subprocess, sys
+import random, shutil, subprocess, sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest, torch
 from hypothesis import settings
 
@@ -13,6 +14,12 @@ torch.set_num_threads(1)
 # half of the usual examples; the same ones on every machine that checks, new ones where one develops
 settings.register_profile('tsynd', deadline=None, max_examples=50, derandomize=os.environ.get('CI') == 'true')
 settings.load_profile('tsynd')
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    "What a test draws, such as the weights of a network, does not depend on the tests before it"
+    random.seed(0); np.random.seed(0); torch.manual_seed(0)
 
 
 @pytest.fixture(scope='session')
