@@ -1,0 +1,66 @@
+"""How often do the privacy tests convict, where the answer is known?
+
+    MEDMNIST_ROOT=path/to/medmnist python nbs/measurements/audit_errors.py [seeds]
+
+Every control of `tsynd.generation`, as many images as there are training and hold-out images: 50, 200 and 500
+phantoms a side, and 200 of BreastMNIST and PneumoniaMNIST, whose published parts are put together, cleared of
+near-duplicates and drawn anew with every seed. Pixels, random filters and an autoencoder trained on the
+hold-out images, once a seed. Writes every test's value and p to audit_errors.csv beside it, as they come; the
+same command goes on. The verdicts follow from it in the chapter."""
+import os, sys, time
+from pathlib import Path
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+import pandas as pd
+import torch
+
+from tsynd.audit import make_encoders, near_duplicates, privacy_tests
+from tsynd.data import ImageData, load_data, phantom, Split
+from tsynd.generation import generators, make_generator, sample
+
+OUT = Path(__file__).with_suffix('.csv')
+SIZES = [('phantom',50), ('phantom',200), ('breastmnist',200), ('pneumoniamnist',200), ('phantom',500)]
+NOISES = .02, .05, .2       # of `jitter`, besides its own .1
+
+def asked(): # (label, name, settings)
+    controls = [(k, k, {}) for k,e in generators().items() if e.control]
+    return controls + [(f'jitter {s}', 'jitter', dict(noise=s)) for s in NOISES] + [
+        (f'moved_copies {m}', 'moved_copies', dict(move=m)) for m in ('flipped','shifted')]
+
+def pool(name):
+    "All images of a set, without near-duplicates"
+    d = load_data(name)
+    x,y = (torch.cat([getattr(s, k) for s in (d.train, d.val, d.test)]) for k in ('x','y'))
+    twice = torch.tensor(sorted({*near_duplicates(x).other_image}), dtype=torch.long)
+    keep = torch.ones(len(x), dtype=torch.bool); keep[twice] = False
+    print(f'{name}: {len(twice)} of {len(x)} images left out as near-duplicates', flush=True)
+    return d, x[keep], y[keep]
+
+def drawn(name, n, seed, pools={}):
+    "Training, unseen (val) and hold-out (test) images, n of each, exchangeable"
+    if name == 'phantom': return phantom(n_train=n, n_val=n, n_test=n, holes=False, seed=seed)
+    if name not in pools: pools[name] = pool(name)
+    d,x,y = pools[name]
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:3*n].split(n)
+    return ImageData(name, d.task.name, d.classes, *(Split(x[i], y[i], i) for i in order))
+
+def main(seeds=20):
+    torch.set_num_threads(1)
+    done = set() if not OUT.exists() else set(
+        pd.read_csv(OUT, usecols=['dataset','n','seed','control']).itertuples(index=False, name=None))
+    for seed in range(int(seeds)):
+        for name,n in SIZES:
+            todo = [a for a in asked() if (name, n, seed, a[0]) not in done]
+            if not todo: continue
+            start,data = time.time(),drawn(name, n, seed)
+            encoders = make_encoders(data.test.x, seed=seed)        # no labels, so no classifier
+            for label,kind,settings in todo:
+                s = sample(make_generator(kind, **settings).fit(data, seed), data.val.y, seed)
+                tests,_ = privacy_tests(s.x, data.train.x, data.test.x, encoders, seed)
+                tests = tests.assign(dataset=name, n=n, seed=seed, control=label)
+                keep = ['dataset','n','seed','control','encoder','test','value','p']
+                tests[keep].to_csv(OUT, mode='a', header=not OUT.exists(), index=False, float_format='%.6g')
+            print(name, n, seed, f'{time.time()-start:.0f} s', flush=True)
+
+
+if __name__ == '__main__': main(*sys.argv[1:])
