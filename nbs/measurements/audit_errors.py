@@ -8,6 +8,7 @@ near-duplicates and drawn anew with every seed. Pixels, random filters and an au
 hold-out images, once a seed. Writes every test's value and p to audit_errors.csv beside it, as they come; the
 same command goes on. The verdicts follow from it in the chapter."""
 import os, sys, time
+from functools import cache
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -27,6 +28,7 @@ def asked(): # (label, name, settings)
     return controls + [(f'jitter {s}', 'jitter', dict(noise=s)) for s in NOISES] + [
         (f'moved_copies {m}', 'moved_copies', dict(move=m)) for m in ('flipped','shifted')]
 
+@cache
 def pool(name):
     "All images of a set, without near-duplicates"
     d = load_data(name)
@@ -36,11 +38,10 @@ def pool(name):
     print(f'{name}: {len(twice)} of {len(x)} images left out as near-duplicates', flush=True)
     return d, x[keep], y[keep]
 
-def drawn(name, n, seed, pools={}):
+def drawn(name, n, seed):
     "Training, unseen (val) and hold-out (test) images, n of each, exchangeable"
     if name == 'phantom': return phantom(n_train=n, n_val=n, n_test=n, holes=False, seed=seed)
-    if name not in pools: pools[name] = pool(name)
-    d,x,y = pools[name]
+    d,x,y = pool(name)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:3*n].split(n)
     return ImageData(name, d.task.name, d.classes, *(Split(x[i], y[i], i) for i in order))
 
