@@ -366,6 +366,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'tsynd/core/unfinished.py'),
                                        'tsynd.core.unfinished.Unfinished.finished': ( 'core/unfinished.html#unfinished.finished',
                                                                                       'tsynd/core/unfinished.py'),
+                                       'tsynd.core.unfinished.Unfinished.say_so_far': ( 'core/unfinished.html#unfinished.say_so_far',
+                                                                                        'tsynd/core/unfinished.py'),
                                        'tsynd.core.unfinished.Unfinished.so_far': ( 'core/unfinished.html#unfinished.so_far',
                                                                                     'tsynd/core/unfinished.py'),
                                        'tsynd.core.unfinished.Unfinished.stage': ( 'core/unfinished.html#unfinished.stage',

@@ -6,7 +6,7 @@
 __all__ = ['Begun', 'beside', 'Unfinished', 'begun', 'resumable', 'check_finished']
 
 # %% ../../nbs/core/11_unfinished.ipynb #4111fd23
-import hashlib, json, os, shutil, time
+import hashlib, json, os, shutil, sys, time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -128,6 +128,12 @@ def so_far(self:Unfinished)->str:
     "What is finished, in words"
     *others,last = self.finished or ['nothing']
     return f"{', '.join(others)} and {last}" if others else last
+
+@patch
+def say_so_far(self:Unfinished):
+    "Say on standard error where unfinished work goes on"
+    if not self.finished: return
+    print(f'tsynd: goes on after {self.so_far}, begun at {self.record.begun}', file=sys.stderr)
 
 # %% ../../nbs/core/11_unfinished.ipynb #956fabb8
 @patch

@@ -9,7 +9,7 @@ __all__ = []
 import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
-    configuration=['TrainingSettings', 'RunConfig', 'EPS', 'QUICK', 'UNWRITTEN', 'StudyConfig',
+    configuration=['TrainingSettings', 'TRIED', 'RunConfig', 'EPS', 'QUICK', 'UNWRITTEN', 'StudyConfig',
                    'ArmSettings'],
     experiment=['prepare_data', 'synthesis', 'epochs_of', 'resolve', 'precision', 'precision_callbacks',
                 'seconds_per_image',

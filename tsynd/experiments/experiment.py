@@ -31,7 +31,7 @@ from ..models.prediction import predict
 from ..robustness.evaluation import robustness_table
 from ..targeting.bf16 import BF16
 from ..targeting.callback import TSynD
-from .configuration import EPS, QUICK, RunConfig
+from .configuration import EPS, QUICK, RunConfig, TRIED
 
 # %% ../../nbs/experiments/01_experiment.ipynb #2ce2af24
 def prepare_data(c:RunConfig,
@@ -70,8 +70,7 @@ def synthesis(c:RunConfig,
               autoencoder # trained, or None to check the settings only
              )->TSynD:
     "The callback that the configuration asks for"
-    asked = 'objective','T','steps','radius','gate','weight','share','every','budget','warmup','renew','seed'
-    return TSynD(autoencoder, keep=5000, **{k: getattr(c, k) for k in asked})
+    return TSynD(autoencoder, keep=5000, **{k: getattr(c, k) for k in (*TRIED, 'seed')})
 
 # %% ../../nbs/experiments/01_experiment.ipynb #be33ae60
 def epochs_of(c, batches): return c.epochs or max(1, round(c.updates/batches)) # of so many batches

@@ -6,7 +6,7 @@
 __all__ = ['save_result', 'save_stage', 'load_stage', 'about_run', 'own_tables', 'run']
 
 # %% ../../nbs/experiments/02_results.ipynb #bcd0f009
-import hashlib, json, sys
+import hashlib, json
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -137,9 +137,7 @@ def run(
         dataset = data.name if mine else as_path_of(asked.dataset)
         c = resolve(replace(asked, dataset=dataset, size=data.shape[-1]), data)
         work.begin(asdict(asked), about_run(c, data))
-        if work.finished and progress:
-            print(f'tsynd: goes on after {work.so_far}, begun at {work.record.begun}', file=sys.stderr)
-        if progress: announce(c, data)
+        if progress: work.say_so_far(); announce(c, data)
         tables,twice = own_tables(data, out)
         keep = partial(work.stage, save=save_stage, load=partial(load_stage, c=c, data=data))
         result = compare(c, data, progress, keep)

@@ -59,8 +59,8 @@ def train(
 def _cbs(c, arm, ae): return [synthesis(c, ae)] if arm == 'tsynd' else callbacks(arm, ae, c.seed)
 
 def _announce(work, data): # on standard error
-    for line in filter(None, (work.finished and f'goes on after {work.so_far}', data.prep, data)):
-        print(line, file=sys.stderr)
+    work.say_so_far()
+    for line in filter(None, (data.prep, data)): print(line, file=sys.stderr)
 
 def _write(folder, bundle, tables, facts):
     save_bundle(bundle, folder/'bundle')

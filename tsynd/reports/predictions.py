@@ -23,6 +23,7 @@ from ..core.errors import as_path, InputError
 from ..core.settings import limited, stated
 from ..core.writing import write_whole
 from ..data.images import to_numpy
+from ..data.subsets import patient_numbers
 from ..deployment.bundle import Bundle
 from ..deployment.calibration import calibration_measures
 from ..deployment.conformal import SEPARATOR
@@ -63,9 +64,8 @@ class Predictions:
         return (T*p.logit()).sigmoid() if self.bundle.task.several else (T*p.log()).softmax(1)
     @property
     def patients(self): # of the readable images, None if unknown; one that has none stands for itself
-        if 'patient' not in self.readable: return None
-        t = self.readable.patient.astype(object)
-        return t.where(t.notna(), [f'image {i}' for i in t.index]).astype(str).to_numpy()
+        numbers = patient_numbers(self.readable)
+        return None if numbers is None else numbers.numpy()
     @property
     def wrong(self): return self.bundle.task.wrong_share(self.p.logit(), self.truth).numpy()
 
