@@ -17,7 +17,7 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     fidelity=['check_features', 'kernel_distance', 'frechet_bias', 'frechet_distance', 'expected_coverage',
               'density_coverage', 'two_sample_classifier'],
     diversity=['KERNELS', 'vendi_score', 'WHOLE', 'vendi_ratio', 'variation_ratio'],
-    copies=['authenticity','check_distances','clearly_nearer','copying_z','equal_sizes','margins',
+    copies=['authenticity','check_distances','clearer_than_training_p','clearly_nearer','copying_z','equal_sizes','margins',
             'near_copies','nearer_to_training','nearest_of_both','swap_p'],
     membership=['HINT','Membership','membership_attack'],
-    privacy=['privacy_tests', 'CONVICTING', 'LEVEL', 'ENOUGH', 'privacy_verdicts']))
+    privacy=['loud','privacy_tests', 'CONVICTING', 'LEVEL', 'ENOUGH', 'privacy_verdicts']))

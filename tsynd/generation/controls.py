@@ -29,8 +29,8 @@ def _pick(s, labels, g, again): # positions in the split, of each label; without
         at[rows] = order[:len(rows)]
     return at
 
-def _fresh(c, labels, g):
-    i = _pick(c.val, labels, g, again=False)
+def _fresh(c, labels, g, again=False):
+    i = _pick(c.val, labels, g, again)
     return c.val.x[i], c.val.index[i], 'fresh'
 
 def _copy(c, labels, g):
@@ -92,10 +92,10 @@ def _collapsed(c, labels, g):
     return _bytes(x*(1+.05*torch.randn(len(x),1,1,1, generator=g))), s.index[i], 'collapsed'
 
 def _wrong(c, labels, g): # a held-out image of another class
-    if labels.ndim > 1: return _fresh(c, 1-labels, g)[:2] + ('wrong label',)
+    if labels.ndim > 1: return _fresh(c, 1-labels, g, again=True)[:2] + ('wrong label',)
     K = len(c.val.y.unique())
     other = (labels + torch.randint(1, K, labels.shape, generator=g)) % K
-    return _fresh(c, other, g)[:2] + ('wrong label',)
+    return _fresh(c, other, g, again=True)[:2] + ('wrong label',)
 
 # %% ../../nbs/generation/01_controls.ipynb #a6b822cb
 class Control(Generator):
