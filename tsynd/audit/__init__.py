@@ -17,7 +17,11 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     fidelity=['check_features', 'kernel_distance', 'frechet_bias', 'frechet_distance', 'expected_coverage',
               'density_coverage', 'two_sample_classifier'],
     diversity=['KERNELS', 'vendi_score', 'WHOLE', 'vendi_ratio', 'variation_ratio'],
-    copies=['authenticity','check_distances','clearer_than_training_p','clearly_nearer','copying_z','equal_sizes','margins',
-            'near_copies','nearer_to_training','nearest_of_both','swap_p'],
+    copies=['authenticity','check_distances','clearer_than_training_p','clearly_nearer','copying_z',
+            'equal_sizes','margins','near_copies','nearer_to_training','nearest_of_both','swap_p'],
     membership=['HINT','Membership','membership_attack'],
-    privacy=['loud','privacy_tests', 'CONVICTING', 'LEVEL', 'ENOUGH', 'privacy_verdicts']))
+    privacy=['loud','privacy_tests', 'CONVICTING', 'LEVEL', 'ENOUGH', 'privacy_verdicts'],
+    labels=['label_agreement'],
+    measures=['COMPONENTS','components','class_rows','measure_encoder','QUESTION_OF','private','measure_all'],
+    verdicts=['HOLDS','FAILS','UNKNOWN','Rule','RULES','QUESTIONS','Verdict','rounded_up','needed','decide',
+              'of_measures','NO_TEST','of_privacy','NO_UTILITY','of_utility','all_verdicts']))
