@@ -12,10 +12,13 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/core/04_progress.ipynb #2b2c85c0
 @contextmanager
-def ticking(progress, total, what='robustness', delay=0): # seconds until a bar appears
-    "Gives a function that counts images; shows a bar with the time left, or calls `progress(done, total)`"
+def ticking(progress, total, what='robustness',
+            delay=0,    # seconds until a bar appears
+            unit='img'  # what is counted
+           ):
+    "Gives a function that counts; shows a bar with the time left, or calls `progress(done, total)`"
     done = 0
-    with tqdm(total=total, desc=what, unit='img', delay=delay, disable=progress is not True) as bar:
+    with tqdm(total=total, desc=what, unit=unit, delay=delay, disable=progress is not True) as bar:
         def tick(n):
             nonlocal done
             done += n; bar.update(n)

@@ -120,19 +120,20 @@ def _names(self:ImageDL, y, change=list):
     return [task_of(y).names(o, names) for o in y]
 
 # %% ../../nbs/data/05_loaders.ipynb #13809be2
-@limited(seed=Seed, bs=stated(ClassifierSettings, 'bs'))
+@limited(seed=Seed, bs=stated(ClassifierSettings, 'bs'), n=whole(1, 10**8))
 def image_dls(data:ImageData,      # every class needs a training image
               bs:int=ClassifierSettings.bs, # images in a batch at most
               seed:int=0,          # of the order
               balanced:bool=ClassifierSettings.balanced, # draw every class equally often in training?
               even:bool=True,      # deal an epoch evenly, or fill every batch but the last?
+              n:int=None,          # draws in an epoch of training; default: as many as there are images
               device=None          # default: the CPU
              )->DataLoaders:
     "Training and validation batches, images in [0,1]"
     check_classes(data)
     mk = lambda s, **kw: ImageDL(s, bs=bs, even=even, seed=seed, classes=data.short, device=device, **kw)
     device = known_device(device or 'cpu')
-    return DataLoaders(mk(data.train, shuffle=True, balanced=balanced), mk(data.val), device=device)
+    return DataLoaders(mk(data.train, shuffle=True, balanced=balanced, n=n), mk(data.val), device=device)
 
 # %% ../../nbs/data/05_loaders.ipynb #6b1f0c02
 @patch(as_prop=True)
