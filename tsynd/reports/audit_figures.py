@@ -33,7 +33,8 @@ def blind_draw(audit     # an `Audit`
     if real.y is None or made.y is None: groups = {'': (np.arange(len(real)), np.arange(len(made)))}
     else: groups = {name: (_members(real.y, c), _members(made.y, c)) for c,name in enumerate(audit.classes)}
     groups = dict(list(groups.items())[:MOST_DRAWN//2])
-    each,g = min(8, MOST_DRAWN//len(groups)),np.random.default_rng(audit.facts.get('seed', 0))
+    each = min(6 if len(groups) > 1 else 12, MOST_DRAWN//len(groups))
+    g = np.random.default_rng(audit.facts.get('seed', 0))
     drawn = {}
     for name,both in groups.items():
         k = min(each, *map(len, both))
