@@ -172,6 +172,7 @@ def differences_plot(differences:pd.DataFrame, # as of `tsynd.audit.utility_diff
         ax.plot(t.difference, y, 'o', color=c.tsynd, mec=c.paper, ms=6.5)
         ax.set_yticks(y, [textwrap.fill(str(k), 24) for k in t.comparison])
         ax.set(xlabel='difference', ylim=(len(t)-.4, -.6))
+        ax.locator_params(axis='x', nbins=5)
         ax.grid(False, axis='y')
     kept = f' Shaded: less than {margin:g}, too little to matter.' if margin else ''
     said = '; '.join(f'{k} {v:+.3f}' for k,v in zip(t.comparison, t.difference))
