@@ -37,7 +37,7 @@ from ..models.classifier import train_classifier
 from ..models.prediction import predict
 from ..robustness.evaluation import robustness_table
 
-# %% ../../nbs/audit/09_utility.ipynb #5c722e19
+# %% ../../nbs/audit/09_utility.ipynb #c805abee
 RATIOS = (.25, 1, 3, 10)        # synthetic images for each real one
 
 Parts = namedtuple('Parts', 'real synthetic more', defaults=(0, 0, 0)) # images of a set, for each real one
@@ -46,7 +46,7 @@ def utility_arms(ratios=RATIOS)->dict: # name: `Parts`
     "What the classifiers are trained on"
     mixed = {f'real + {r:g}': Parts(1, r) for r in ratios}
     return {'real': Parts(1), 'synthetic': Parts(synthetic=1), **mixed,
-            'real twice': Parts(2), 'twice as many real': Parts(1, more=1)}
+            'real twice': Parts(2), 'twice as many real': Parts(1, more=1), 'other real': Parts(more=1)}
 
 UTILITY_ARMS = utility_arms()
 
@@ -256,11 +256,11 @@ def utility(real:Split,       # labelled real images
     done = _run(trainer, plan, keep, jobs, progress)
     return _table(done, arms, seeds, left_out, trainer.updates)
 
-# %% ../../nbs/audit/09_utility.ipynb #e9484a50
+# %% ../../nbs/audit/09_utility.ipynb #ba956e38
 def _asked(table): # (arm, reference)
     mixed,arms = list(dict.fromkeys(table.arm[table.ratio > 0])),{*table.arm}
     every = [('synthetic','real'), *((a, 'real') for a in mixed), *((a, 'real twice') for a in mixed),
-             ('real twice','real'), ('twice as many real','real')]
+             ('real twice','real'), ('twice as many real','real'), ('other real','real')]
     return [q for q in every if {*q} <= arms]
 
 def _over_images(table, arm, reference, seeds, y, measure, replicates): # NaN where it is undefined
@@ -271,7 +271,7 @@ def _over_images(table, arm, reference, seeds, y, measure, replicates): # NaN wh
         if e.field != 'measure': raise
         return np.nan,np.nan            # a class has too few test images
 
-# %% ../../nbs/audit/09_utility.ipynb #6a89bb0e
+# %% ../../nbs/audit/09_utility.ipynb #fc19aaa3
 _DIFFERENCES = ['comparison','difference','low','high','image_low','image_high','p','p_not_worse','p_equal',
                 'n']
 
@@ -279,7 +279,7 @@ def utility_differences(table:pd.DataFrame, # as of `utility`
                         y_test,             # labels of the test images
                         margin:float=.02,   # the largest difference that would not matter, above 0
                         measure:str='auc',  # a column of the table, of which more is better
-                        replicates:int=2000 # of the interval over the images
+                        replicates:int=1000 # of the interval over the images
                        )->pd.DataFrame:     # a row per comparison, `arm` less `reference`
     "What synthetic images, duplicates and other real images change; raises `InputError`"
     check_known('measure', [measure], table.columns)
