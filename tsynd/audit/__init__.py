@@ -20,4 +20,5 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     copies=['authenticity','check_distances','clearly_nearer','copying_z','equal_sizes','margins',
             'near_copies','nearer_to_training','nearest_of_both','swap_p'],
     membership=['HINT','Membership','membership_attack'],
-    privacy=['privacy_tests', 'CONVICTING', 'LEVEL', 'ENOUGH', 'privacy_verdicts']))
+    privacy=['privacy_tests', 'CONVICTING', 'LEVEL', 'ENOUGH', 'privacy_verdicts'],
+    utilities=['RATIOS', 'Parts', 'utility_arms', 'UTILITY_ARMS', 'utility', 'utility_differences']))
