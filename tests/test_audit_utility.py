@@ -95,8 +95,9 @@ def test_wrong_labels_are_worse_than_fresh_images(data):
 def test_several_labels(data):
     def both(s): return replace(s, y=(s.factors[:, :2] > .5).float())
     d = phantom(n_train=24, n_val=24, n_test=20, size=12, holes=False)
-    t = utility(both(d.train), both(d.val), both(d.test), ['large', 'spiculated'], 'multi-label, binary-class',
-                seeds=2, settings=FAST, rows=['real', 'synthetic'])
+    sets = [both(s) for s in (d.train, d.val, d.test)]
+    t = utility(*sets, ['large', 'spiculated'], 'multi-label, binary-class', seeds=2, settings=FAST,
+                rows=['real', 'synthetic'])
     assert t.auc.between(0, 1).all() and t.attrs['probabilities']['real'].shape == (2, 20, 2)
     assert utility_differences(t, both(d.test).y, replicates=100).notna().all(axis=None)
 
