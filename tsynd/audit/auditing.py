@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FEWEST', 'Audit', 'planted_sets', 'planted_ps', 'nearest_pairs', 'feature_map', 'audit']
 
-# %% ../../nbs/audit/12_auditing.ipynb #6d83bd89
+# %% ../../nbs/audit/12_auditing.ipynb #fb4918a8
 import math, platform, time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 
 import numpy as np
@@ -18,9 +18,8 @@ from .distances import near_duplicates, nearest, nearest_image
 from .encoders import make_encoders
 from .measures import components, measure_all, private
 from .privacy import CONVICTING, privacy_tests
-from .utility import utility, utility_differences
+from .utilities import utility, utility_differences
 from .verdicts import all_verdicts
-from ..core.defaults import ClassifierSettings
 from ..core.errors import InputError
 from ..core.settings import limited, Seed
 from ..data.images import Split
@@ -94,7 +93,7 @@ def planted_ps(synthetic, real, test, encoder, seed=0)->dict: # question: p
         found[key] = float(tests.p[tests.test == CONVICTING[key]].iloc[0])
     return found
 
-# %% ../../nbs/audit/12_auditing.ipynb #cc794400
+# %% ../../nbs/audit/12_auditing.ipynb #6b4e01ff
 def _threshold(real, test, encoder): # distance within which one in twenty new images would be
     if test is None:
         f = encoder(real.x)
@@ -109,8 +108,8 @@ def nearest_pairs(synthetic:Split, real:Split, test:Split|None, encoder, progres
     if test is None: e,j = torch.full_like(d, math.nan),torch.full_like(i, -1)
     else: e,j = nearest_image(synthetic.x, test.x, encoder, progress=progress)
     limit = _threshold(real, test, encoder)
-    table = pd.DataFrame(dict(image=np.arange(len(d)), training=real.index[i], distance=d,
-                              test=j if test is None else test.index[j], test_distance=e, threshold=limit))
+    table = pd.DataFrame(dict(image=np.arange(len(d)), training=i, distance=d, test=j, test_distance=e,
+                              threshold=limit))
     table['copy'] = (table.distance <= limit) & ~(table.test_distance <= table.distance)
     return table.sort_values('distance', kind='stable').reset_index(drop=True)
 

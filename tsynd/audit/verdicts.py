@@ -196,7 +196,7 @@ def of_privacy(tests:pd.DataFrame,   # as of `privacy_tests`, or None without te
         found[key] = _verdict(word, row, sentence, more)
     return found
 
-# %% ../../nbs/audit/11_verdicts.ipynb #f54a3711
+# %% ../../nbs/audit/11_verdicts.ipynb #c89cd15d
 NO_UTILITY = 'No classifier was trained on the images; ask for it with --utility.'
 
 def of_utility(differences:pd.DataFrame|None # as of `utility_differences`
@@ -209,10 +209,10 @@ def of_utility(differences:pd.DataFrame|None # as of `utility_differences`
     rule,loss = RULES['utility'],-100*g.difference
     said = (f'A classifier trained on synthetic images alone loses {loss:.1f} points of AUC on real images '
             f'[{-100*high:.1f}, {-100*low:.1f}]')
-    word = HOLDS if low >= rule.tolerance else FAILS if high < 0 else UNKNOWN
+    word = HOLDS if low >= rule.tolerance else FAILS if high < rule.tolerance else UNKNOWN
     n = None
     if word == UNKNOWN:
-        gap = abs(g.difference-rule.tolerance) if g.difference > rule.tolerance else abs(g.difference)
+        gap = abs(g.difference-rule.tolerance)
         n = max(rounded_up(g.n*((high-low)/2/gap)**2), int(g.n)+1) if gap else None
         said += f', which says too little{_seeds(n)}'
     row = pd.Series(dict(value=g.difference, reference=0., low=low, high=high))

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['RATIOS', 'Parts', 'UTILITY_ARMS', 'utility_arms', 'utility', 'utility_differences']
 
-# %% ../../nbs/audit/09_utility.ipynb #cc54c557
+# %% ../../nbs/audit/09_utility.ipynb #1e113b82
 import hashlib, io, json, pickle
 from collections import namedtuple
 from concurrent.futures import as_completed, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from zipfile import BadZipFile
@@ -22,7 +22,7 @@ from fastcore.basics import patch
 
 from ..core.defaults import ClassifierSettings
 from ..core.devices import device as known_device
-from ..core.errors import as_path, check_known, check_range, InputError
+from ..core.errors import as_path, check_known, check_range, InputError, shown
 from ..core.progress import ticking
 from ..core.settings import checked, limited, whole
 from ..core.tasks import as_task, Task
@@ -37,7 +37,7 @@ from ..models.classifier import train_classifier
 from ..models.prediction import predict
 from ..robustness.evaluation import robustness_table
 
-# %% ../../nbs/audit/09_utility.ipynb #5c722e19
+# %% ../../nbs/audit/09_utility.ipynb #c805abee
 RATIOS = (.25, 1, 3, 10)        # synthetic images for each real one
 
 Parts = namedtuple('Parts', 'real synthetic more', defaults=(0, 0, 0)) # images of a set, for each real one
@@ -46,12 +46,12 @@ def utility_arms(ratios=RATIOS)->dict: # name: `Parts`
     "What the classifiers are trained on"
     mixed = {f'real + {r:g}': Parts(1, r) for r in ratios}
     return {'real': Parts(1), 'synthetic': Parts(synthetic=1), **mixed,
-            'real twice': Parts(2), 'twice as many real': Parts(1, more=1)}
+            'real twice': Parts(2), 'twice as many real': Parts(1, more=1), 'other real': Parts(more=1)}
 
 UTILITY_ARMS = utility_arms()
 
-# %% ../../nbs/audit/09_utility.ipynb #a86859d7
-def _drawn(s, k, seed): # positions of k images
+# %% ../../nbs/audit/09_utility.ipynb #6a2cdedd
+def _drawn(s, k, seed): # positions of k images; of more than there are, all of them first
     turns,rest = divmod(k, len(s))
     return torch.cat([torch.arange(len(s))]*turns + [stratified_order(s.y, seed)[:rest]])
 
@@ -207,14 +207,17 @@ def _prepared(sets, classes, task): # checked, and without what a training does 
     return {k: Split(s.x.cpu(), s.y.cpu().float() if task.several else s.y.cpu().long(),
                      torch.arange(len(s))) for k,s in sets.items()}
 
-# %% ../../nbs/audit/09_utility.ipynb #6a66f3c3
+# %% ../../nbs/audit/09_utility.ipynb #bcc89aac
 def _plan(sets, arms, seeds, classes, task): # {(arm, seed): counts}; {arm: why it is left out}
     wanted = {a: _wanted(a, parts, sets) for a,parts in arms.items()}
     left_out = {a: w for a,w in wanted.items() if isinstance(w, str)}
     lacking = task.missing(sets['synthetic'].y, len(classes))
     if lacking and 'synthetic' in wanted:
         names = ', '.join(repr(str(classes[c])) for c in lacking)
-        left_out['synthetic'] = f'synthetic has no {task.needs} {names}, so no classifier can learn from it alone'
+        left_out['synthetic'] = f'synthetic has no {task.needs} {names}, and no classifier learns without'
+    if len(left_out) == len(arms):
+        raise InputError(f'rows are {shown(list(arms))}, of which none can be trained: '
+                         f'{next(iter(left_out.values()))}', 'rows', list(arms))
     return {(a,s): wanted[a] for s in range(seeds) for a in wanted if a not in left_out}, left_out
 
 def _table(done, arms, seeds, left_out, updates): # in the order of the arms
@@ -226,7 +229,7 @@ def _table(done, arms, seeds, left_out, updates): # in the order of the arms
                     left_out=left_out, updates=updates)
     return t
 
-# %% ../../nbs/audit/09_utility.ipynb #7ab79322
+# %% ../../nbs/audit/09_utility.ipynb #5f32487d
 @limited(seeds=whole(2, 1000), jobs=whole(1, 1000))
 def utility(real:Split,       # labelled real images
             synthetic:Split,  # labelled synthetic images of the same shape
@@ -236,17 +239,17 @@ def utility(real:Split,       # labelled real images
             more:Split=None,  # other real images, for `twice as many real`
             seeds:int=5,      # trainings of each arm
             ratios=RATIOS,    # synthetic images for each real one
-            settings:ClassifierSettings=ClassifierSettings(), # of every classifier
+            settings:ClassifierSettings=None, # of every classifier; default: those of a run
             robustness:bool=False, # measure perturbed and attacked test images, too?
             rows:list=None,   # arms, as in `UTILITY_ARMS`; default: all that can be trained
             keep:str|Path=None, # a folder for finished trainings, with which the same call goes on
             jobs:int=1,       # trainings at a time, each in a process of its own
             progress=False,   # True: a bar with the time left; or a function of (done, total)
             device='cpu'
-           )->pd.DataFrame:   # a row per arm and seed; `attrs`: probabilities {arm: (S,N,C)}, left_out, updates
+           )->pd.DataFrame:   # a row per arm and seed; attrs: probabilities {arm: (S,N,C)}, left_out, updates
     "Classifiers of all arms, measured on real test images; raises `InputError`"
     for r in ratios: check_range('ratios', r, lo=0, hi=1000, open_lo=True)
-    task,arms,settings = as_task(task),utility_arms(ratios),checked(settings)
+    task,arms,settings = as_task(task),utility_arms(ratios),checked(settings or ClassifierSettings())
     check_known('rows', rows or (), arms)
     sets = dict(real=real, synthetic=synthetic, test=test) | ({} if more is None else dict(more=more))
     sets = _prepared(sets, classes, task)
@@ -256,11 +259,11 @@ def utility(real:Split,       # labelled real images
     done = _run(trainer, plan, keep, jobs, progress)
     return _table(done, arms, seeds, left_out, trainer.updates)
 
-# %% ../../nbs/audit/09_utility.ipynb #e9484a50
+# %% ../../nbs/audit/09_utility.ipynb #465628c2
 def _asked(table): # (arm, reference)
     mixed,arms = list(dict.fromkeys(table.arm[table.ratio > 0])),{*table.arm}
     every = [('synthetic','real'), *((a, 'real') for a in mixed), *((a, 'real twice') for a in mixed),
-             ('real twice','real'), ('twice as many real','real')]
+             *((a, 'real') for a in ('real twice','twice as many real','other real'))]
     return [q for q in every if {*q} <= arms]
 
 def _over_images(table, arm, reference, seeds, y, measure, replicates): # NaN where it is undefined
@@ -271,7 +274,7 @@ def _over_images(table, arm, reference, seeds, y, measure, replicates): # NaN wh
         if e.field != 'measure': raise
         return np.nan,np.nan            # a class has too few test images
 
-# %% ../../nbs/audit/09_utility.ipynb #6a89bb0e
+# %% ../../nbs/audit/09_utility.ipynb #62066d7d
 _DIFFERENCES = ['comparison','difference','low','high','image_low','image_high','p','p_not_worse','p_equal',
                 'n']
 
@@ -279,10 +282,10 @@ def utility_differences(table:pd.DataFrame, # as of `utility`
                         y_test,             # labels of the test images
                         margin:float=.02,   # the largest difference that would not matter, above 0
                         measure:str='auc',  # a column of the table, of which more is better
-                        replicates:int=2000 # of the interval over the images
+                        replicates:int=1000 # of the interval over the images
                        )->pd.DataFrame:     # a row per comparison, `arm` less `reference`
     "What synthetic images, duplicates and other real images change; raises `InputError`"
-    check_known('measure', [measure], table.columns)
+    check_known('measure', [measure], table.select_dtypes('number').columns)
     check_range('margin', margin, lo=0, open_lo=True)
     if table[measure].isna().any():
         raise InputError(f'measure {measure} is undefined, as a class has no test image; use accuracy',
