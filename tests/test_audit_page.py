@@ -9,7 +9,7 @@ from refused import refused
 from test_report import EVIL, Page
 from tsynd.data import Split
 from tsynd.reports import (
-    audit_html, blind_draw, differences_plot, map_plot, nearest_pairs, Plot, utility_plot, write_audit)
+    audit_html, blind_draw, differences_plot, map_plot, shown_pairs, Plot, utility_plot, write_audit)
 
 QUESTIONS = ['fidelity', 'diversity', 'utility', 'copies', 'membership', 'labels']
 WORDS = ['holds', 'cannot say', 'holds', 'fails', 'fails', 'cannot say']
@@ -161,7 +161,7 @@ def test_the_pairs_are_files_that_show_the_images(tmp_path):
 def test_copies_come_first_though_others_are_nearer():
     t = make_audit().nearest
     t.loc[1, 'distance'] = -1.
-    pairs = nearest_pairs(SimpleNamespace(nearest=t.sort_values('distance')))
+    pairs = shown_pairs(SimpleNamespace(nearest=t.sort_values('distance')))
     assert pairs['copy'].tolist() == [True]*10 + [False]*2 and pairs.image.tolist()[10] == 1
 
 def test_pairs_tell_distance_threshold_and_path():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FEWEST', 'Audit', 'planted_sets', 'planted_ps', 'nearest_pairs', 'feature_map', 'audit']
 
-# %% ../../nbs/audit/12_auditing.ipynb #fb4918a8
+# %% ../../nbs/audit/12_auditing.ipynb #d601009b
 import math, platform, time
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -19,7 +19,7 @@ from .encoders import make_encoders
 from .measures import components, measure_all, private
 from .privacy import CONVICTING, privacy_tests
 from .utilities import utility, utility_differences
-from .verdicts import all_verdicts
+from .verdicts import all_verdicts, RULES
 from ..core.errors import InputError
 from ..core.settings import limited, Seed
 from ..data.images import Split
@@ -44,13 +44,13 @@ class Audit:
     names: dict = field(default_factory=dict)  # of the sets
     facts: dict = field(default_factory=dict)
 
-# %% ../../nbs/audit/12_auditing.ipynb #204a7967
+# %% ../../nbs/audit/12_auditing.ipynb #3f862140
 _MOST = 10_000   # synthetic images among which doubles are looked for
 
 def _doubles(real, test, synthetic): # table of pairs
     found = {'inside the real images': near_duplicates(real.x)}
     if test is not None:
-        found |= {'real and test images': near_duplicates(test.x, real.x),
+        found |= {'between test and real images': near_duplicates(test.x, real.x),
                   'inside the test images': near_duplicates(test.x)}
     found['inside the synthetic images'] = near_duplicates(synthetic.x[:_MOST])
     return pd.concat([t.assign(where=k) for k,t in found.items()], ignore_index=True)
@@ -65,7 +65,7 @@ def _cleared(real, test, pairs): # both sets without near-duplicates
     def rows(where, column): return t[column][t.index == where].tolist()
     real = _without(real, rows('inside the real images', 'other_image'))
     if test is None: return real, None
-    return real, _without(test, rows('real and test images', 'image')
+    return real, _without(test, rows('between test and real images', 'image')
                           + rows('inside the test images', 'other_image'))
 
 # %% ../../nbs/audit/12_auditing.ipynb #8d035394
@@ -125,7 +125,7 @@ def feature_map(encoder, real:Split, synthetic:Split, test:Split=None, most:int=
     table.attrs['encoder'] = encoder.name
     return table
 
-# %% ../../nbs/audit/12_auditing.ipynb #d4519ff5
+# %% ../../nbs/audit/12_auditing.ipynb #1d4193a1
 FEWEST = 20     # images a set must have
 
 def _check_sets(**sets):
@@ -140,11 +140,10 @@ def _check_sets(**sets):
                              'bring them to one size and as many channels', f'{k} images')
 
 def _notes(pairs, labelled, test, classes):
-    counts = pairs['where'].value_counts()
-    said = [f'{n:,} pairs of near-duplicates {k}'.replace('duplicates real and', 'duplicates of real and')
-            for k,n in counts.items()]
-    notes = [f"Found before anything was measured: {'; '.join(said)}. Of each pair of real images one was "
-             'left out.'] if said else []
+    counts = pairs['where'].value_counts(sort=False)
+    said = [f"{n:,} pair{'s'*(n != 1)} {k}" for k,n in counts.items()]
+    notes = [f"Near-duplicates, found before anything was measured: {'; '.join(said)}. Of each pair of real "
+             'images one was left out.'] if said else []
     if not labelled: notes.append('There are no labels, so nothing is said by class, of labels, or of utility.')
     if test is None: notes.append('There are no test images, so nothing is said of privacy.')
     return notes
@@ -194,7 +193,7 @@ def audit(synthetic:Split,
                  _notes(pairs, labelled, test, classes), names or {}, _facts(made, sizes, clock, seed=seed,
                                                                              quick=quick, planted=planted))
 
-# %% ../../nbs/audit/12_auditing.ipynb #b2ad80f3
+# %% ../../nbs/audit/12_auditing.ipynb #1dc34506
 def _useful(trained, synthetic, real, test, classes, progress): # (table, differences), or Nones
     if trained is None: return None, None
     if test is None: raise InputError('utility needs test images, which classifiers never see; give --test, or '
@@ -205,4 +204,4 @@ def _useful(trained, synthetic, real, test, classes, progress): # (table, differ
     several = real.y.ndim == 2
     task = 'multi-label, binary-class' if several else 'binary-class' if len(classes) == 2 else 'multi-class'
     rows = utility(real, synthetic, test, list(classes), task, progress=progress, **trained)
-    return rows, utility_differences(rows, test.y)
+    return rows, utility_differences(rows, test.y, margin=-RULES['utility'].tolerance)

@@ -19,7 +19,7 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
               'adapter', 'expected', 'checked', 'Row', 'rows', 'type_of', 'stated', 'bounds', 'check_kind',
               'derived', 'takes', 'limited'],
     defaults=['AutoencoderSettings', 'ClassifierSettings', 'SynthesisSettings', 'TargetingSettings',
-              'LongText', 'ReadingSettings', 'PredictionSettings'],
+              'LongText', 'ReadingSettings', 'PredictionSettings', 'AuditSettings'],
     devices=['device', 'has_bf16'],
     writing=['system_errors', 'write_whole', 'no_link', 'make_folder'],
     schemas=['parse_json', 'read_json', 'conform'],

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LongText', 'AutoencoderSettings', 'ClassifierSettings', 'SynthesisSettings', 'TargetingSettings', 'ReadingSettings',
-           'PredictionSettings']
+           'PredictionSettings', 'AuditSettings']
 
 # %% ../../nbs/core/06_defaults.ipynb #7f4d76cd
 from dataclasses import dataclass
@@ -116,3 +116,25 @@ class PredictionSettings(Settings):
                           'on the page: of the second of two classes, for the predictive values; '
                           'by default that of the images'] = None
     device: Annotated[Text, 'cpu, cuda or mps'] = 'cpu'
+
+# %% ../../nbs/core/06_defaults.ipynb #73c32960
+_PART = Literal['train','val','test','all']
+
+@dataclass(kw_only=True)
+class AuditSettings(Settings):
+    "What is asked of an audit"
+    size: Annotated[whole(4, 1024), 'height and width to which all images are brought, pixels'] = 28
+    synthetic_part: Annotated[_PART, 'which part of the synthetic images, where they have parts'] = 'train'
+    real_part: Annotated[_PART, 'which part of the real images: what the generator saw'] = 'train'
+    test_part: Annotated[_PART, 'which part of the test images: what the generator never saw'] = 'test'
+    quick: Annotated[bool, 'train no encoder: faster, and less is seen'] = False
+    encoder: Annotated[Text|None, 'one more encoder, timm:NAME'] = None
+    encoder_weights: Annotated[LongText|None, 'its weights: timm for its own, or a file .safetensors or .pth'] = None
+    encoder_size: Annotated[whole(1, 4096)|None, 'pixels a side that it is for'] = None
+    utility: Annotated[bool, 'train classifiers on real images, on synthetic ones and on both: minutes'] = False
+    seeds: Annotated[whole(2, 1000), 'trainings of each kind of classifier'] = 5
+    updates: Annotated[whole(1, 10**7), 'weight updates of each classifier'] = 300
+    model: Annotated[Text, 'the classifier: small_resnet, resnet18 or timm:NAME'] = 'small_resnet'
+    robustness: Annotated[bool, 'measure the classifiers on perturbed and attacked images, too'] = False
+    jobs: Annotated[whole(1, 256), 'trainings at a time, one thread each'] = 2
+    seed: Annotated[Seed, 'of everything that is drawn'] = 0

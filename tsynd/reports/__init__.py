@@ -40,8 +40,9 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
                  'predictions_report'],
     comparison=['SAME', 'read_runs', 'compare_runs', 'differing_settings', 'comparison_plot',
                 'comparison_html', 'write_comparison'],
-    audit_figures=['MOST_DRAWN', 'blind_draw', 'SIDE', 'image_uri', 'MOST_PAIRS', 'nearest_pairs',
+    audit_figures=['MOST_DRAWN', 'blind_draw', 'SIDE', 'image_uri', 'MOST_PAIRS', 'shown_pairs',
                    'pair_images', 'pair_picture', 'MOST_POINTS', 'map_plot', 'LINES', 'utility_plot',
                    'differences_plot'],
     audit_page=['verdicts_html', 'audit_finding', 'drawn_html', 'pairs_html', 'utility_html', 'MOST_ROWS',
-                'numbers_html', 'audit_html', 'audit_record', 'write_audit']))
+                'numbers_html', 'audit_html', 'audit_record', 'write_audit'],
+    audit_command=['run_audit', 'audit_words']))

@@ -12,17 +12,15 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from ..audit.verdicts import QUESTIONS, RULES
 from ..core.errors import as_path
 from ..core.writing import make_folder, write_whole
 from .audit_figures import (
-    blind_draw, differences_plot, image_uri, map_plot, nearest_pairs, pair_images, pair_picture, utility_plot)
+    blind_draw, differences_plot, image_uri, map_plot, shown_pairs, pair_images, pair_picture, utility_plot)
 from .page import figure_html, render, style_sheet
 from .words import capital, finite, fixed
 
 # %% ../../nbs/reports/17_audit_page.ipynb #9144c38b
-_QUESTIONS = dict(fidelity='looks like the real images', diversity='as varied', utility='useful',
-                  copies='does not copy', membership='does not betray members', labels='labels right')
-
 def _digits(value): # three that mean something
     v = finite(value)
     if math.isnan(v): return '–'
@@ -46,14 +44,14 @@ def _facts_of(key, v): # of a verdict: name, value
 def verdicts_html(audit # an `Audit`
                  )->Markup:
     "A card for each question"
-    cards = [dict(question=capital(_QUESTIONS.get(k, k)), word=v.verdict, sentence=v.sentence,
+    cards = [dict(question=capital(QUESTIONS.get(k, k)), word=v.verdict, sentence=v.sentence,
                   facts=_facts_of(k, v)) for k,v in audit.verdicts.items()]
     return render('audit_verdicts.html', cards=cards)
 
 def audit_finding(audit)->str:
     "What came out, in a sentence for each verdict there is"
     said = {'holds': 'Holds', 'fails': 'Fails', 'cannot say': 'Cannot be said'}
-    parts = {w: [_QUESTIONS.get(k, k) for k,v in audit.verdicts.items() if v.verdict == w] for w in said}
+    parts = {w: [QUESTIONS.get(k, k) for k,v in audit.verdicts.items() if v.verdict == w] for w in said}
     return ' '.join(f"{said[w]}: {', '.join(of)}." for w,of in parts.items() if of)
 
 # %% ../../nbs/reports/17_audit_page.ipynb #fff356ae
@@ -93,7 +91,7 @@ def _duplicates(audit): # a sentence for each place where there are any
 # %% ../../nbs/reports/17_audit_page.ipynb #2153ed39
 def pairs_html(audit)->Markup:
     "The nearest pairs with distance and threshold, and what is nearly equal inside the sets"
-    t,cases = audit.nearest,[_case(audit, r) for r in nearest_pairs(audit).itertuples()]
+    t,cases = audit.nearest,[_case(audit, r) for r in shown_pairs(audit).itertuples()]
     copies = int(t['copy'].sum()) if t.threshold.notna().any() else None
     return render('audit_pairs.html', cases=cases, n=len(audit.synthetic), n_copies=copies,
                   tested=audit.test is not None, duplicates=list(_duplicates(audit)))
@@ -137,8 +135,8 @@ def numbers_html(audit)->Markup:
     t = audit.measures
     of_class = (t.group != 'whole').cumsum().where(t.group != 'whole', 0)
     some = t[of_class <= MOST_ROWS]
-    order = [*_QUESTIONS, *[q for q in t.question.unique() if q not in _QUESTIONS]]
-    questions = [(capital(_QUESTIONS.get(q, q)), *_question(some[some.question == q]))
+    order = [*QUESTIONS, *[q for q in t.question.unique() if q not in QUESTIONS]]
+    questions = [(capital(QUESTIONS.get(q, q)), *_question(some[some.question == q]))
                  for q in order if (some.question == q).any()]
     return render('audit_numbers.html', questions=questions, left=len(t)-len(some))
 
@@ -191,7 +189,7 @@ _TABLES = dict(measures='measures', nearest='nearest', duplicates='duplicates', 
 
 def _write_pairs(audit, folder):
     make_folder(folder)
-    for k,row in enumerate(nearest_pairs(audit).itertuples(), 1):
+    for k,row in enumerate(shown_pairs(audit).itertuples(), 1):
         f = io.BytesIO()
         pair_picture([x for _,x in pair_images(audit, row).values()]).save(f, 'PNG')
         write_whole(folder/f'{k:02}_image{int(row.image)}_training{int(row.training)}.png', f.getvalue())
