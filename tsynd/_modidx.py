@@ -1537,6 +1537,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'tsynd.reports.audit_page._question': ( 'reports/audit_page.html#_question',
                                                                                   'tsynd/reports/audit_page.py'),
                                           'tsynd.reports.audit_page._row': ('reports/audit_page.html#_row', 'tsynd/reports/audit_page.py'),
+                                          'tsynd.reports.audit_page._rules': ( 'reports/audit_page.html#_rules',
+                                                                               'tsynd/reports/audit_page.py'),
                                           'tsynd.reports.audit_page._span': ( 'reports/audit_page.html#_span',
                                                                               'tsynd/reports/audit_page.py'),
                                           'tsynd.reports.audit_page._trained': ( 'reports/audit_page.html#_trained',

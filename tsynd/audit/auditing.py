@@ -148,7 +148,7 @@ def _notes(pairs, labelled, test, classes):
     if test is None: notes.append('There are no test images, so nothing is said of privacy.')
     return notes
 
-# %% ../../nbs/audit/12_auditing.ipynb #ce921572
+# %% ../../nbs/audit/12_auditing.ipynb #1931bc16
 class _Clock(dict): # seconds of each stage
     def __init__(self): self.at = time.perf_counter()
     def done(self, name):
@@ -178,7 +178,7 @@ def audit(synthetic:Split,
     pairs = _doubles(real, test, synthetic)
     R,H = _cleared(real, test, pairs); clock.done('duplicates')
     _check_sets(real=R, test=H)
-    made = make_encoders(*((R, quick, seed, 'training') if H is None else (H, quick, seed)), progress=progress)
+    made = make_encoders(*((R.x, quick, seed, 'training') if H is None else (H, quick, seed)), progress=progress)
     made += list(encoders); clock.done('encoders')
     measures,_,tests = measure_all(made, R, synthetic, H, classes, seed, progress); clock.done('measures')
     near = nearest_pairs(synthetic, real, test, made[0], progress); clock.done('nearest images')

@@ -26,7 +26,7 @@ from ..data.preparing import decide, prepare, Preparation
 from ..data.splits import PARTS
 from ..deployment.inputs import prepare_all
 
-# %% ../../nbs/audit/13_sets.ipynb #a0eb74cb
+# %% ../../nbs/audit/13_sets.ipynb #f89ec414
 @dataclass
 class ImageSet:
     "Images as one source has them"
@@ -37,6 +37,7 @@ class ImageSet:
     classes: list|None      # names, in order
     table: pd.DataFrame|None
     prep: Preparation|None  # how files became images
+    parts: bool = False     # has it parts?
 
 def _joined(parts, part, what, name): # splits of a set with parts
     there = {k: s for k,s in parts.items() if s is not None and len(s)}
@@ -52,14 +53,14 @@ def _known(what, name, part, root, size):
     d = load_data(name, root, size)
     x,y,table = _joined({k: getattr(d, k) for k in PARTS}, part, what, name)
     labels = y if d.task.several else [d.classes[i] for i in y]
-    return ImageSet(what, name, x, labels, list(d.classes), table, d.prep)
+    return ImageSet(what, name, x, labels, list(d.classes), table, d.prep, True)
 
-# %% ../../nbs/audit/13_sets.ipynb #e5b77b50
-def _arrays(path, part, what): # (images, labels or None)
+# %% ../../nbs/audit/13_sets.ipynb #de54b3e8
+def _arrays(path, part, what): # (images, labels or None), and has it parts?
     names = [f'{p}_{k}' for p in PARTS for k in ('images','labels')]
     found = read_npz(path, 'expected an archive in the layout of MedMNIST, or with images and labels',
                      [*names, 'images', 'labels'])
-    if 'images' in found: return found['images'], found.get('labels')
+    if 'images' in found: return found['images'], found.get('labels'), False
     there = [p for p in PARTS if f'{p}_images' in found and len(found[f'{p}_images'])]
     chosen = there if part == 'all' else [p for p in there if p == part]
     if not chosen:
@@ -68,7 +69,7 @@ def _arrays(path, part, what): # (images, labels or None)
                          f'--{what}-part', f'{what} images', part)
     labels = [found.get(f'{p}_labels') for p in chosen]
     return (np.concatenate([found[f'{p}_images'] for p in chosen]),
-            None if any(y is None for y in labels) else np.concatenate(labels))
+            None if any(y is None for y in labels) else np.concatenate(labels), True)
 
 def _checked(x, y, where): # images, and labels as class numbers or zeros and ones
     grey,colour = x.ndim == 3,x.ndim == 4 and x.shape[3] == 3
@@ -82,24 +83,25 @@ def _checked(x, y, where): # images, and labels as class numbers or zeros and on
                          'as many rows of zeros and ones', where, y.shape)
     return x, y
 
-# %% ../../nbs/audit/13_sets.ipynb #eef7c110
+# %% ../../nbs/audit/13_sets.ipynb #d49a0c45
 def _channels(x): return 1 if x.ndim == 3 or not np.ptp(x.astype(np.int16), axis=3).max() else 3
 
 def _npz(what, name, part, prep, size, names, resize):
-    x,y = _checked(*_arrays(as_path(what, name), part, what), name)
+    *given,parts = _arrays(as_path(what, name), part, what)
+    x,y = _checked(*given, name)
     prep = prep or Preparation(size, _channels(x), resize)
     plain = x.shape[1:3] == (prep.size, prep.size) and _channels(x) == prep.channels and x.ndim == 3
     images = torch.from_numpy(x)[:,None] if plain else torch.stack([prep(a) for a in x])
-    if y is None: return ImageSet(what, name, images, None, None, None, prep)
+    if y is None: return ImageSet(what, name, images, None, None, None, prep, parts)
     several = y.ndim == 2
     n = y.shape[1] if several else int(y.max())+1
     classes = [v.strip() for v in names.split(',')] if names else [str(i) for i in range(n)]
     if len(classes) < n: raise InputError(f'class_names are {len(classes)}, but {name} has {n} classes',
                                           'class_names', len(classes))
     labels = torch.from_numpy(y.astype(np.float32)) if several else [classes[i] for i in y]
-    return ImageSet(what, name, images, labels, classes, None, prep)
+    return ImageSet(what, name, images, labels, classes, None, prep, parts)
 
-# %% ../../nbs/audit/13_sets.ipynb #f71500bf
+# %% ../../nbs/audit/13_sets.ipynb #1a53bb62
 _FINDING = ('path_column','label_column','label_columns','separator','patient_column','split_column',
             'acquisition','skip_unreadable')
 
@@ -137,8 +139,9 @@ def _files(what, name, part, prep, root, size, s, progress):
                                s.skip_unreadable, progress)
         table = table[~table.path.isin(bad)].reset_index(drop=True)
     else: x,table = _pixels(table, _deep(table, prep, s), s, progress)
-    return _labelled(ImageSet(what, name, x, None, None, table.drop(columns='label'), prep),
-                     table.label, attrs.get('labels'))
+    rest = table.drop(columns='label')
+    return _labelled(ImageSet(what, name, x, None, None, rest, prep, 'split' in table), table.label,
+                     attrs.get('labels'))
 
 def _labelled(s, texts, several):
     if several:
@@ -204,7 +207,7 @@ def _labels(sets): # {what: labels or None}, classes, notes
     return {k: None if s.labels is None else class_numbers(s, real.classes) for k,s in sets.items()}, \
            list(real.classes), notes
 
-# %% ../../nbs/audit/13_sets.ipynb #4f86519f
+# %% ../../nbs/audit/13_sets.ipynb #80386cbd
 @dataclass
 class AuditSets:
     "What an audit is about"
@@ -238,5 +241,5 @@ def audit_sets(synthetic:str|Path, # a known name, a folder, a table or an npz f
     y,classes,notes = _labels(sets)
     notes.insert(0, f'All images are {prep}.')
     splits = {k: _split(s, y[k]) for k,s in sets.items()}
-    names = {k: f'{s.name}, part {parts[k]}' if s.name in known_names() else s.name for k,s in sets.items()}
+    names = {k: f'{s.name}, {parts[k]}' if s.parts else s.name for k,s in sets.items()}
     return AuditSets(**{k: splits.get(k) for k in given}, classes=classes, names=names, notes=notes)

@@ -68,7 +68,7 @@ def needed(row, bound:float, z:float=2.5)->int: # z: what a corrected test asks 
     if not gap or not np.isfinite(half/gap): return None
     return max(rounded_up(row.n*(half/gap)**2), int(row.n)+1)
 
-# %% ../../nbs/audit/11_verdicts.ipynb #ad25a1b8
+# %% ../../nbs/audit/11_verdicts.ipynb #f158bcac
 def decide(rows:pd.DataFrame, # value, reference, low, high, n, p of being worse; a row for each encoder
            bound,             # what the value may be at worst; a number, or one for each row
            worse:int          # +1: more is worse; -1: less is
@@ -77,7 +77,7 @@ def decide(rows:pd.DataFrame, # value, reference, low, high, n, p of being worse
     end,bound = rows.high if worse > 0 else rows.low,pd.Series(bound, rows.index)
     room = worse*(bound-end)                                    # what is left of the tolerance
     if (room >= 0).all(): return HOLDS, rows.loc[room.idxmin()]
-    p = pd.Series(holm(rows.p.to_numpy()), rows.index)
+    p = pd.Series(holm(rows.p.to_numpy()), rows.index).where(worse*(rows.value-bound) > 0, 1.)
     return (FAILS, rows.loc[p.idxmin()]) if p.min() <= LEVEL else (UNKNOWN, rows.loc[room.idxmin()])
 
 # %% ../../nbs/audit/11_verdicts.ipynb #a29a01f4

@@ -156,6 +156,8 @@ def _flat(facts): # names and values, those inside of another as well
             text = _digits(listed) if isinstance(listed, float) else str(listed)
             yield f'{k} {name}'.strip(), text
 
+def _rules(): return [(capital(r.question), capital(r.words)) for r in RULES.values()]
+
 def audit_html(audit)->Markup:
     "The whole page"
     given = str(audit.names.get('synthetic', 'synthetic images'))
@@ -164,7 +166,7 @@ def audit_html(audit)->Markup:
                  map=_both(map_plot, audit.map) if map_plot(audit.map) else '')
     return render('audit.html', style=style_sheet('predictions.css', 'study.css', 'audit.css'),
                   heading=re.split(r'[\\/]', given.rstrip('\\/'))[-1] or given, compared=_compared(audit),
-                  finding=audit_finding(audit), notes=audit.notes, facts=list(_flat(audit.facts)),
+                  finding=audit_finding(audit), notes=audit.notes, rules=_rules(), facts=list(_flat(audit.facts)),
                   version=audit.facts.get('versions', {}).get('tsynd', ''), **parts)
 
 # %% ../../nbs/reports/17_audit_page.ipynb #69bdd354
