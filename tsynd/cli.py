@@ -221,7 +221,8 @@ def _audit(synthetic, real, out=None, strict=False, anew=False, **asked):
     everything = known | asked | dict(synthetic=synthetic, real=real)
     out = Path(out) if out else _free(Path('audits')/_called(synthetic), everything)
     from tsynd.reports.audit_command import audit_words, run_audit
-    found = run_audit(synthetic, real, out, settings, anew=anew, everything=everything, progress=True, **asked)
+    found = run_audit(synthetic, real, out, settings, anew=anew, everything=everything, progress=True,
+                      **asked)
     print(f"{audit_words(found)}\n\nreport: {out/'audit.html'}")
     return int(strict and any(v.verdict == 'fails' for v in found.verdicts.values()))
 

@@ -24,7 +24,7 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     labels=['label_agreement'],
     utilities=['RATIOS', 'Parts', 'utility_arms', 'UTILITY_ARMS', 'utility', 'utility_differences'],
     measures=['COMPONENTS','components','class_rows','measure_encoder','QUESTION_OF','private','measure_all'],
-    verdicts=['HOLDS','FAILS','UNKNOWN','Rule','RULES','QUESTIONS','Verdict','rounded_up','needed','decide',
-              'of_measures','NO_TEST','of_privacy','NO_UTILITY','of_utility','all_verdicts'],
+    verdicts=['HOLDS','FAILS','UNKNOWN','Rule','RULES','QUESTIONS','Verdict','rounded_up','needed',
+              'three_way','of_measures','NO_TEST','of_privacy','NO_UTILITY','of_utility','all_verdicts'],
     auditing=['Audit','planted_sets','planted_ps','nearest_pairs','feature_map','FEWEST','audit'],
     sets=['ImageSet','read_set','class_numbers','AuditSets','audit_sets']))

@@ -125,7 +125,7 @@ def feature_map(encoder, real:Split, synthetic:Split, test:Split=None, most:int=
     table.attrs['encoder'] = encoder.name
     return table
 
-# %% ../../nbs/audit/12_auditing.ipynb #1d4193a1
+# %% ../../nbs/audit/12_auditing.ipynb #4b8b2191
 FEWEST = 20     # images a set must have
 
 def _check_sets(**sets):
@@ -144,11 +144,12 @@ def _notes(pairs, labelled, test, classes):
     said = [f"{n:,} pair{'s'*(n != 1)} {k}" for k,n in counts.items()]
     notes = [f"Near-duplicates, found before anything was measured: {'; '.join(said)}. Of each pair of real "
              'images one was left out.'] if said else []
-    if not labelled: notes.append('There are no labels, so nothing is said by class, of labels, or of utility.')
+    if not labelled:
+        notes.append('There are no labels, so nothing is said by class, of labels, or of utility.')
     if test is None: notes.append('There are no test images, so nothing is said of privacy.')
     return notes
 
-# %% ../../nbs/audit/12_auditing.ipynb #1931bc16
+# %% ../../nbs/audit/12_auditing.ipynb #2cde1175
 class _Clock(dict): # seconds of each stage
     def __init__(self): self.at = time.perf_counter()
     def done(self, name):
@@ -178,8 +179,8 @@ def audit(synthetic:Split,
     pairs = _doubles(real, test, synthetic)
     R,H = _cleared(real, test, pairs); clock.done('duplicates')
     _check_sets(real=R, test=H)
-    made = make_encoders(*((R.x, quick, seed, 'training') if H is None else (H, quick, seed)), progress=progress)
-    made += list(encoders); clock.done('encoders')
+    base = (R.x, quick, seed, 'training') if H is None else (H, quick, seed)
+    made = [*make_encoders(*base, progress=progress), *encoders]; clock.done('encoders')
     measures,_,tests = measure_all(made, R, synthetic, H, classes, seed, progress); clock.done('measures')
     near = nearest_pairs(synthetic, real, test, made[0], progress); clock.done('nearest images')
     planted = None if H is None else planted_ps(synthetic, R, H, made[0], seed); clock.done('planted leaks')
@@ -193,11 +194,12 @@ def audit(synthetic:Split,
                  _notes(pairs, labelled, test, classes), names or {}, _facts(made, sizes, clock, seed=seed,
                                                                              quick=quick, planted=planted))
 
-# %% ../../nbs/audit/12_auditing.ipynb #1dc34506
+# %% ../../nbs/audit/12_auditing.ipynb #0bfb8aad
 def _useful(trained, synthetic, real, test, classes, progress): # (table, differences), or Nones
     if trained is None: return None, None
-    if test is None: raise InputError('utility needs test images, which classifiers never see; give --test, or '
-                                      'leave --utility out', 'utility')
+    if test is None:
+        raise InputError('utility needs test images, which classifiers never see; give --test, or leave '
+                         '--utility out', 'utility')
     for k,s in dict(synthetic=synthetic, real=real, test=test).items():
         if s.y is None: raise InputError(f'utility needs labels, but {k} images have none; leave --utility '
                                          'out', 'utility')

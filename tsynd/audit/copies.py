@@ -133,7 +133,7 @@ def _signed(training, holdout): # clear votes, for training images positive
     (t,_),(h,_) = training,holdout
     return (margins(training, holdout)**2*torch.sign(h[:,0]-t[:,0])).numpy()
 
-def clearer_than_training_p(training, # (distances, indices), both (m,k): of synthetic images, as for `margins`
+def clearer_than_training_p(training, # (distances, indices), both (m,k), as for `margins`
                             holdout,  # the same of hold-out images
                             own,      # of training images, both (n,k): to the nearest other ones
                             own_holdout # and to the nearest hold-out images

@@ -26,7 +26,7 @@ from ..data.preparing import decide, prepare, Preparation
 from ..data.splits import PARTS
 from ..deployment.inputs import prepare_all
 
-# %% ../../nbs/audit/13_sets.ipynb #f89ec414
+# %% ../../nbs/audit/13_sets.ipynb #d44c866f
 @dataclass
 class ImageSet:
     "Images as one source has them"
@@ -42,8 +42,8 @@ class ImageSet:
 def _joined(parts, part, what, name): # splits of a set with parts
     there = {k: s for k,s in parts.items() if s is not None and len(s)}
     if part != 'all' and part not in there:
-        raise InputError(f"{what} images: {name} has no part {part}, only {', '.join(there)}; choose one with "
-                         f"--{what}-part, or all", f'{what} images', part)
+        raise InputError(f"{what} images: {name} has no part {part}, only {', '.join(there)}; choose one "
+                         f"with --{what}-part, or all", f'{what} images', part)
     chosen = list(there.values()) if part == 'all' else [there[part]]
     tables = [s.table for s in chosen]
     table = None if None in [t is None or None for t in tables] else pd.concat(tables, ignore_index=True)
@@ -55,7 +55,7 @@ def _known(what, name, part, root, size):
     labels = y if d.task.several else [d.classes[i] for i in y]
     return ImageSet(what, name, x, labels, list(d.classes), table, d.prep, True)
 
-# %% ../../nbs/audit/13_sets.ipynb #de54b3e8
+# %% ../../nbs/audit/13_sets.ipynb #e64101c5
 def _arrays(path, part, what): # (images, labels or None), and has it parts?
     names = [f'{p}_{k}' for p in PARTS for k in ('images','labels')]
     found = read_npz(path, 'expected an archive in the layout of MedMNIST, or with images and labels',
@@ -74,13 +74,13 @@ def _arrays(path, part, what): # (images, labels or None), and has it parts?
 def _checked(x, y, where): # images, and labels as class numbers or zeros and ones
     grey,colour = x.ndim == 3,x.ndim == 4 and x.shape[3] == 3
     if x.dtype != np.uint8 or not (grey or colour) or not x.size:
-        raise InputError(f'{where} has images {x.dtype} of shape {x.shape}, expected bytes (N,H,W) or (N,H,W,3)',
-                         where, x.shape)
+        raise InputError(f'{where} has images {x.dtype} of shape {x.shape}, expected bytes (N,H,W) or '
+                         '(N,H,W,3)', where, x.shape)
     if y is None: return x, None
     y = y[:,0] if y.ndim == 2 and y.shape[1] == 1 else y
     if y.dtype.kind not in 'iub' or len(y) != len(x) or y.ndim not in (1, 2) or y.min(initial=0) < 0:
-        raise InputError(f'{where} has labels {y.dtype} of shape {y.shape}, expected {len(x)} class numbers, or '
-                         'as many rows of zeros and ones', where, y.shape)
+        raise InputError(f'{where} has labels {y.dtype} of shape {y.shape}, expected {len(x)} class numbers, '
+                         'or as many rows of zeros and ones', where, y.shape)
     return x, y
 
 # %% ../../nbs/audit/13_sets.ipynb #d49a0c45
@@ -101,7 +101,7 @@ def _npz(what, name, part, prep, size, names, resize):
     labels = torch.from_numpy(y.astype(np.float32)) if several else [classes[i] for i in y]
     return ImageSet(what, name, images, labels, classes, None, prep, parts)
 
-# %% ../../nbs/audit/13_sets.ipynb #1a53bb62
+# %% ../../nbs/audit/13_sets.ipynb #b6a9f4ef
 _FINDING = ('path_column','label_column','label_columns','separator','patient_column','split_column',
             'acquisition','skip_unreadable')
 
@@ -114,8 +114,8 @@ def _pixels(table, prep, s, progress): # of a set that follows: images, and whic
             tick(len(paths[i:i+256]))
             if failed and not s.skip_unreadable:
                 k,why = next(iter(failed.items()))
-                raise InputError(f'{paths[i+k]} cannot be read ({why}); remove it, or leave out what cannot be '
-                                 'read with --skip-unreadable', paths[i+k], why)
+                raise InputError(f'{paths[i+k]} cannot be read ({why}); remove it, or leave out what cannot '
+                                 'be read with --skip-unreadable', paths[i+k], why)
             table = table.drop(index=[i+k for k in failed])
     return torch.cat(done), table.reset_index(drop=True)
 
@@ -174,7 +174,7 @@ def _like(s, prep, resize): # a known set in the form of another
     if prep is None or (prep.size, prep.channels) == (own.size, own.channels): return replace(s, prep=own)
     return replace(s, x=torch.stack([prep(a) for a in to_numpy(s.x)]), prep=prep)
 
-# %% ../../nbs/audit/13_sets.ipynb #59e296ad
+# %% ../../nbs/audit/13_sets.ipynb #890cc8a0
 def class_numbers(s:ImageSet,   # a set with labels
                   classes:list  # names in the real set
                  )->Tensor:     # (N,) class numbers, or (N,C) zeros and ones
@@ -185,8 +185,8 @@ def class_numbers(s:ImageSet,   # a set with labels
     elif all(n.isdigit() and int(n) < len(classes) for n in names): order = {n: int(n) for n in names}
     else:
         strange = next(n for n in names if n not in classes)
-        raise InputError(f"{s.what} images: {s.name} has the class {shown(strange)}, which the real images do "
-                         f"not have ({', '.join(map(str, classes[:20]))}); give it the same name",
+        raise InputError(f"{s.what} images: {s.name} has the class {shown(strange)}, which the real images "
+                         f"do not have ({', '.join(map(str, classes[:20]))}); give it the same name",
                          f'{s.what} images', strange)
     if not several: return torch.tensor([order[v] for v in s.labels])
     y = torch.zeros(len(s.labels), len(classes))
@@ -202,8 +202,9 @@ def _labels(sets): # {what: labels or None}, classes, notes
     if kinds['real'] is None: return dict.fromkeys(sets), [], notes
     for k,v in kinds.items():
         if v is not None and v != kinds['real']:
-            raise InputError(f'{k} images have {"several labels" if v else "one label"} each, and the real ones '
-                             'not; give both in one form', f'{k} images')
+            found = 'several labels' if v else 'one label'
+            raise InputError(f'{k} images have {found} each, and the real ones not; give both in one form',
+                             f'{k} images', found)
     return {k: None if s.labels is None else class_numbers(s, real.classes) for k,s in sets.items()}, \
            list(real.classes), notes
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HOLDS', 'FAILS', 'UNKNOWN', 'RULES', 'QUESTIONS', 'NO_TEST', 'NO_UTILITY', 'Rule', 'Verdict', 'rounded_up', 'needed',
-           'decide', 'of_measures', 'of_privacy', 'of_utility', 'all_verdicts']
+           'three_way', 'of_measures', 'of_privacy', 'of_utility', 'all_verdicts']
 
 # %% ../../nbs/audit/11_verdicts.ipynb #386d1f26
 import math
@@ -68,8 +68,8 @@ def needed(row, bound:float, z:float=2.5)->int: # z: what a corrected test asks 
     if not gap or not np.isfinite(half/gap): return None
     return max(rounded_up(row.n*(half/gap)**2), int(row.n)+1)
 
-# %% ../../nbs/audit/11_verdicts.ipynb #f158bcac
-def decide(rows:pd.DataFrame, # value, reference, low, high, n, p of being worse; a row for each encoder
+# %% ../../nbs/audit/11_verdicts.ipynb #c957eefe
+def three_way(rows:pd.DataFrame, # value, reference, low, high, n, p of being worse; a row for each encoder
            bound,             # what the value may be at worst; a number, or one for each row
            worse:int          # +1: more is worse; -1: less is
           )->tuple:           # the answer, and the row that it rests on
@@ -109,7 +109,7 @@ def _labels(word, r, n):
 
 _WORDS = dict(fidelity=_fidelity, diversity=_diversity, labels=_labels)
 
-# %% ../../nbs/audit/11_verdicts.ipynb #187f9d9c
+# %% ../../nbs/audit/11_verdicts.ipynb #9def5891
 def _number(v): return None if v is None or not np.isfinite(v) else float(v)
 
 def _verdict(word, row, sentence, n=None):
@@ -132,7 +132,7 @@ def of_measures(measures:pd.DataFrame, # as of `measure_all`
     rows,rule = _rows(measures, key),RULES[key]
     if not len(rows): return Verdict(UNKNOWN, _NOTHING[key])
     bound = rows.reference-.1 if key == 'labels' else rule.tolerance
-    word,row = decide(rows, bound, rule.worse)
+    word,row = three_way(rows, bound, rule.worse)
     if key == 'labels' and (said := _unread(measures, row)): return _verdict(UNKNOWN, row, said)
     n = needed(row, row.reference-.1 if key == 'labels' else rule.tolerance) if word == UNKNOWN else None
     return _verdict(word, row, _WORDS[key](word, row, n), n)
@@ -196,7 +196,7 @@ def of_privacy(tests:pd.DataFrame,   # as of `privacy_tests`, or None without te
         found[key] = _verdict(word, row, sentence, more)
     return found
 
-# %% ../../nbs/audit/11_verdicts.ipynb #c89cd15d
+# %% ../../nbs/audit/11_verdicts.ipynb #53e7f7a6
 NO_UTILITY = 'No classifier was trained on the images; ask for it with --utility.'
 
 def of_utility(differences:pd.DataFrame|None # as of `utility_differences`
@@ -218,7 +218,8 @@ def of_utility(differences:pd.DataFrame|None # as of `utility_differences`
     row = pd.Series(dict(value=g.difference, reference=0., low=low, high=high))
     return _verdict(word, row, f'{said}.{_added(t)}', n)
 
-def _seeds(n): return '' if n is None or n > 1000 else f'; about {n} seeds, or more test images, could decide it'
+def _seeds(n):
+    return '' if n is None or n > 1000 else f'; about {n} seeds, or more test images, could decide it'
 
 def _added(t): # beside as many real images again
     names = [k for k in t.index if k.startswith('real + 1 -') and 'twice' in k]

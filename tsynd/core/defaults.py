@@ -129,9 +129,10 @@ class AuditSettings(Settings):
     test_part: Annotated[_PART, 'which part of the test images: what the generator never saw'] = 'test'
     quick: Annotated[bool, 'train no encoder: faster, and less is seen'] = False
     encoder: Annotated[Text|None, 'one more encoder, timm:NAME'] = None
-    encoder_weights: Annotated[LongText|None, 'its weights: timm for its own, or a file .safetensors or .pth'] = None
+    encoder_weights: Annotated[LongText|None, 'its weights: timm for its own, or a file '
+                                                 '.safetensors or .pth'] = None
     encoder_size: Annotated[whole(1, 4096)|None, 'pixels a side that it is for'] = None
-    utility: Annotated[bool, 'train classifiers on real images, on synthetic ones and on both: minutes'] = False
+    utility: Annotated[bool, 'train classifiers on real and synthetic images: it takes minutes'] = False
     seeds: Annotated[whole(2, 1000), 'trainings of each kind of classifier'] = 5
     updates: Annotated[whole(1, 10**7), 'weight updates of each classifier'] = 300
     model: Annotated[Text, 'the classifier: small_resnet, resnet18 or timm:NAME'] = 'small_resnet'

@@ -10,6 +10,7 @@ import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     protocol=['Generator', 'sample', 'labels_like', 'nearest_training', 'GeneratorEntry', 'GENERATORS',
-              'generator', 'ENTERED_BY', 'generators', 'make_generator', 'GeneratorFacts', 'save_generator', 'load_generator'],
+              'generator', 'ENTERED_BY', 'generators', 'make_generator', 'GeneratorFacts',
+              'save_generator', 'load_generator'],
     controls=['MOVES', 'Control', 'control'],
     gaussian=['ClassGaussian']))

@@ -20,7 +20,7 @@ from ..core.settings import checked
 from ..core.unfinished import resumable
 from .audit_page import write_audit
 
-# %% ../../nbs/reports/18_audit_command.ipynb #dde239a4
+# %% ../../nbs/reports/18_audit_command.ipynb #a6c2760c
 def _checksums(sets): # what the numbers depend on
     def of(s):
         md5 = hashlib.md5()
@@ -32,8 +32,8 @@ def _checksums(sets): # what the numbers depend on
 
 def _training(settings, more, keep): # for `utility`, or None
     if not settings.utility: return None
-    return dict(seeds=settings.seeds, jobs=settings.jobs, robustness=settings.robustness, more=more, keep=keep,
-                settings=ClassifierSettings(updates=settings.updates, model=settings.model))
+    return dict(seeds=settings.seeds, jobs=settings.jobs, robustness=settings.robustness, more=more,
+                keep=keep, settings=ClassifierSettings(updates=settings.updates, model=settings.model))
 
 def _encoders(settings, real): # that are asked for
     if not settings.encoder: return []
@@ -75,8 +75,9 @@ def run_audit(synthetic, real,    # each a folder, a table, an npz file or a kno
         work.finish(lambda folder: write_audit(found, folder))
     return found
 
-# %% ../../nbs/reports/18_audit_command.ipynb #aad1d0a5
+# %% ../../nbs/reports/18_audit_command.ipynb #95ba9cb9
 def audit_words(found:Audit)->str:
     "The verdicts as the command prints them"
     width = max(map(len, QUESTIONS.values()))
-    return '\n'.join(f'{QUESTIONS[k]:{width}}  {v.verdict:10}  {v.sentence}' for k,v in found.verdicts.items())
+    rows = found.verdicts.items()
+    return '\n'.join(f'{QUESTIONS[k]:{width}}  {v.verdict:10}  {v.sentence}' for k,v in rows)
