@@ -167,7 +167,8 @@ def audit_html(audit)->Markup:
     return render('audit.html', style=style_sheet('predictions.css', 'study.css', 'audit.css'),
                   heading=re.split(r'[\\/]', given.rstrip('\\/'))[-1] or given, compared=_compared(audit),
                   finding=audit_finding(audit), notes=audit.notes, rules=_rules(),
-                  facts=list(_flat(audit.facts)), version=audit.facts.get('versions', {}).get('tsynd', ''), **parts)
+                  facts=list(_flat(audit.facts)), **parts,
+                  version=audit.facts.get('versions', {}).get('tsynd', ''))
 
 # %% ../../nbs/reports/17_audit_page.ipynb #69bdd354
 def _plain(v): # as JSON has it
