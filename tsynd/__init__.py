@@ -1,4 +1,4 @@
-"""Train medical image classifiers on the images they are least sure about"""
+"""Synthetic medical images: does training on them help, and are they any good?"""
 import lazy_loader
 
 __version__ = "0.2.0.dev0"
@@ -6,7 +6,8 @@ __version__ = "0.2.0.dev0"
 # The front door: what most programs need. Nothing is loaded before it is asked for.
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=['core', 'data', 'models', 'targeting', 'robustness', 'experiments', 'reports'],
+    submodules=['core', 'data', 'models', 'targeting', 'robustness', 'deployment', 'generation', 'experiments',
+                'audit', 'reports'],
     submod_attrs=dict(
         core=['InputError'],
         data=['ImageData', 'Split', 'image_dls', 'load_data', 'phantom', 'subset'],

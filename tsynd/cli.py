@@ -68,7 +68,8 @@ def parser()->argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     p = _Parser(
         prog='tsynd', formatter_class=raw, epilog=EXAMPLES,
-        description='Train medical image classifiers on the images they are least sure about (TSynD).')
+        description='Synthetic medical images: train a classifier on those it is least sure about (TSynD), and\n'
+                    'find out whether a synthetic data set is any good, and safe to share.')
     p.add_argument('--version', action='store_true', help='print the version')
     sub = p.add_subparsers(dest='command', metavar='command')
     for name,text,short in (('run', RUN, 'compare a classifier without and with TSynD'),
