@@ -9,7 +9,7 @@ on the hold-out images, once a seed. Writes the value and p of every test of pri
 beside it, as they come, from which the chapter makes verdicts; and for some controls the verdicts on looks,
 variety and labels to audit_answers.csv. The same command goes on."""
 import os, sys, time
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -57,10 +57,13 @@ def append(out, rows, **where):
     pd.DataFrame(rows).assign(**where).to_csv(out, mode='a', header=not out.exists(), index=False,
                                               float_format='%.6g')
 
+def controlled(data, seed, kind, **settings):
+    return sample(make_generator(kind, **settings).fit(data, seed), data.val.y, seed)
+
 def answers(encoders, data, s, seed): # verdicts that need no hold-out images
     table = measure_all(encoders, data.train, s, classes=data.classes, seed=seed)[0]
     found = {k: of_measures(table, k) for k in ('fidelity','diversity','labels')}
-    return [dict(question=k, verdict=v.verdict, value=v.value, reference=v.reference) for k,v in found.items()]
+    return [dict(question=k, verdict=v.verdict, value=v.value) for k,v in found.items()]
 
 def main(seeds=20, private=1): # private: 0 leaves the tests of privacy out
     torch.set_num_threads(1)
@@ -72,12 +75,12 @@ def main(seeds=20, private=1): # private: 0 leaves the tests of privacy out
             if not todo and not more: continue
             start,data = time.time(),drawn(name, n, seed)
             encoders = make_encoders(data.test.x, seed=seed)        # no labels, so no classifier
-            def images(kind, **settings): # noqa: B023
-                return sample(make_generator(kind, **settings).fit(data, seed), data.val.y, seed)  # noqa: B023
+            images = partial(controlled, data, seed)
             for label,kind,settings in todo:
                 x = images(kind, **settings).x
                 tests,_ = privacy_tests(x, data.train.x, data.test.x, encoders, seed)
-                append(OUT, tests[['encoder','test','value','p']], dataset=name, n=n, seed=seed, control=label)
+                append(OUT, tests[['encoder','test','value','p']], dataset=name, n=n, seed=seed,
+                       control=label)
             for kind in more:
                 append(ANSWERS, answers(encoders, data, images(kind), seed), dataset=name, n=n, seed=seed,
                        control=kind)

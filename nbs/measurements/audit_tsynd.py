@@ -60,7 +60,8 @@ def main(seeds=5):
                               value=v.value, reference=v.reference, sentence=v.sentence)
                          for k,v in found.verdicts.items()]
                 if seed == 0: keep(name, data, sets)
-            pd.DataFrame(rows).to_csv(OUT, mode='a', header=not OUT.exists(), index=False, float_format='%.5g')
+            table = pd.DataFrame(rows)
+            table.to_csv(OUT, mode='a', header=not OUT.exists(), index=False, float_format='%.5g')
             print(name, seed, f'{time.time()-start:.0f} s', flush=True)
 
 
