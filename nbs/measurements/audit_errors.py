@@ -1,30 +1,35 @@
-"""How often do the privacy tests convict, where the answer is known?
+"""How often are the verdicts wrong, where the answer is known?
 
     MEDMNIST_ROOT=path/to/medmnist python nbs/measurements/audit_errors.py [seeds]
 
-Every control of `tsynd.generation`, as many images as there are training and hold-out images: 50, 200 and 500
-phantoms a side, and 200 of BreastMNIST and PneumoniaMNIST, whose published parts are put together, cleared of
-near-duplicates and drawn anew with every seed. Pixels, random filters and an autoencoder trained on the
-hold-out images, once a seed. Writes every test's value and p to audit_errors.csv beside it, as they come; the
-same command goes on. The verdicts follow from it in the chapter."""
+Every control of `tsynd.generation`, as many images as there are training and hold-out images: 50, 200 and
+500 phantoms a side, and 200 of BreastMNIST and PneumoniaMNIST, whose published parts are put together,
+cleared of near-duplicates and drawn anew with every seed. Pixels, random filters and an autoencoder trained
+on the hold-out images, once a seed. Writes the value and p of every test of privacy to audit_errors.csv
+beside it, as they come, from which the chapter makes verdicts; and for some controls the verdicts on looks,
+variety and labels to audit_answers.csv. The same command goes on."""
 import os, sys, time
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 import pandas as pd
 import torch
 
-from tsynd.audit import make_encoders, near_duplicates, privacy_tests
+from tsynd.audit import make_encoders, measure_all, near_duplicates, of_measures, privacy_tests
 from tsynd.data import ImageData, load_data, phantom, Split
 from tsynd.generation import generators, make_generator, sample
 
 OUT = Path(__file__).with_suffix('.csv')
+ANSWERS = OUT.with_name('audit_answers.csv')
 SIZES = [('phantom',50), ('phantom',200), ('breastmnist',200), ('pneumoniamnist',200), ('phantom',500)]
 NOISES = .02, .05, .2       # of `jitter`, besides its own .1
 
-def asked(): # (label, name, settings)
-    controls = [(k, k, {}) for k,e in generators().items() if e.control]
+JUDGED = 'fresh','class_gaussian','collapsed','wrong_labels','half_junk_half_copies' # on looks and labels
+
+def asked(n): # (label, name, settings) of controls, those apart that are no matter of privacy
+    controls = [(k, k, {}) for k,e in generators().items() if e.control and k not in ('collapsed','wrong_labels')]
+    if n > 200: return controls
     return controls + [(f'jitter {s}', 'jitter', dict(noise=s)) for s in NOISES] + [
         (f'moved_copies {m}', 'moved_copies', dict(move=m)) for m in ('flipped','shifted')]
 
@@ -45,22 +50,41 @@ def drawn(name, n, seed):
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:3*n].split(n)
     return ImageData(name, d.task.name, d.classes, *(Split(x[i], y[i], i) for i in order))
 
-def main(seeds=20):
+def finished(out): # (dataset, n, seed, control) that are in a table
+    if not out.exists(): return set()
+    return {*pd.read_csv(out, usecols=['dataset','n','seed','control']).itertuples(index=False, name=None)}
+
+def append(out, rows, **where):
+    pd.DataFrame(rows).assign(**where).to_csv(out, mode='a', header=not out.exists(), index=False,
+                                              float_format='%.6g')
+
+def controlled(data, seed, kind, **settings):
+    return sample(make_generator(kind, **settings).fit(data, seed), data.val.y, seed)
+
+def answers(encoders, data, s, seed): # verdicts that need no hold-out images
+    table = measure_all(encoders, data.train, s, classes=data.classes, seed=seed)[0]
+    found = {k: of_measures(table, k) for k in ('fidelity','diversity','labels')}
+    return [dict(question=k, verdict=v.verdict, value=v.value) for k,v in found.items()]
+
+def main(seeds=20, private=1): # private: 0 leaves the tests of privacy out
     torch.set_num_threads(1)
-    done = set() if not OUT.exists() else set(
-        pd.read_csv(OUT, usecols=['dataset','n','seed','control']).itertuples(index=False, name=None))
+    done,judged = finished(OUT),finished(ANSWERS)
     for seed in range(int(seeds)):
         for name,n in SIZES:
-            todo = [a for a in asked() if (name, n, seed, a[0]) not in done]
-            if not todo: continue
+            todo = [a for a in asked(n) if int(private) and (name, n, seed, a[0]) not in done]
+            more = [k for k in JUDGED if (name, n, seed, k) not in judged]
+            if not todo and not more: continue
             start,data = time.time(),drawn(name, n, seed)
             encoders = make_encoders(data.test.x, seed=seed)        # no labels, so no classifier
+            images = partial(controlled, data, seed)
             for label,kind,settings in todo:
-                s = sample(make_generator(kind, **settings).fit(data, seed), data.val.y, seed)
-                tests,_ = privacy_tests(s.x, data.train.x, data.test.x, encoders, seed)
-                tests = tests.assign(dataset=name, n=n, seed=seed, control=label)
-                keep = ['dataset','n','seed','control','encoder','test','value','p']
-                tests[keep].to_csv(OUT, mode='a', header=not OUT.exists(), index=False, float_format='%.6g')
+                x = images(kind, **settings).x
+                tests,_ = privacy_tests(x, data.train.x, data.test.x, encoders, seed)
+                append(OUT, tests[['encoder','test','value','p']], dataset=name, n=n, seed=seed,
+                       control=label)
+            for kind in more:
+                append(ANSWERS, answers(encoders, data, images(kind), seed), dataset=name, n=n, seed=seed,
+                       control=kind)
             print(name, n, seed, f'{time.time()-start:.0f} s', flush=True)
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FEWEST', 'Audit', 'planted_sets', 'planted_ps', 'nearest_pairs', 'feature_map', 'audit']
 
-# %% ../../nbs/audit/12_auditing.ipynb #d601009b
+# %% ../../nbs/audit/12_auditing.ipynb #4e146be7
 import math, platform, time
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -16,7 +16,7 @@ import torch
 
 from .distances import near_duplicates, nearest, nearest_image
 from .encoders import make_encoders
-from .measures import components, measure_all, private
+from .measures import components, measure_all, private, same_proportions
 from .privacy import CONVICTING, privacy_tests
 from .utilities import utility, utility_differences
 from .verdicts import all_verdicts, RULES
@@ -125,7 +125,7 @@ def feature_map(encoder, real:Split, synthetic:Split, test:Split=None, most:int=
     table.attrs['encoder'] = encoder.name
     return table
 
-# %% ../../nbs/audit/12_auditing.ipynb #4b8b2191
+# %% ../../nbs/audit/12_auditing.ipynb #2a7ed18e
 FEWEST = 20     # images a set must have
 
 def _check_sets(**sets):
@@ -139,28 +139,33 @@ def _check_sets(**sets):
             raise InputError(f'{k} images have shape {tuple(s.x.shape[1:])}, expected {shape} as the others; '
                              'bring them to one size and as many channels', f'{k} images')
 
-def _notes(pairs, labelled, test, classes):
+def _notes(synthetic, real, test, pairs, compared):
     counts = pairs['where'].value_counts(sort=False)
     said = [f"{n:,} pair{'s'*(n != 1)} {k}" for k,n in counts.items()]
     notes = [f"Near-duplicates, found before anything was measured: {'; '.join(said)}. Of each pair of real "
              'images one was left out.'] if said else []
-    if not labelled:
+    if compared < len(synthetic):
+        notes.append(f'Classes have other proportions than in the real set, so {compared:,} synthetic images, '
+                     'in those proportions, were compared in looks and variety.')
+    if synthetic.y is None or real.y is None:
         notes.append('There are no labels, so nothing is said by class, of labels, or of utility.')
     if test is None: notes.append('There are no test images, so nothing is said of privacy.')
     return notes
 
-# %% ../../nbs/audit/12_auditing.ipynb #2cde1175
+# %% ../../nbs/audit/12_auditing.ipynb #a600b179
 class _Clock(dict): # seconds of each stage
     def __init__(self): self.at = time.perf_counter()
     def done(self, name):
         now = time.perf_counter()
         self[name],self.at = round(now-self.at, 2),now
 
-def _facts(encoders, sizes, clock, **asked):
+def _facts(synthetic, real, test, encoders, clock, **asked):
+    sizes = {k: 0 if s is None else len(s) for k,s in dict(synthetic=synthetic, real=real, test=test).items()}
     versions = dict(python=platform.python_version(), **{k: version(k) for k in ('tsynd','torch','numpy')})
     return dict(images=sizes, encoders=[repr(e) for e in encoders], seconds=dict(clock), versions=versions,
                 **asked)
 
+# %% ../../nbs/audit/12_auditing.ipynb #71ffe7cf
 @limited(seed=Seed)
 def audit(synthetic:Split,
           real:Split,              # that the generator saw
@@ -186,15 +191,14 @@ def audit(synthetic:Split,
     planted = None if H is None else planted_ps(synthetic, R, H, made[0], seed); clock.done('planted leaks')
     rows,differences = _useful(trained, synthetic, real, test, classes, progress); clock.done('utility')
     n = 0 if H is None else min(len(R), len(H))
-    labelled = synthetic.y is not None and real.y is not None
-    sizes = {k: 0 if s is None else len(s) for k,s in dict(synthetic=synthetic, real=real, test=test).items()}
-    return Audit(synthetic, real, test, list(classes),
-                 all_verdicts(measures, tests, n, planted, differences, int(near['copy'].sum())), measures,
-                 near, pairs, feature_map(private(made)[-1], R, synthetic, H), rows, differences,
-                 _notes(pairs, labelled, test, classes), names or {}, _facts(made, sizes, clock, seed=seed,
-                                                                             quick=quick, planted=planted))
+    answers = all_verdicts(measures, tests, n, planted, differences, int(near['copy'].sum()))
+    compared = len(same_proportions(R, synthetic, seed))
+    return Audit(synthetic, real, test, list(classes), answers, measures, near, pairs,
+                 feature_map(private(made)[-1], R, synthetic, H), rows, differences,
+                 _notes(synthetic, real, test, pairs, compared), names or {},
+                 _facts(synthetic, real, test, made, clock, seed=seed, quick=quick, planted=planted))
 
-# %% ../../nbs/audit/12_auditing.ipynb #0bfb8aad
+# %% ../../nbs/audit/12_auditing.ipynb #13109ca0
 def _useful(trained, synthetic, real, test, classes, progress): # (table, differences), or Nones
     if trained is None: return None, None
     if test is None:
