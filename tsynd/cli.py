@@ -68,8 +68,8 @@ def parser()->argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     p = _Parser(
         prog='tsynd', formatter_class=raw, epilog=EXAMPLES,
-        description='Synthetic medical images: train a classifier on those it is least sure about (TSynD), and\n'
-                    'find out whether a synthetic data set is any good, and safe to share.')
+        description='Synthetic medical images: train a classifier on those it is least sure about\n'
+                    '(TSynD), and find out whether a synthetic set is any good, and safe to share.')
     p.add_argument('--version', action='store_true', help='print the version')
     sub = p.add_subparsers(dest='command', metavar='command')
     for name,text,short in (('run', RUN, 'compare a classifier without and with TSynD'),
