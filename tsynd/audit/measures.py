@@ -72,7 +72,8 @@ def same_proportions(real:Split, synthetic:Split, seed:int=0)->Split:
     if chi2_contingency(torch.stack([ours, theirs]).numpy()).pvalue >= .01: return synthetic
     share = float((theirs/ours).min())
     order = stratified_order(synthetic.y, seed)
-    keep = [order[other[order] == c][:max(1, round(share*int(counts[0,c])))] for c in counts[0].nonzero()[:,0]]
+    wanted = {int(c): max(1, round(share*int(counts[0,c]))) for c in counts[0].nonzero()[:,0]}
+    keep = [order[other[order] == c][:k] for c,k in wanted.items()]
     return synthetic.select(torch.cat(keep).sort().values)
 
 # %% ../../nbs/audit/10_measures.ipynb #83eb7e87

@@ -61,7 +61,7 @@ def rounded_up(n:float)->int: # to two digits
     return int(math.ceil(n/step - 1e-6)*step)
 
 def needed(row, bound:float, z:float=2.5)->int: # z: what a corrected test asks for, about
-    "With how many images a question could be decided, if the value stays what it is; raises nothing"
+    "With how many images a question could be decided, if the value stays what it is; or None"
     half = abs((row.high-row.low)/2)
     within = (row.value-bound)*(row.reference-bound) > 0        # on the good side
     gap = abs(row.value-bound) if within else abs(row.value-row.reference)*1.96/z
