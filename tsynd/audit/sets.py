@@ -61,7 +61,7 @@ def _arrays(path, part, what): # (images, labels or None), and has it parts?
     found = read_npz(path, 'expected an archive in the layout of MedMNIST, or with images and labels',
                      [*names, 'images', 'labels'])
     if 'images' in found: return found['images'], found.get('labels'), False
-    there = [p for p in PARTS if f'{p}_images' in found and len(found[f'{p}_images'])]
+    there = [p for p in PARTS if f'{p}_images' in found and found[f'{p}_images'].size]
     chosen = there if part == 'all' else [p for p in there if p == part]
     if not chosen:
         have = f"parts {', '.join(there)}" if there else 'no images'
@@ -78,7 +78,8 @@ def _checked(x, y, where): # images, and labels as class numbers or zeros and on
                          '(N,H,W,3)', where, x.shape)
     if y is None: return x, None
     y = y[:,0] if y.ndim == 2 and y.shape[1] == 1 else y
-    if y.dtype.kind not in 'iub' or len(y) != len(x) or y.ndim not in (1, 2) or y.min(initial=0) < 0:
+    right = y.ndim in (1, 2) and len(y) == len(x) and y.dtype.kind in 'iub' and y.min(initial=0) >= 0
+    if not right or y.ndim == 2 and y.max(initial=0) > 1:
         raise InputError(f'{where} has labels {y.dtype} of shape {y.shape}, expected {len(x)} class numbers, '
                          'or as many rows of zeros and ones', where, y.shape)
     return x, y
@@ -96,6 +97,9 @@ def _npz(what, name, part, prep, size, names, resize):
     several = y.ndim == 2
     n = y.shape[1] if several else int(y.max())+1
     classes = [v.strip() for v in names.split(',')] if names else [str(i) for i in range(n)]
+    if len({*classes}) < len(classes):
+        raise InputError(f'class_names are {shown(names)}, expected a name for each class, and each once',
+                         'class_names', names)
     if len(classes) < n: raise InputError(f'class_names are {len(classes)}, but {name} has {n} classes',
                                           'class_names', len(classes))
     labels = torch.from_numpy(y.astype(np.float32)) if several else [classes[i] for i in y]

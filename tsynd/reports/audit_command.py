@@ -61,16 +61,19 @@ def run_audit(synthetic, real,    # each a folder, a table, an npz file or a kno
     s = checked(settings or AuditSettings())
     _check_asked(s, test, more)
     parts = {k: getattr(s, f'{k}_part') for k in ('synthetic','real','test')}
-    sets = audit_sets(synthetic, real, test=test, more=more, root=root, size=s.size, parts=parts,
-                      progress=progress, **reading)
-    if progress: print(*sets.notes, sep='\n', file=sys.stderr)
     with resumable(as_path('out', out), anew) as work:
+        sets = audit_sets(synthetic, real, test=test, more=more, root=root, size=s.size, parts=parts,
+                          progress=progress, **reading)
+        if progress: print(*sets.notes, sep='\n', file=sys.stderr)
         work.begin(everything or {}, dict(settings=asdict(s), images=_checksums(sets)))
         if progress: work.say_so_far()
         work.stage('sets', lambda: len(sets.synthetic))
         trained = _training(s, sets.more, work.folder/'trainings')
-        found = audit(sets.synthetic, sets.real, sets.test, sets.classes, s.quick, s.seed,
-                      _encoders(s, sets.real), trained, sets.names, progress)
+        def audited():
+            return audit(sets.synthetic, sets.real, sets.test, sets.classes, s.quick, s.seed,
+                         _encoders(s, sets.real), trained, sets.names, progress)
+        # what is refused there leaves nothing behind; what is stopped is measured again
+        found = work.stage('audit', audited, lambda *_: None, lambda *_: audited())
         found.notes[:0] = sets.notes
         work.finish(lambda folder: write_audit(found, folder))
     return found
