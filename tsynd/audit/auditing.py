@@ -20,8 +20,9 @@ from .measures import components, measure_all, private, same_proportions
 from .privacy import CONVICTING, privacy_tests
 from .utilities import utility, utility_differences
 from .verdicts import all_verdicts, RULES
-from ..core.errors import InputError
+from ..core.errors import InputError, shown
 from ..core.settings import limited, Seed
+from ..core.tasks import as_task
 from ..data.images import Split
 from ..data.subsets import strata
 
@@ -71,6 +72,14 @@ def _cleared(real, test, pairs): # both sets without near-duplicates
 # %% ../../nbs/audit/12_auditing.ipynb #8d035394
 _PLANTED = 2000  # images of a planted set, at most
 
+def _partners(key, g): # of each image another one of its class, if there is one
+    found = torch.empty(len(key), dtype=torch.long)
+    for c in key.unique():
+        rows = (key == c).nonzero()[:,0]
+        rows = rows[torch.randperm(len(rows), generator=g)]
+        found[rows] = rows.roll(1)
+    return found
+
 def planted_sets(synthetic:Split, real:Split, seed:int=0)->dict: # question: (m,ch,H,W) uint8
     "Images with a leak that the audit has to see"
     g = torch.Generator().manual_seed(seed)
@@ -79,10 +88,8 @@ def planted_sets(synthetic:Split, real:Split, seed:int=0)->dict: # question: (m,
     take = torch.randint(len(real), (math.ceil(m/10),), generator=g)
     x[:len(take)] = real.x[take]
     key = torch.zeros(len(real)).long() if real.y is None else strata(real.y)
-    by_class = torch.argsort(key + torch.rand(len(real), generator=g)*.5)   # neighbours are of one class
-    one = torch.arange(m) % len(real)
-    two = (by_class[one].float() , by_class[(one+1) % len(real)].float())
-    means = (real.x[two[0].long()].float()+real.x[two[1].long()].float())/2
+    one = torch.randperm(len(real), generator=g)[torch.arange(m) % len(real)]
+    means = (real.x[one].float() + real.x[_partners(key, g)[one]])/2
     return dict(copies=x, membership=means.round().byte())
 
 def planted_ps(synthetic, real, test, encoder, seed=0)->dict: # question: p
@@ -128,12 +135,13 @@ def feature_map(encoder, real:Split, synthetic:Split, test:Split=None, most:int=
 # %% ../../nbs/audit/12_auditing.ipynb #2a7ed18e
 FEWEST = 20     # images a set must have
 
-def _check_sets(**sets):
+def _check_sets(left='', **sets):
     shape = None
     for k,s in sets.items():
         if s is None: continue
         if len(s) < FEWEST:
-            raise InputError(f'{k} images are {len(s)}, expected at least {FEWEST}', f'{k} images', len(s))
+            raise InputError(f'{k} images are {len(s)}{left}, expected at least {FEWEST}', f'{k} images',
+                             len(s))
         shape = shape or tuple(s.x.shape[1:])
         if tuple(s.x.shape[1:]) != shape:
             raise InputError(f'{k} images have shape {tuple(s.x.shape[1:])}, expected {shape} as the others; '
@@ -180,10 +188,11 @@ def audit(synthetic:Split,
          )->Audit:
     "Is a synthetic set any good, and safe to share? Raises `InputError`"
     _check_sets(synthetic=synthetic, real=real, test=test)
+    if trained is not None: _check_useful(dict(synthetic=synthetic, real=real, test=test), classes)
     clock = _Clock()
     pairs = _doubles(real, test, synthetic)
     R,H = _cleared(real, test, pairs); clock.done('duplicates')
-    _check_sets(real=R, test=H)
+    _check_sets(' without near-duplicates', real=R, test=H)
     base = (R.x, quick, seed, 'training') if H is None else (H, quick, seed)
     made = [*make_encoders(*base, progress=progress), *encoders]; clock.done('encoders')
     measures,_,tests = measure_all(made, R, synthetic, H, classes, seed, progress); clock.done('measures')
@@ -199,15 +208,25 @@ def audit(synthetic:Split,
                  _facts(synthetic, real, test, made, clock, seed=seed, quick=quick, planted=planted))
 
 # %% ../../nbs/audit/12_auditing.ipynb #13109ca0
-def _useful(trained, synthetic, real, test, classes, progress): # (table, differences), or Nones
-    if trained is None: return None, None
-    if test is None:
+def _task(y, classes):
+    if y.ndim == 2: return as_task('multi-label, binary-class')
+    return as_task('binary-class' if len(classes) == 2 else 'multi-class')
+
+def _check_useful(sets, classes): # before anything that takes time
+    if sets['test'] is None:
         raise InputError('utility needs test images, which classifiers never see; give --test, or leave '
                          '--utility out', 'utility')
-    for k,s in dict(synthetic=synthetic, real=real, test=test).items():
+    for k,s in sets.items():
         if s.y is None: raise InputError(f'utility needs labels, but {k} images have none; leave --utility '
                                          'out', 'utility')
-    several = real.y.ndim == 2
-    task = 'multi-label, binary-class' if several else 'binary-class' if len(classes) == 2 else 'multi-class'
+    task = _task(sets['real'].y, classes)
+    for k in ('real','test'):
+        lacking = [classes[c] for c in task.missing(sets[k].y, len(classes))]
+        if lacking: raise InputError(f'utility needs images of all classes, but {k} images have no '
+                                     f'{task.needs} {shown(lacking[0])}; leave --utility out', 'utility')
+
+def _useful(trained, synthetic, real, test, classes, progress): # (table, differences), or Nones
+    if trained is None: return None, None
+    task = _task(real.y, classes)
     rows = utility(real, synthetic, test, list(classes), task, progress=progress, **trained)
     return rows, utility_differences(rows, test.y, margin=-RULES['utility'].tolerance)

@@ -26,15 +26,20 @@ def _folds(n, order): # (n,) which of the five parts
     part[order] = np.arange(n) % _FOLDS
     return part
 
-def _answers(x, y, synthetic, seed): # for real images, and for synthetic ones
+def _model(x, y): # which takes a single column for class numbers
     from sklearn.linear_model import RidgeClassifier
+    model = RidgeClassifier(alpha=x.shape[1], class_weight='balanced')
+    return model.fit(x, y.ravel() if y.shape[1:] == (1,) else y)
+
+def _answers(x, y, synthetic, seed): # for real images, and for synthetic ones
     part = _folds(len(x), stratified_order(y, seed).numpy())
     other = _folds(len(synthetic), np.random.default_rng(seed).permutation(len(synthetic)))
     y = y.numpy().astype(int)
     mine,theirs = np.empty_like(y),np.empty((len(synthetic), *y.shape[1:]), int)
     for k in range(_FOLDS):
-        model = RidgeClassifier(alpha=x.shape[1], class_weight='balanced').fit(x[part != k], y[part != k])
-        mine[part == k],theirs[other == k] = model.predict(x[part == k]),model.predict(synthetic[other == k])
+        model = _model(x[part != k], y[part != k])
+        mine[part == k] = model.predict(x[part == k]).reshape(-1, *y.shape[1:])
+        theirs[other == k] = model.predict(synthetic[other == k]).reshape(-1, *y.shape[1:])
     return mine, theirs
 
 # %% ../../nbs/audit/08_labels.ipynb #61ffd7ef

@@ -19,7 +19,7 @@ from ..core.errors import as_path, InputError, shown
 from ..core.progress import ticking
 from ..core.settings import takes
 from ..data.files import read_npz
-from ..data.folders import find_images
+from ..data.folders import find_images, SPLITS
 from ..data.images import Split, to_numpy
 from ..data.loading import check_there, known_names, load_data
 from ..data.preparing import decide, prepare, Preparation
@@ -56,20 +56,18 @@ def _known(what, name, part, root, size):
     return ImageSet(what, name, x, labels, list(d.classes), table, d.prep, True)
 
 # %% ../../nbs/audit/13_sets.ipynb #e64101c5
-def _arrays(path, part, what): # (images, labels or None), and has it parts?
+def _arrays(path, part, what): # [(images, labels or None)] of each part; has it parts?
     names = [f'{p}_{k}' for p in PARTS for k in ('images','labels')]
     found = read_npz(path, 'expected an archive in the layout of MedMNIST, or with images and labels',
                      [*names, 'images', 'labels'])
-    if 'images' in found: return found['images'], found.get('labels'), False
-    there = [p for p in PARTS if f'{p}_images' in found and len(found[f'{p}_images'])]
+    if 'images' in found: return [(found['images'], found.get('labels'))], False
+    there = [p for p in PARTS if f'{p}_images' in found and found[f'{p}_images'].size]
     chosen = there if part == 'all' else [p for p in there if p == part]
     if not chosen:
         have = f"parts {', '.join(there)}" if there else 'no images'
         raise InputError(f'{what} images: {path} has {have}, expected a part {part}; choose one with '
                          f'--{what}-part', f'{what} images', part)
-    labels = [found.get(f'{p}_labels') for p in chosen]
-    return (np.concatenate([found[f'{p}_images'] for p in chosen]),
-            None if any(y is None for y in labels) else np.concatenate(labels), True)
+    return [(found[f'{p}_images'], found.get(f'{p}_labels')) for p in chosen], True
 
 def _checked(x, y, where): # images, and labels as class numbers or zeros and ones
     grey,colour = x.ndim == 3,x.ndim == 4 and x.shape[3] == 3
@@ -78,17 +76,27 @@ def _checked(x, y, where): # images, and labels as class numbers or zeros and on
                          '(N,H,W,3)', where, x.shape)
     if y is None: return x, None
     y = y[:,0] if y.ndim == 2 and y.shape[1] == 1 else y
-    if y.dtype.kind not in 'iub' or len(y) != len(x) or y.ndim not in (1, 2) or y.min(initial=0) < 0:
+    right = y.ndim in (1, 2) and len(y) == len(x) and y.dtype.kind in 'iub' and y.min(initial=0) >= 0
+    if not right or y.ndim == 2 and y.max(initial=0) > 1:
         raise InputError(f'{where} has labels {y.dtype} of shape {y.shape}, expected {len(x)} class numbers, '
                          'or as many rows of zeros and ones', where, y.shape)
     return x, y
+
+def _stacked(parts, where): # checked parts as one
+    for arrays in zip(*parts):
+        if any(a is None for a in arrays): continue
+        shapes = {a.shape[1:] for a in arrays}
+        if len(shapes) > 1: raise InputError(f'{where} has parts of different shapes, (N, …) with '
+                                             f'{shown(sorted(shapes))}, expected one', where)
+    x,y = zip(*parts)
+    return np.concatenate(x), None if any(a is None for a in y) else np.concatenate(y)
 
 # %% ../../nbs/audit/13_sets.ipynb #d49a0c45
 def _channels(x): return 1 if x.ndim == 3 or not np.ptp(x.astype(np.int16), axis=3).max() else 3
 
 def _npz(what, name, part, prep, size, names, resize):
-    *given,parts = _arrays(as_path(what, name), part, what)
-    x,y = _checked(*given, name)
+    arrays,parts = _arrays(as_path(what, name), part, what)
+    x,y = _stacked([_checked(*a, name) for a in arrays], name)
     prep = prep or Preparation(size, _channels(x), resize)
     plain = x.shape[1:3] == (prep.size, prep.size) and _channels(x) == prep.channels and x.ndim == 3
     images = torch.from_numpy(x)[:,None] if plain else torch.stack([prep(a) for a in x])
@@ -96,6 +104,9 @@ def _npz(what, name, part, prep, size, names, resize):
     several = y.ndim == 2
     n = y.shape[1] if several else int(y.max())+1
     classes = [v.strip() for v in names.split(',')] if names else [str(i) for i in range(n)]
+    if len({*classes}) < len(classes):
+        raise InputError(f'class_names are {shown(names)}, expected a name for each class, and each once',
+                         'class_names', names)
     if len(classes) < n: raise InputError(f'class_names are {len(classes)}, but {name} has {n} classes',
                                           'class_names', len(classes))
     labels = torch.from_numpy(y.astype(np.float32)) if several else [classes[i] for i in y]
@@ -128,6 +139,7 @@ def _files(what, name, part, prep, root, size, s, progress):
     table = find_images(as_path(what, name), root=root, **{k: getattr(s, k) for k in _FINDING})
     attrs = dict(table.attrs)
     if 'split' in table and part != 'all':
+        table['split'] = [SPLITS.get(str(v).strip().lower(), v) for v in table.split]
         if not (table.split == part).any():
             there = ', '.join(sorted(table.split.dropna().unique()))
             raise InputError(f'{what} images: {name} has no part {part}, only {there}; choose one with '

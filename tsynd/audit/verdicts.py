@@ -198,12 +198,14 @@ def of_privacy(tests:pd.DataFrame,   # as of `privacy_tests`, or None without te
 
 # %% ../../nbs/audit/11_verdicts.ipynb #53e7f7a6
 NO_UTILITY = 'No classifier was trained on the images; ask for it with --utility.'
+_NOT_ALONE = 'No classifier could be trained on synthetic images alone, as they lack a class.'
 
 def of_utility(differences:pd.DataFrame|None # as of `utility_differences`
               )->Verdict:
     "Is the set useful in place of real images?"
     if differences is None: return Verdict(UNKNOWN, NO_UTILITY)
     t = differences.set_index('comparison')
+    if 'synthetic - real' not in t.index: return Verdict(UNKNOWN, _NOT_ALONE)
     g = t.loc['synthetic - real']
     low,high = min(g.low, g.image_low),max(g.high, g.image_high)
     rule,loss = RULES['utility'],-100*g.difference

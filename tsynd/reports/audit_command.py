@@ -16,8 +16,11 @@ from ..audit.sets import audit_sets
 from ..audit.verdicts import QUESTIONS
 from ..core.defaults import AuditSettings, ClassifierSettings
 from ..core.errors import as_path, InputError
+from ..core.seeds import seeded
 from ..core.settings import checked
 from ..core.unfinished import resumable
+from ..models.classifier import make_classifier
+from ..models.prediction import predict
 from .audit_page import write_audit
 
 # %% ../../nbs/reports/18_audit_command.ipynb #a6c2760c
@@ -30,9 +33,18 @@ def _checksums(sets): # what the numbers depend on
     parts = {k: getattr(sets, k) for k in ('synthetic','real','test','more')}
     return {k: of(s) for k,s in parts.items() if s is not None}
 
-def _training(settings, more, keep): # for `utility`, or None
+def _check_model(name, x): # before anything takes time
+    with seeded(0): model = make_classifier(name, x.shape[1])
+    try: predict(model, x[:2])
+    except Exception as e:
+        shape = '×'.join(map(str, x.shape[1:]))
+        raise InputError(f'model {name} does not take images of {shape} ({str(e).splitlines()[0]}); choose '
+                         'another model or size', 'model', name) from None
+
+def _training(settings, sets, keep): # for `utility`, or None
     if not settings.utility: return None
-    return dict(seeds=settings.seeds, jobs=settings.jobs, robustness=settings.robustness, more=more,
+    _check_model(settings.model, sets.real.x)
+    return dict(seeds=settings.seeds, jobs=settings.jobs, robustness=settings.robustness, more=sets.more,
                 keep=keep, settings=ClassifierSettings(updates=settings.updates, model=settings.model))
 
 def _encoders(settings, real): # that are asked for
@@ -61,16 +73,19 @@ def run_audit(synthetic, real,    # each a folder, a table, an npz file or a kno
     s = checked(settings or AuditSettings())
     _check_asked(s, test, more)
     parts = {k: getattr(s, f'{k}_part') for k in ('synthetic','real','test')}
-    sets = audit_sets(synthetic, real, test=test, more=more, root=root, size=s.size, parts=parts,
-                      progress=progress, **reading)
-    if progress: print(*sets.notes, sep='\n', file=sys.stderr)
     with resumable(as_path('out', out), anew) as work:
+        sets = audit_sets(synthetic, real, test=test, more=more, root=root, size=s.size, parts=parts,
+                          progress=progress, **reading)
+        if progress: print(*sets.notes, sep='\n', file=sys.stderr)
         work.begin(everything or {}, dict(settings=asdict(s), images=_checksums(sets)))
         if progress: work.say_so_far()
         work.stage('sets', lambda: len(sets.synthetic))
-        trained = _training(s, sets.more, work.folder/'trainings')
-        found = audit(sets.synthetic, sets.real, sets.test, sets.classes, s.quick, s.seed,
-                      _encoders(s, sets.real), trained, sets.names, progress)
+        def audited():
+            trained = _training(s, sets, work.folder/'trainings')
+            return audit(sets.synthetic, sets.real, sets.test, sets.classes, s.quick, s.seed,
+                         _encoders(s, sets.real), trained, sets.names, progress)
+        # what is refused there leaves nothing behind; what is stopped is measured again
+        found = work.stage('audit', audited, lambda *_: None, lambda *_: audited())
         found.notes[:0] = sets.notes
         work.finish(lambda folder: write_audit(found, folder))
     return found
