@@ -27,8 +27,9 @@ NOISES = .02, .05, .2       # of `jitter`, besides its own .1
 
 JUDGED = 'fresh','class_gaussian','collapsed','wrong_labels','half_junk_half_copies' # on looks and labels
 
-def asked(n): # (label, name, settings) of controls, those apart that are no matter of privacy
-    controls = [(k, k, {}) for k,e in generators().items() if e.control and k not in ('collapsed','wrong_labels')]
+def asked(n): # (label, name, settings) of controls that are a matter of privacy
+    innocent = 'collapsed','wrong_labels'
+    controls = [(k, k, {}) for k,e in generators().items() if e.control and k not in innocent]
     if n > 200: return controls
     return controls + [(f'jitter {s}', 'jitter', dict(noise=s)) for s in NOISES] + [
         (f'moved_copies {m}', 'moved_copies', dict(move=m)) for m in ('flipped','shifted')]

@@ -183,6 +183,7 @@ def _spreads(inside, k): # standard errors of density and coverage
     alone = inside[each == 1].sum(0).double()/n
     return density.sqrt().item(), (share*(1-share)/n + m*alone.var()).sqrt().item()
 
+# %% ../../nbs/audit/03_fidelity.ipynb #5722951f
 @limited(k=whole(1, 1000), permutations=_PERMUTATIONS, most=Images)
 def density_coverage(real:Tensor,          # (n,d) features
                      synthetic:Tensor,     # (m,d)

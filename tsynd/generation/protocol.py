@@ -154,6 +154,7 @@ def save_generator(generator:Generator, # fitted
     write_whole(folder/'generator.json', (json.dumps(facts, indent=1)+'\n').encode())
     return folder
 
+# %% ../../nbs/generation/00_protocol.ipynb #808dc0b7
 def load_generator(folder:str|Path)->Generator:
     "A saved generator, ready to sample; raises `InputError`"
     path = as_path('generator', folder)/'generator.json'
