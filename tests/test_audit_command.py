@@ -75,6 +75,8 @@ def test_the_same_images_in_every_form(here):
         assert torch.equal(s.synthetic.x, tensor(x[rows])), name
         if labels is None: assert s.synthetic.y is None and any('synthetic' in n for n in s.notes)
         else: assert s.synthetic.y.tolist() == labels.tolist() and len(s.notes) == 1
+    s = read('named', 'flat/t.csv', root='flat')                # which is of tables, not of folders
+    assert torch.equal(s.synthetic.x, tensor(x[order])) and torch.equal(s.real.x, tensor(x[:12]))
     assert read('flat/t.csv').synthetic.table.site.tolist() == ['x']*12
     assert read('flat/t.csv', test='medmnist.npz').names == dict(
         synthetic='flat/t.csv, train', real='real.npz', test='medmnist.npz, test')
@@ -136,6 +138,15 @@ def test_several_labels(here):
     npz('one.npz', images=x, labels=y)
     with refused('synthetic images', 'one label'): read('one.npz')
     with refused('two.npz', 'zeros and ones'): read(npz('two.npz', images=x, labels=2*marks))
+
+def test_a_label_that_is_missing(here):
+    x,_ = picture(20, 1)
+    npz('real.npz'); folder('flat', x)
+    names = [f'{i:03}.png' for i in range(20)]
+    pd.DataFrame(dict(path=names, label=['0', '', *['1']*18])).to_csv('flat/t.csv', index=False)
+    with refused('synthetic images', '1 of 20'): read('flat/t.csv')
+    pd.DataFrame(dict(path=names, label='')).to_csv('flat/t.csv', index=False)
+    assert read('flat/t.csv').synthetic.y is None
 
 def test_images_that_cannot_be_read(here):
     x,y = picture(20, 1)

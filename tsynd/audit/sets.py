@@ -136,7 +136,9 @@ def _deep(table, prep, s): # files of 16 bits beside real images of 8: their own
     return replace(prep, lo=own.lo, hi=own.hi) if (prep.lo, prep.hi) == (0, 255) else prep
 
 def _files(what, name, part, prep, root, size, s, progress):
-    table = find_images(as_path(what, name), root=root, **{k: getattr(s, k) for k in _FINDING})
+    path = as_path(what, name)
+    root = None if path.is_dir() else root              # which is of a table
+    table = find_images(path, root=root, **{k: getattr(s, k) for k in _FINDING})
     attrs = dict(table.attrs)
     if 'split' in table and part != 'all':
         table['split'] = [SPLITS.get(str(v).strip().lower(), v) for v in table.split]
@@ -159,9 +161,12 @@ def _labelled(s, texts, several):
     if several:
         y = torch.tensor([[float(n in str(t).split('|')) for n in several] for t in texts])
         return replace(s, labels=y, classes=several)
-    if texts.isna().any(): return s
+    if texts.isna().all(): return s
+    if n := texts.isna().sum():
+        raise InputError(f'{s.what} images: {s.name} has no label for {n} of {len(texts)} images, '
+                         'expected one for each or for none', f'{s.what} images', n)
     names = sorted({*texts})
-    if all(n.lstrip('-').isdigit() for n in names): names.sort(key=int)
+    if all(n.removeprefix('-').isdecimal() for n in names): names.sort(key=int)
     return replace(s, labels=list(texts), classes=names)
 
 # %% ../../nbs/audit/13_sets.ipynb #f3af3f9e
@@ -194,7 +199,7 @@ def class_numbers(s:ImageSet,   # a set with labels
     several = isinstance(s.labels, Tensor)
     names = s.classes if several else sorted({*s.labels})
     if {*names} <= {*classes}: order = {n: classes.index(n) for n in names}
-    elif all(n.isdigit() and int(n) < len(classes) for n in names): order = {n: int(n) for n in names}
+    elif all(n.isdecimal() and int(n) < len(classes) for n in names): order = {n: int(n) for n in names}
     else:
         strange = next(n for n in names if n not in classes)
         raise InputError(f"{s.what} images: {s.name} has the class {shown(strange)}, which the real images "
