@@ -243,8 +243,8 @@ def clearer(seed, n=60, d=4, copies=0):
                                    near(training, training, True), near(training, holdout))
 
 def test_images_like_training_ones_belong_to_them_no_more_clearly_than_those_do():
-    p = [clearer(s) for s in range(300)]
-    assert np.mean(np.array(p) <= LEVEL) < 3*LEVEL and .4 < np.mean(p) < .6  # votes for one image are alike
+    p = [clearer(s, d=12) for s in range(300)]
+    assert np.mean(np.array(p) <= LEVEL) < 2.5*LEVEL and .4 < np.mean(p) < .6  # votes for one image are alike
     assert max(clearer(s, copies=30) for s in range(20)) < 1e-3
 
 

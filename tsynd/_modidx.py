@@ -266,6 +266,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'tsynd.audit.verdicts._of': ('audit/verdicts.html#_of', 'tsynd/audit/verdicts.py'),
                                       'tsynd.audit.verdicts._one_in_hundred': ( 'audit/verdicts.html#_one_in_hundred',
                                                                                 'tsynd/audit/verdicts.py'),
+                                      'tsynd.audit.verdicts._points': ('audit/verdicts.html#_points', 'tsynd/audit/verdicts.py'),
                                       'tsynd.audit.verdicts._rows': ('audit/verdicts.html#_rows', 'tsynd/audit/verdicts.py'),
                                       'tsynd.audit.verdicts._seeds': ('audit/verdicts.html#_seeds', 'tsynd/audit/verdicts.py'),
                                       'tsynd.audit.verdicts._sized': ('audit/verdicts.html#_sized', 'tsynd/audit/verdicts.py'),

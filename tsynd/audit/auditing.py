@@ -153,8 +153,8 @@ def _notes(synthetic, real, test, pairs, compared):
     notes = [f"Near-duplicates, found before anything was measured: {'; '.join(said)}. Of each pair of real "
              'images one was left out.'] if said else []
     if compared < len(synthetic):
-        notes.append(f'Classes have other proportions than in the real set, so {compared:,} synthetic images, '
-                     'in those proportions, were compared in looks and variety.')
+        notes.append('Classes have other proportions than in the real set, so in looks and variety '
+                     f'{compared:,} synthetic images were compared, in the proportions of the real ones.')
     if synthetic.y is None or real.y is None:
         notes.append('There are no labels, so nothing is said by class, of labels, or of utility.')
     if test is None: notes.append('There are no test images, so nothing is said of privacy.')

@@ -129,9 +129,11 @@ def clearly_nearer(training, # (distances, indices), both (m,k), as for `margins
     return _outcome(*_votes(a, b, n, weight), len(a[0]))
 
 # %% ../../nbs/audit/05_copies.ipynb #e965d031
-def _signed(training, holdout): # clear votes, for training images positive
-    (t,_),(h,_) = training,holdout
-    return (margins(training, holdout)**2*torch.sign(h[:,0]-t[:,0])).numpy()
+def _signed(training, holdout): # mean of clear votes, for training images positive, and its variance
+    (t,i),(h,j) = ((d[:,0], who[:,0]) for d,who in (training, holdout))
+    votes = (margins(training, holdout)**2*torch.sign(h-t)).numpy()
+    who = np.unique(np.where(t < h, i, -1-j), return_inverse=True)[1]  # votes for one image are alike
+    return votes.mean(), (np.bincount(who, votes-votes.mean())**2).sum()/len(votes)**2
 
 def clearer_than_training_p(training, # (distances, indices), both (m,k), as for `margins`
                             holdout,  # the same of hold-out images
@@ -140,10 +142,9 @@ def clearer_than_training_p(training, # (distances, indices), both (m,k), as for
                            )->float:
     "p of the hypothesis that synthetic images belong to training images no more clearly than those do"
     from scipy.stats import norm
-    ours,theirs = _signed(training, holdout),_signed(own, own_holdout)
-    error = (ours.var()/len(ours) + theirs.var()/len(theirs))**.5
-    if not error: return float(ours.mean() <= theirs.mean())
-    return float(norm.sf((ours.mean()-theirs.mean())/error))
+    (ours,v),(theirs,w) = _signed(training, holdout),_signed(own, own_holdout)
+    if not v+w: return float(ours <= theirs)
+    return float(norm.sf((ours-theirs)/(v+w)**.5))
 
 # %% ../../nbs/audit/05_copies.ipynb #2eaff898
 def nearest_of_both(one,  # (distances, indices), both (m,k), the nearest first, as of one move

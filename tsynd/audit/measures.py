@@ -71,6 +71,7 @@ def same_proportions(real:Split, synthetic:Split, seed:int=0)->Split:
     if not theirs.all() or len(ours) < 2: return synthetic      # a class is missing; that stays to be seen
     if chi2_contingency(torch.stack([ours, theirs]).numpy()).pvalue >= .01: return synthetic
     share = float((theirs/ours).min())
+    if share*len(real) < _FEWEST: return synthetic              # too few would be left
     order = stratified_order(synthetic.y, seed)
     wanted = {int(c): max(1, round(share*int(counts[0,c]))) for c in counts[0].nonzero()[:,0]}
     keep = [order[other[order] == c][:k] for c,k in wanted.items()]

@@ -69,6 +69,7 @@ def _arrays(path, part, what): # [(images, labels or None)] of each part; has it
                          f'--{what}-part', f'{what} images', part)
     return [(found[f'{p}_images'], found.get(f'{p}_labels')) for p in chosen], True
 
+# %% ../../nbs/audit/13_sets.ipynb #0af20eba
 def _checked(x, y, where): # images, and labels as class numbers or zeros and ones
     grey,colour = x.ndim == 3,x.ndim == 4 and x.shape[3] == 3
     if x.dtype != np.uint8 or not (grey or colour) or not x.size:
@@ -135,6 +136,7 @@ def _deep(table, prep, s): # files of 16 bits beside real images of 8: their own
     own = decide(paths, len(paths), prep.size, s.resize, s.frame)
     return replace(prep, lo=own.lo, hi=own.hi) if (prep.lo, prep.hi) == (0, 255) else prep
 
+# %% ../../nbs/audit/13_sets.ipynb #f4b696f7
 def _files(what, name, part, prep, root, size, s, progress):
     path = as_path(what, name)
     root = None if path.is_dir() else root              # which is of a table
@@ -157,6 +159,7 @@ def _files(what, name, part, prep, root, size, s, progress):
     return _labelled(ImageSet(what, name, x, None, None, rest, prep, 'split' in table), table.label,
                      attrs.get('labels'))
 
+# %% ../../nbs/audit/13_sets.ipynb #5356bb20
 def _labelled(s, texts, several):
     if several:
         y = torch.tensor([[float(n in str(t).split('|')) for n in several] for t in texts])
@@ -210,6 +213,7 @@ def class_numbers(s:ImageSet,   # a set with labels
     y[:,[order[n] for n in names]] = s.labels
     return y
 
+# %% ../../nbs/audit/13_sets.ipynb #9f4faac4
 def _split(s, y): return Split(s.x, y, torch.arange(len(s.x)), s.table)
 
 def _labels(sets): # {what: labels or None}, classes, notes
@@ -237,6 +241,7 @@ class AuditSets:
     names: dict     # as they were given
     notes: list     # what was done to them
 
+# %% ../../nbs/audit/13_sets.ipynb #619c301f
 @takes(ReadingSettings)
 def audit_sets(synthetic:str|Path, # a known name, a folder, a table or an npz file
                real:str|Path,      # likewise: what the generator saw

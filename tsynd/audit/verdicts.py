@@ -123,8 +123,10 @@ def _rows(measures, key): # of the figure that decides, with a p of being worse
     if key == 'fidelity': return r[r.group == WHOLE]
     if key == 'diversity': return r.assign(p=np.where(r.value < r.reference, r.p/2, 1-r.p/2))
     r = r[r.group == WHOLE]
-    return r[r.reference == r.reference.max()][:1]          # who knows the labels of real images best
+    best = r[r.reference == r.reference.max()][:1]          # who knows the labels of real images best
+    return best.assign(p=(best.p*len(r)).clip(upper=1))     # of so many
 
+# %% ../../nbs/audit/11_verdicts.ipynb #ce32e4da
 def of_measures(measures:pd.DataFrame, # as of `measure_all`
                 key:str                # fidelity, diversity or labels
                )->Verdict:
@@ -200,6 +202,8 @@ def of_privacy(tests:pd.DataFrame,   # as of `privacy_tests`, or None without te
 NO_UTILITY = 'No classifier was trained on the images; ask for it with --utility.'
 _NOT_ALONE = 'No classifier could be trained on synthetic images alone, as they lack a class.'
 
+def _points(v): return f'{round(100*v, 1)+0.:.1f}'    # no -0.0
+
 def of_utility(differences:pd.DataFrame|None # as of `utility_differences`
               )->Verdict:
     "Is the set useful in place of real images?"
@@ -208,9 +212,9 @@ def of_utility(differences:pd.DataFrame|None # as of `utility_differences`
     if 'synthetic - real' not in t.index: return Verdict(UNKNOWN, _NOT_ALONE)
     g = t.loc['synthetic - real']
     low,high = min(g.low, g.image_low),max(g.high, g.image_high)
-    rule,loss = RULES['utility'],-100*g.difference
-    said = (f'A classifier trained on synthetic images alone loses {loss:.1f} points of AUC on real images '
-            f'[{-100*high:.1f}, {-100*low:.1f}]')
+    rule,loss = RULES['utility'],_points(-g.difference)
+    said = (f'A classifier trained on synthetic images alone loses {loss} points of AUC on real images '
+            f'[{_points(-high)}, {_points(-low)}]')
     word = HOLDS if low >= rule.tolerance else FAILS if high < rule.tolerance else UNKNOWN
     n = None
     if word == UNKNOWN:
@@ -220,6 +224,7 @@ def of_utility(differences:pd.DataFrame|None # as of `utility_differences`
     row = pd.Series(dict(value=g.difference, reference=0., low=low, high=high))
     return _verdict(word, row, f'{said}.{_added(t)}', n)
 
+# %% ../../nbs/audit/11_verdicts.ipynb #3f7aece1
 def _seeds(n):
     return '' if n is None or n > 1000 else f'; about {n} seeds, or more test images, could decide it'
 
@@ -228,8 +233,8 @@ def _added(t): # beside as many real images again
     if not names: return ''
     d = t.loc[names[0]]
     more = 'more' if d.low > 0 else 'less' if d.high < 0 else 'no clear difference'
-    return (f' Added to the real images they bring {100*d.difference:+.1f} points [{100*d.low:.1f}, '
-            f'{100*d.high:.1f}] beside as many real images repeated: {more}.')
+    return (f' Added to the real images they bring {100*d.difference:+.1f} points [{_points(d.low)}, '
+            f'{_points(d.high)}] beside as many real images repeated: {more}.')
 
 # %% ../../nbs/audit/11_verdicts.ipynb #2e558675
 def all_verdicts(measures:pd.DataFrame,  # as of `measure_all`

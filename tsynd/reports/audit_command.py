@@ -60,6 +60,7 @@ def _check_asked(settings, test, more):
     if more is not None and not settings.utility:
         raise InputError('more is for the measure of utility; add --utility, or leave it out', 'more', more)
 
+# %% ../../nbs/reports/18_audit_command.ipynb #bb4c6cfe
 def run_audit(synthetic, real,    # each a folder, a table, an npz file or a known name
               out:str|Path,       # a new folder
               settings:AuditSettings=None,
