@@ -16,7 +16,9 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import pandas as pd
 import torch
 
-from tsynd.audit import make_encoders, measure_all, near_duplicates, of_measures, privacy_tests
+from tsynd.audit import (
+    label_agreement, make_encoders, near_duplicates, of_measures, privacy_tests, same_proportions,
+    two_sample_classifier, vendi_ratio, WHOLE)
 from tsynd.data import ImageData, load_data, phantom, Split
 from tsynd.generation import generators, make_generator, sample
 
@@ -25,7 +27,7 @@ ANSWERS = OUT.with_name('audit_answers.csv')
 SIZES = [('phantom',50), ('phantom',200), ('breastmnist',200), ('pneumoniamnist',200), ('phantom',500)]
 NOISES = .02, .05, .2       # of `jitter`, besides its own .1
 
-JUDGED = 'fresh','class_gaussian','collapsed','wrong_labels','half_junk_half_copies' # on looks and labels
+JUDGED = 'fresh','jitter','collapsed','wrong_labels','half_junk_half_copies' # on looks and labels
 
 def asked(n): # (label, name, settings) of controls that are a matter of privacy
     innocent = 'collapsed','wrong_labels'
@@ -62,8 +64,17 @@ def append(out, rows, **where):
 def controlled(data, seed, kind, **settings):
     return sample(make_generator(kind, **settings).fit(data, seed), data.val.y, seed)
 
-def answers(encoders, data, s, seed): # verdicts that need no hold-out images
-    table = measure_all(encoders, data.train, s, classes=data.classes, seed=seed)[0]
+def deciding(e, real, s, seed): # what decides about looks, variety and labels, in one encoder
+    R,S = e(real.x),e(s.x)
+    found = {('fidelity','told apart',WHOLE): two_sample_classifier(R, S, permutations=499, seed=seed)}
+    variety = vendi_ratio(R, S, real.y, s.y, seed=seed, draws=30)
+    found |= {('diversity','Vendi ratio',c): o for c,o in variety.items()}
+    found |= {('labels','agreement',c): o for c,o in label_agreement(R, real.y, S, s.y, seed).items()}
+    return [dict(question=q, measure=m, group=c, encoder=e.name, **vars(o)) for (q,m,c),o in found.items()]
+
+def answers(encoders, data, s, seed): # verdicts on them
+    s = same_proportions(data.train, s, seed)
+    table = pd.DataFrame([r for e in encoders for r in deciding(e, data.train, s, seed)])
     found = {k: of_measures(table, k) for k in ('fidelity','diversity','labels')}
     return [dict(question=k, verdict=v.verdict, value=v.value) for k,v in found.items()]
 
