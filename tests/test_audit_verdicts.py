@@ -352,9 +352,9 @@ def test_a_leak_is_seen_where_there_is_one():
     "In pixels; a tenth of copies among 200 images, not among 40"
     d = data(7, 200)
     pixels,fresh = make_encoders(d.test, quick=True)[0],made('fresh', d, 200)
-    assert max(planted_ps(fresh, d.train, d.test, pixels).values()) < .01
+    assert max(planted_ps(fresh, d.train, d.test, [pixels]).values()) < .01
     few = [s.select(slice(0, 40)) for s in (fresh, d.train, d.test)]
-    assert planted_ps(*few, pixels)['copies'] > .01
+    assert planted_ps(*few, [pixels])['copies'] > .01
 
 def test_a_planted_leak_is_what_it_is_called():
     y = torch.tensor([0]*21 + [1]*10 + [2]*2)

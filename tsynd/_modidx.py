@@ -11,6 +11,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'tsynd/audit/auditing.py'),
                                       'tsynd.audit.auditing._cleared': ('audit/auditing.html#_cleared', 'tsynd/audit/auditing.py'),
                                       'tsynd.audit.auditing._doubles': ('audit/auditing.html#_doubles', 'tsynd/audit/auditing.py'),
+                                      'tsynd.audit.auditing._encoders': ('audit/auditing.html#_encoders', 'tsynd/audit/auditing.py'),
                                       'tsynd.audit.auditing._facts': ('audit/auditing.html#_facts', 'tsynd/audit/auditing.py'),
                                       'tsynd.audit.auditing._notes': ('audit/auditing.html#_notes', 'tsynd/audit/auditing.py'),
                                       'tsynd.audit.auditing._partners': ('audit/auditing.html#_partners', 'tsynd/audit/auditing.py'),

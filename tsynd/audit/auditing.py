@@ -92,12 +92,13 @@ def planted_sets(synthetic:Split, real:Split, seed:int=0)->dict: # question: (m,
     means = (real.x[one].float() + real.x[_partners(key, g)[one]])/2
     return dict(copies=x, membership=means.round().byte())
 
-def planted_ps(synthetic, real, test, encoder, seed=0)->dict: # question: p
-    "How clearly one encoder sees the leaks"
+def planted_ps(synthetic, real, test, encoders, seed=0)->dict: # question: least p over the encoders
+    "How clearly the audit sees the leaks"
+    if test is None: return None
     found = {}
     for key,x in planted_sets(synthetic, real, seed).items():
-        tests,_ = privacy_tests(x, real.x, test.x, [encoder], seed)
-        found[key] = float(tests.p[tests.test == CONVICTING[key]].iloc[0])
+        tests,_ = privacy_tests(x, real.x, test.x, encoders, seed)
+        found[key] = float(tests.p[tests.test == CONVICTING[key]].min())
     return found
 
 # %% ../../nbs/audit/12_auditing.ipynb #6b4e01ff
@@ -147,7 +148,13 @@ def _check_sets(left='', **sets):
             raise InputError(f'{k} images have shape {tuple(s.x.shape[1:])}, expected {shape} as the others; '
                              'bring them to one size and as many channels', f'{k} images')
 
-def _notes(synthetic, real, test, pairs, compared):
+def _encoders(real, test, quick, seed, progress):
+    if test is None: return make_encoders(real.x, quick, seed, 'training', progress=progress)
+    return make_encoders(test, quick, seed, progress=progress)
+
+# %% ../../nbs/audit/12_auditing.ipynb #93118791
+def _notes(synthetic, real, test, pairs, seed):
+    compared = len(same_proportions(real, synthetic, seed))
     counts = pairs['where'].value_counts(sort=False)
     said = [f"{n:,} pair{'s'*(n != 1)} {k}" for k,n in counts.items()]
     notes = [f"Near-duplicates, found before anything was measured: {'; '.join(said)}. Of each pair of real "
@@ -193,18 +200,15 @@ def audit(synthetic:Split,
     pairs = _doubles(real, test, synthetic)
     R,H = _cleared(real, test, pairs); clock.done('duplicates')
     _check_sets(' without near-duplicates', real=R, test=H)
-    base = (R.x, quick, seed, 'training') if H is None else (H, quick, seed)
-    made = [*make_encoders(*base, progress=progress), *encoders]; clock.done('encoders')
+    made = [*_encoders(R, H, quick, seed, progress), *encoders]; clock.done('encoders')
     measures,_,tests = measure_all(made, R, synthetic, H, classes, seed, progress); clock.done('measures')
     near = nearest_pairs(synthetic, real, test, made[0], progress); clock.done('nearest images')
-    planted = None if H is None else planted_ps(synthetic, R, H, made[0], seed); clock.done('planted leaks')
+    planted = planted_ps(synthetic, R, H, private(made), seed); clock.done('planted leaks')
     rows,differences = _useful(trained, synthetic, real, test, classes, progress); clock.done('utility')
-    n = 0 if H is None else min(len(R), len(H))
-    answers = all_verdicts(measures, tests, n, planted, differences, int(near['copy'].sum()))
-    compared = len(same_proportions(R, synthetic, seed))
+    answers = all_verdicts(measures, tests, min(len(R), len(H or ())), planted, differences, near['copy'].sum())
     return Audit(synthetic, real, test, list(classes), answers, measures, near, pairs,
                  feature_map(private(made)[-1], R, synthetic, H), rows, differences,
-                 _notes(synthetic, real, test, pairs, compared), names or {},
+                 _notes(synthetic, R, test, pairs, seed), names or {},
                  _facts(synthetic, real, test, made, clock, seed=seed, quick=quick, planted=planted))
 
 # %% ../../nbs/audit/12_auditing.ipynb #13109ca0
