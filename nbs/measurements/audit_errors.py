@@ -5,9 +5,9 @@
 Every control of `tsynd.generation`, as many images as there are training and hold-out images: 50, 200 and
 500 phantoms a side, and 200 of BreastMNIST and PneumoniaMNIST, whose published parts are put together,
 cleared of near-duplicates and drawn anew with every seed. Pixels, random filters and an autoencoder trained
-on the hold-out images, once a seed. Writes the value and p of every test of privacy to audit_errors.csv
-beside it, as they come, from which the chapter makes verdicts; and for some controls the verdicts on looks,
-variety and labels to audit_answers.csv. The same command goes on."""
+on the hold-out images, once a seed. Writes the p of every test of privacy to audit_errors.csv beside it, as
+they come, from which the chapter makes verdicts; and for some controls the verdicts on looks, variety and
+labels to audit_answers.csv. The same command goes on."""
 import os, sys, time
 from functools import cache, partial
 from pathlib import Path
@@ -58,8 +58,9 @@ def finished(out): # (dataset, n, seed, control) that are in a table
     return {*pd.read_csv(out, usecols=['dataset','n','seed','control']).itertuples(index=False, name=None)}
 
 def append(out, rows, **where):
-    pd.DataFrame(rows).assign(**where).to_csv(out, mode='a', header=not out.exists(), index=False,
-                                              float_format='%.6g')
+    table = pd.DataFrame(rows).assign(**where)
+    table = table[[*where, *table.columns.difference(where, sort=False)]]
+    table.to_csv(out, mode='a', header=not out.exists(), index=False, float_format='%.4g')
 
 def controlled(data, seed, kind, **settings):
     return sample(make_generator(kind, **settings).fit(data, seed), data.val.y, seed)
@@ -92,8 +93,8 @@ def main(seeds=20, private=1): # private: 0 leaves the tests of privacy out
             for label,kind,settings in todo:
                 x = images(kind, **settings).x
                 tests,_ = privacy_tests(x, data.train.x, data.test.x, encoders, seed)
-                append(OUT, tests[['encoder','test','value','p']], dataset=name, n=n, seed=seed,
-                       control=label)
+                p = tests.pivot(index='encoder', columns='test', values='p').reset_index()
+                append(OUT, p, dataset=name, n=n, seed=seed, control=label)
             for kind in more:
                 append(ANSWERS, answers(encoders[:2], data, images(kind), seed), dataset=name, n=n, seed=seed,
                        control=kind)
