@@ -186,8 +186,7 @@ def audit(synthetic:Split,
           real:Split,              # that the generator saw
           test:Split=None,         # that it never saw; without them nothing is said of privacy
           classes:list=(),         # names
-          quick:bool=False,        # train no encoder?
-          seed:int=0,
+          quick:bool=False, seed:int=0, # train no encoder? of all that is drawn
           encoders:list=(),        # more of them, such as of `timm_encoder`
           trained:dict|None=None,  # train classifiers? settings for `utility`, or {}
           names:dict=None,         # of the sets
@@ -205,8 +204,9 @@ def audit(synthetic:Split,
     near = nearest_pairs(synthetic, real, test, made[0], progress); clock.done('nearest images')
     planted = planted_ps(synthetic, R, H, private(made), seed); clock.done('planted leaks')
     rows,differences = _useful(trained, synthetic, real, test, classes, progress); clock.done('utility')
-    answers = all_verdicts(measures, tests, min(len(R), len(H or ())), planted, differences, near['copy'].sum())
-    return Audit(synthetic, real, test, list(classes), answers, measures, near, pairs,
+    n,copies = min(len(R), len(H or ())),near['copy'].sum()
+    return Audit(synthetic, real, test, list(classes),
+                 all_verdicts(measures, tests, n, planted, differences, copies), measures, near, pairs,
                  feature_map(private(made)[-1], R, synthetic, H), rows, differences,
                  _notes(synthetic, R, test, pairs, seed), names or {},
                  _facts(synthetic, real, test, made, clock, seed=seed, quick=quick, planted=planted))
