@@ -168,7 +168,7 @@ def test_pairs_tell_distance_threshold_and_path():
     a = make_audit()
     a.real.table = pd.DataFrame(dict(path=[f'patient/{i}.png' for i in range(30)]))
     page = check(a)
-    assert page.text.count('= near copy') == 10 and page.text.count('(threshold 1.000)') == 12
+    assert page.text.count('= very near') == 10 and page.text.count('(threshold 1.000)') == 12
     assert 'training 3: patient/3.png' in page.text and '10 of 30 synthetic images are nearer' in page.text
     assert 'Inside the real images: 1 pair of nearly equal images, 1 of them pixel for pixel' in page.text
 

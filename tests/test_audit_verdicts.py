@@ -299,7 +299,7 @@ def test_doubles_are_found_and_left_out(planted):
     assert pairs[inside,0,60] and not pairs[inside,1,61] and pairs[others,0,59]
     assert pairs[between,57,2] and not pairs[between,58,3]
     assert planted.facts['images'] == dict(synthetic=62, real=62, test=60)
-    assert len(planted.real) == 62 and len(planted.test) == 60 and len(planted.notes) == 1
+    assert len(planted.real) == 62 and len(planted.test) == 60 and len(planted.notes) == 2
     real = 62-len({j for k,_,j in pairs if k == inside})
     test = 60-len({i for k,i,_ in pairs if k == between} | {j for k,_,j in pairs if k == others})
     n = planted.measures.set_index('measure').n

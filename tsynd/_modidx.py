@@ -1541,6 +1541,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'tsynd/reports/audit_page.py'),
                                           'tsynd.reports.audit_page._flat': ( 'reports/audit_page.html#_flat',
                                                                               'tsynd/reports/audit_page.py'),
+                                          'tsynd.reports.audit_page._last': ( 'reports/audit_page.html#_last',
+                                                                              'tsynd/reports/audit_page.py'),
                                           'tsynd.reports.audit_page._name': ( 'reports/audit_page.html#_name',
                                                                               'tsynd/reports/audit_page.py'),
                                           'tsynd.reports.audit_page._p': ('reports/audit_page.html#_p', 'tsynd/reports/audit_page.py'),

@@ -157,8 +157,9 @@ def _notes(synthetic, real, test, pairs, seed):
     compared = len(same_proportions(real, synthetic, seed))
     counts = pairs['where'].value_counts(sort=False)
     said = [f"{n:,} pair{'s'*(n != 1)} {k}" for k,n in counts.items()]
-    notes = [f"Near-duplicates, found before anything was measured: {'; '.join(said)}. Of each pair of real "
-             'images one was left out.'] if said else []
+    notes = [f"Near-duplicates, found before anything was measured: {'; '.join(said)}."] if said else []
+    if counts.drop('inside the synthetic images', errors='ignore').sum():
+        notes.append('Of each pair of real images that are nearly equal one was left out.')
     if compared < len(synthetic):
         notes.append('Classes have other proportions than in the real set, so in looks and variety '
                      f'{compared:,} synthetic images were compared, in the proportions of the real ones.')

@@ -141,8 +141,10 @@ def numbers_html(audit)->Markup:
     return render('audit_numbers.html', questions=questions, left=len(t)-len(some))
 
 # %% ../../nbs/reports/17_audit_page.ipynb #2cd34637
+def _last(path): return re.split(r'[\\/]', str(path).rstrip('\\/'))[-1] or str(path)
+
 def _compared(audit): # in a sentence
-    def images(k, what): return f"{len(getattr(audit, k)):,} {what} ({audit.names.get(k, 'no name')})"
+    def images(k, what): return f"{len(getattr(audit, k)):,} {what} ({_last(audit.names.get(k, 'no name'))})"
     said = f"{images('synthetic', 'synthetic images')} beside {images('real', 'real images')}"
     if audit.test is None: return f'{said}; there were no real images that the generator never saw.'
     return f"{said}, and {images('test', 'real images that the generator never saw')}."
@@ -160,12 +162,12 @@ def _rules(): return [(capital(r.question), capital(r.words)) for r in RULES.val
 
 def audit_html(audit)->Markup:
     "The whole page"
-    given = str(audit.names.get('synthetic', 'synthetic images'))
+    given = audit.names.get('synthetic', 'synthetic images')
     parts = dict(verdicts=verdicts_html(audit), drawn=drawn_html(audit), pairs=pairs_html(audit),
                  utility=utility_html(audit), numbers=numbers_html(audit),
                  map=_both(map_plot, audit.map) if map_plot(audit.map) else '')
     return render('audit.html', style=style_sheet('predictions.css', 'study.css', 'audit.css'),
-                  heading=re.split(r'[\\/]', given.rstrip('\\/'))[-1] or given, compared=_compared(audit),
+                  heading=_last(given), compared=_compared(audit),
                   finding=audit_finding(audit), notes=audit.notes, rules=_rules(),
                   facts=list(_flat(audit.facts)), **parts,
                   version=audit.facts.get('versions', {}).get('tsynd', ''))
