@@ -6,9 +6,8 @@
 __all__ = ['FEWEST', 'Audit', 'planted_sets', 'planted_ps', 'nearest_pairs', 'feature_map', 'audit']
 
 # %% ../../nbs/audit/12_auditing.ipynb #4e146be7
-import math, platform, time
+import math, time
 from dataclasses import dataclass, field
-from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
@@ -25,6 +24,7 @@ from ..core.settings import limited, Seed
 from ..core.tasks import as_task
 from ..data.images import Split
 from ..data.subsets import strata
+from ..experiments.experiment import versions
 
 # %% ../../nbs/audit/12_auditing.ipynb #d229f483
 @dataclass
@@ -177,9 +177,8 @@ class _Clock(dict): # seconds of each stage
 
 def _facts(synthetic, real, test, encoders, clock, **asked):
     sizes = {k: 0 if s is None else len(s) for k,s in dict(synthetic=synthetic, real=real, test=test).items()}
-    versions = dict(python=platform.python_version(), **{k: version(k) for k in ('tsynd','torch','numpy')})
-    return dict(images=sizes, encoders=[repr(e) for e in encoders], seconds=dict(clock), versions=versions,
-                **asked)
+    return dict(images=sizes, encoders=[repr(e) for e in encoders], seconds=dict(clock),
+                versions=versions(), **asked)
 
 # %% ../../nbs/audit/12_auditing.ipynb #71ffe7cf
 @limited(seed=Seed)

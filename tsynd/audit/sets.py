@@ -39,11 +39,14 @@ class ImageSet:
     prep: Preparation|None  # how files became images
     parts: bool = False     # has it parts?
 
+def _check_part(what, name, part, there): # of the parts that are there
+    if part == 'all' or part in there: return
+    raise InputError(f"{what} images: {name} has no part {part}, only {', '.join(there)}; choose one "
+                     f"with --{what}-part, or all", f'{what} images', part)
+
 def _joined(parts, part, what, name): # splits of a set with parts
     there = {k: s for k,s in parts.items() if s is not None and len(s)}
-    if part != 'all' and part not in there:
-        raise InputError(f"{what} images: {name} has no part {part}, only {', '.join(there)}; choose one "
-                         f"with --{what}-part, or all", f'{what} images', part)
+    _check_part(what, name, part, there)
     chosen = list(there.values()) if part == 'all' else [there[part]]
     tables = [s.table for s in chosen]
     table = None if None in [t is None or None for t in tables] else pd.concat(tables, ignore_index=True)
@@ -132,9 +135,10 @@ def _pixels(table, prep, s, progress): # of a set that follows: images, and whic
     return torch.cat(done), table.reset_index(drop=True)
 
 def _deep(table, prep, s): # files of 16 bits beside real images of 8: their own black and white
+    if (prep.lo, prep.hi) != (0, 255): return prep
     paths = [Path(table.attrs['root'])/p for p in table.path[:200]]
     own = decide(paths, len(paths), prep.size, s.resize, s.frame)
-    return replace(prep, lo=own.lo, hi=own.hi) if (prep.lo, prep.hi) == (0, 255) else prep
+    return replace(prep, lo=own.lo, hi=own.hi)
 
 # %% ../../nbs/audit/13_sets.ipynb #f4b696f7
 def _files(what, name, part, prep, root, size, s, progress):
@@ -144,10 +148,7 @@ def _files(what, name, part, prep, root, size, s, progress):
     attrs = dict(table.attrs)
     if 'split' in table and part != 'all':
         table['split'] = [SPLITS.get(str(v).strip().lower(), v) for v in table.split]
-        if not (table.split == part).any():
-            there = ', '.join(sorted(table.split.dropna().unique()))
-            raise InputError(f'{what} images: {name} has no part {part}, only {there}; choose one with '
-                             f'--{what}-part, or all', f'{what} images', part)
+        _check_part(what, name, part, sorted(table.split.dropna().unique()))
         table = table[table.split == part].reset_index(drop=True)
     table.attrs = attrs
     if prep is None:

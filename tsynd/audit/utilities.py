@@ -297,4 +297,6 @@ def utility_differences(table:pd.DataFrame, # as of `utility`
         image = _over_images(table, arm, reference, d.index.to_numpy(), y_test, measure, replicates)
         ps = sign_flip(d), non_inferiority(d, margin), equivalence(d, margin)
         rows.append([f'{arm} - {reference}', d.mean(), low, high, *image, *ps, len(d), arm, reference])
-    return pd.DataFrame(rows, columns=[*_DIFFERENCES, 'arm', 'reference'])
+    found = pd.DataFrame(rows, columns=[*_DIFFERENCES, 'arm', 'reference'])
+    found.attrs['margin'] = margin
+    return found

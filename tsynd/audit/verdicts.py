@@ -133,10 +133,11 @@ def of_measures(measures:pd.DataFrame, # as of `measure_all`
     "What the measures of a question say together"
     rows,rule = _rows(measures, key),RULES[key]
     if not len(rows): return Verdict(UNKNOWN, _NOTHING[key])
-    bound = rows.reference-.1 if key == 'labels' else rule.tolerance
+    bound = pd.Series(rule.tolerance, rows.index)
+    if key == 'labels': bound += rows.reference             # so much below it
     word,row = three_way(rows, bound, rule.worse)
     if key == 'labels' and (said := _unread(measures, row)): return _verdict(UNKNOWN, row, said)
-    n = needed(row, row.reference-.1 if key == 'labels' else rule.tolerance) if word == UNKNOWN else None
+    n = needed(row, bound[row.name]) if word == UNKNOWN else None
     return _verdict(word, row, _WORDS[key](word, row, n), n)
 
 _NOTHING = dict(

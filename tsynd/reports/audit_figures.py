@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..audit.measures import members
 from ..data.images import to_numpy
 from ..experiments.statistics import t_interval
 from .figures import figure_style, Plot
@@ -24,14 +25,14 @@ from .words import capital, finite, MEASURE_NAMES
 # %% ../../nbs/reports/16_audit_figures.ipynb #25133199
 MOST_DRAWN = 20 # images a side in all classes together
 
-def _members(y, c): return np.flatnonzero(((y[:,c] > 0) if y.ndim == 2 else (y == c)).numpy())
-
 def blind_draw(audit     # an `Audit`
               )->dict:   # class: positions among the real and among the synthetic images
     "Images of every class, as many real as synthetic ones, drawn by the audit's seed"
     real,made = audit.real,audit.synthetic
     if real.y is None or made.y is None: groups = {'': (np.arange(len(real)), np.arange(len(made)))}
-    else: groups = {name: (_members(real.y, c), _members(made.y, c)) for c,name in enumerate(audit.classes)}
+    else:
+        both = {k: (members(real.y, c), members(made.y, c)) for c,k in enumerate(audit.classes)}
+        groups = {k: tuple(v.numpy() for v in pair) for k,pair in both.items()}
     groups = dict(list(groups.items())[:MOST_DRAWN//2])
     each = min(6 if len(groups) > 1 else 12, MOST_DRAWN//len(groups))
     g = np.random.default_rng(audit.facts.get('seed', 0))
