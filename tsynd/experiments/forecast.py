@@ -28,7 +28,7 @@ def estimate(c:StudyConfig, root=None, updates:int=6, images:int=16
     "Seconds to train and to measure one cell, from a few updates and images, on this machine as it is now"
     check_machine(c)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(c.threads)
     try: return pd.DataFrame([r for d in data_names(c) for r in _estimated(c, d, root, updates, images)])
     finally: torch.set_num_threads(threads)
 
@@ -56,8 +56,8 @@ def _steps(c, dataset, n, root): # updates of a training of ordinary length
 
 def _probe(short, cell, data, ae, few, held, c): # seconds per update, and of measuring
     start = time.perf_counter()
-    model,facts = train_cell(short, cell, data, ae)
+    learn,facts = train_cell(short, cell, data, ae)
     middle = time.perf_counter()
-    measure_cell(short, cell, model, data, few)
+    measure_cell(short, cell, learn.model, data, few)
     each = (time.perf_counter()-middle)/len(few) # seconds to measure an image
     return (middle-start)/facts['steps'], each*max(len(few), min(c.attack_n, len(held)))

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MOST', 'MEASURES', 'read_config', 'read_folder', 'data_names', 'corruptions_of', 'check_config', 'check_machine',
-           'make_arm', 'to_toml']
+           'arm_name', 'make_arm', 'to_toml']
 
 # %% ../../nbs/experiments/05_study_configuration.ipynb #7d156a40
 import math, tomllib
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import tomli_w
@@ -21,8 +21,9 @@ from ..data.loading import check_there, data_name, is_path, known_names
 from ..data.named import medmnist_info
 from ..models.classifier import make_classifier
 from ..robustness.corruptions import families
-from .arms import callbacks
+from .arms import ARMS, callbacks
 from .configuration import ArmSettings, StudyConfig, UNWRITTEN
+from .imports import find_imports, run_imports
 
 # %% ../../nbs/experiments/05_study_configuration.ipynb #91a210fc
 def _toml(path, most=10**6): # bytes
@@ -38,11 +39,7 @@ def _toml(path, most=10**6): # bytes
         raise InputError(f"{shown(str(path))[1:-1]} is not TOML ({str(e).split(';')[0]})", path) from None
     raise InputError(f"{path} is larger than {most} bytes; give a TOML file that describes a study", path)
 
-def read_config(path:str|Path, # a TOML file
-                **unsaid       # settings that it need not give
-               )->StudyConfig:
-    "A study's configuration; raises `InputError`"
-    path = as_path('configuration', path)
+def _settings(path, unsaid): # `StudyConfig`, as far as its keys go
     d = _toml(path)
     known,needed = {f.name for f in fields(StudyConfig)},('datasets','n','seeds','arms')
     for k in d:
@@ -51,11 +48,31 @@ def read_config(path:str|Path, # a TOML file
             raise InputError(f"{path} has a key {shown(k)}, expected some of {some}", k, d[k])
     for k in needed:
         if k not in d: raise InputError(f"{path} has no key {k!r}, expected all of {', '.join(needed)}", k)
-    try: return check_config(StudyConfig(**(dict(name=path.stem) | unsaid | d)))
-    except InputError as e: raise InputError(f'{path}: {e}', e.field, e.found) from None
+    return StudyConfig(**(dict(name=path.stem) | unsaid | d))
 
-def read_folder(folder:Path)->StudyConfig: # of a study, by whatever version
-    return read_config(folder/'study.toml', **UNWRITTEN)
+# %% ../../nbs/experiments/05_study_configuration.ipynb #cd4bd5dc
+def read_config(path:str|Path # a TOML file
+               )->StudyConfig:
+    "A study's configuration, after its imports were run; raises `InputError`"
+    path = as_path('configuration', path)
+    try:
+        c = checked(_settings(path, {}))
+        c = replace(c, imports=[_beside(n, path.parent) for n in c.imports])
+        run_imports(find_imports(c.imports))
+        return check_config(c)
+    except InputError as e: raise _of(path, e) from None
+
+def read_folder(folder:Path # of a study, by whatever version
+               )->StudyConfig:
+    "A study's configuration; nothing is imported, so arms may be unknown; raises `InputError`"
+    path = Path(folder)/'study.toml'
+    try: return check_config(_settings(path, UNWRITTEN), unknown=True)
+    except InputError as e: raise _of(path, e) from None
+
+def _beside(name, folder): return str(folder/name) if name.endswith('.py') else name
+
+def _of(path, e): # the error, with the file that it is about
+    return e if str(path) in e.message else InputError(f'{path}: {e}', e.field, e.found)
 
 # %% ../../nbs/experiments/05_study_configuration.ipynb #15836559
 def data_names(c:StudyConfig)->list: return [data_name(d) for d in c.datasets]
@@ -65,7 +82,9 @@ def corruptions_of(dataset:str)->dict: # by its name; of images of one's own tho
 
 MOST = 100_000   # trainings of a study
 
-def check_config(c:StudyConfig)->StudyConfig:
+def check_config(c:StudyConfig,
+                 unknown:bool=False # may arms be unknown, as their imports were not run?
+                )->StudyConfig:
     "`c`, or an `InputError` that names what is wrong in it"
     c = checked(c)
     for k,values in dict(datasets=data_names(c), n=c.n).items():
@@ -79,7 +98,8 @@ def check_config(c:StudyConfig)->StudyConfig:
     check_known('data set', names, [*known_names(), 'or a path such as ./mine'])
     for d in data_names(c):
         check_known(f'{d}: corruption', c.corruptions or (), corruptions_of(d), 'corruption')
-    for label in c.arms: make_arm(c, label)
+    for label in c.arms:
+        if not unknown or arm_name(c, label) in [*ARMS]: make_arm(c, label)
     for q in c.headline: _check_question(c, q)
     return c
 
@@ -119,13 +139,16 @@ def check_machine(c:StudyConfig):
     with seeded(0): make_classifier(c.model, p=c.dropout, pretrained=c.pretrained)
 
 # %% ../../nbs/experiments/05_study_configuration.ipynb #4422e0a3
-def make_arm(c:StudyConfig, label, ae=None, seed=0)->tuple: # (callbacks, lr, length)
-    "The callbacks of an arm, its learning rate, and how much longer than the others it trains"
+def arm_name(c:StudyConfig, label)->str: # a key of `ARMS`, if it is known here
     if not isinstance(c.arms[label], dict):
         raise InputError(f"arm {label} is {shown(c.arms[label])}, expected a table of settings",
                          f'arm {label}', c.arms[label])
-    s = dict(c.arms[label])
-    name,lr,longer = s.pop('arm', label),s.pop('lr', c.lr),s.pop('longer', ArmSettings.longer)
+    return c.arms[label].get('arm', label)
+
+def make_arm(c:StudyConfig, label, ae=None, seed=0)->tuple: # (callbacks, lr, length)
+    "The callbacks of an arm, its learning rate, and how much longer than the others it trains"
+    name,s = arm_name(c, label),{k: v for k,v in c.arms[label].items() if k != 'arm'}
+    lr,longer = s.pop('lr', c.lr),s.pop('longer', ArmSettings.longer)
     check_range(f'lr of arm {label}', lr, **bounds(StudyConfig, 'lr'))
     check_range(f'longer of arm {label}', longer, **bounds(ArmSettings, 'longer'))
     return callbacks(name, ae, seed, **s), lr, longer
