@@ -553,7 +553,7 @@ def test_another_run_does_not_go_on_with_it(half, no_training, monkeypatch):
     for more, words in (('--lr .1', 'lr is 0.002, not 0.1'), ('--epochs 3', 'epochs is 2, not 3')):
         refused(half, 'run', *SMOKE, *more.split(), '--out', 'x', words=['x.unfinished', words, '--anew'])
     with monkeypatch.context() as m:
-        m.setattr('tsynd.experiments.results.code_checksum', lambda: 'changed')
+        m.setattr('tsynd.experiments.results.code_checksum', lambda module: 'changed')
         refused(half, 'run', *SMOKE, '--out', 'x', words=['code of tsynd', "not 'changed'", '--anew'])
     c = parser().parse_args(['run', *SMOKE])
     c = RunConfig(**{k: v for k, v in vars(c).items() if k in RunConfig.__dataclass_fields__})
