@@ -1994,6 +1994,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'tsynd/reports/study_figures.py'),
                                              'tsynd.reports.study_figures._gain': ( 'reports/study_figures.html#_gain',
                                                                                     'tsynd/reports/study_figures.py'),
+                                             'tsynd.reports.study_figures._gains': ( 'reports/study_figures.html#_gains',
+                                                                                     'tsynd/reports/study_figures.py'),
                                              'tsynd.reports.study_figures._legend': ( 'reports/study_figures.html#_legend',
                                                                                       'tsynd/reports/study_figures.py'),
                                              'tsynd.reports.study_figures._line_plot': ( 'reports/study_figures.html#_line_plot',

@@ -18,7 +18,7 @@ from .study_data import Findings, findings, study_caution, study_finding
 from .study_figures import attack_plot, auc_plot, cost_plot, reliability_plot, severity_plot
 from .study_tables import (
     arms_html, classes_html, contrasts_html, costs_html, families_html, official_html)
-from ..experiments.record import read_study, records
+from ..experiments.record import FACTS, KEYS, read_study
 
 # %% ../../nbs/reports/13_study.ipynb #3b959c00
 CHECKSUMS = dict(subset='training subset', weights='initial weights', order='order of batches')
@@ -61,8 +61,8 @@ def study_facts_html(f:Findings)->Markup:
     c, cells = f.study.config, f.study.cells
     longer = [a for a, s in c.arms.items() if s.get('longer', 1) != 1]
     failed = [(r.id, r.reason) for r in cells[cells.status == 'failed'].itertuples()]
-    written = [v for r in records(f.study.folder).values() if isinstance(v := r.get('versions'), dict)]
-    versions = sorted({(k, str(v)) for r in written for k, v in r.items()})
+    own = [k for k in cells if k not in ('id', *KEYS, *FACTS)]
+    versions = sorted({(k, str(v)) for k in own for v in cells[k].dropna().unique()})
     return render('study_facts.html', arms=list(_arm_words(f)), cells=_cell_counts(f), failed=failed,
                   pairing=pairing(cells, longer), versions=versions, settings=_settings(f))
 

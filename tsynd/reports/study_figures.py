@@ -14,11 +14,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..core.errors import InputError
 from .figures import Plot, figure_style
 from .study_data import Findings
 from .words import parse_attack
-from ..experiments.contrasts import in_order, pairs
+from ..experiments.contrasts import in_order
 from ..experiments.statistics import t_interval
 
 # %% ../../nbs/reports/11_study_figures.ipynb #b35cf648
@@ -27,7 +26,7 @@ ARM_COLOURS = dict(light=['#d55e00','#0072b2','#009e73','#cc79a7','#e69f00','#56
 
 def coloured_arms(f:Findings)->list: # of arms, the baseline first
     "The arms that have a colour: those that the declared questions name first"
-    named = [a for r in f.head.itertuples() for a in (r.arm, r.reference)]
+    named = f.head[['arm', 'reference']].to_numpy().ravel() if len(f.head) else []
     return list(dict.fromkeys([f.baseline, *named, *f.arms]))[:7]
 
 def line_styles(f:Findings,
@@ -35,8 +34,9 @@ def line_styles(f:Findings,
                 dark:bool # for a dark page?
                )->dict:   # arm: how to draw it, the grey ones first
     "Line styles of all arms"
-    styles = {a: dict(color=c.muted, lw=.8, alpha=.55, zorder=1) for a in f.arms if a not in coloured_arms(f)}
-    for arm, colour, mark in zip(coloured_arms(f), ARM_COLOURS['dark' if dark else 'light'], 'os^DvPX'):
+    coloured, colours = coloured_arms(f), ARM_COLOURS['dark' if dark else 'light']
+    styles = {a: dict(color=c.muted, lw=.8, alpha=.55, zorder=1) for a in f.arms if a not in coloured}
+    for arm, colour, mark in zip(coloured, colours, 'os^DvPX'):
         face = c.paper if arm == f.baseline else colour
         styles[arm] = dict(color=colour, marker=mark, ms=5.5, lw=1.5, zorder=3, mfc=face, mew=1.3)
     return styles
@@ -59,12 +59,13 @@ def _legend(fig, styles):
 def _draw_sizes(ax, f, means, styles):
     sizes, coloured = f.sizes(means.dataset.iloc[0]), coloured_arms(f)
     beside = dict(zip(coloured, np.linspace(-.06, .06, len(coloured))))
+    mean, sd = (means.pivot(index='n', columns='arm', values=v).reindex(sizes) for v in ('mean', 'sd'))
     for arm, style in styles.items():
-        m = means[means.arm == arm].set_index('n').reindex(sizes)
+        if arm not in mean: continue
         x = np.arange(len(sizes)) + beside.get(arm, 0)
-        ax.plot(x, m['mean'], **style)
+        ax.plot(x, mean[arm], **style)
         if arm not in beside: continue
-        ax.errorbar(x, m['mean'], m.sd, fmt='none', ecolor=style['color'], elinewidth=.9, alpha=.6)
+        ax.errorbar(x, mean[arm], sd[arm], fmt='none', ecolor=style['color'], elinewidth=.9, alpha=.6)
     ax.set_xticks(range(len(sizes)), sizes)
     ax.set_ylabel('AUC')
     ax.grid(False, axis='x')
@@ -94,8 +95,8 @@ def pool(f:Findings, dataset:str, measure:str)->pd.DataFrame: # index condition,
     "Means over seeds and over the sizes short of the full data; only of arms that have all these sizes"
     t, sizes = f.means, f.pooled(dataset)
     t = t[(t.dataset == dataset) & (t.measure == measure) & t.n.isin(sizes)]
-    def whole(v): return v.mean() if len(v) == len(sizes) else np.nan
-    return t.groupby(['condition', 'arm'])['mean'].agg(whole).unstack()
+    means = t.groupby(['condition', 'arm'])['mean']
+    return means.mean().where(means.size() == len(sizes)).unstack()
 
 def pooled_words(f:Findings, over:str='Mean over')->str:
     "What was averaged over"
@@ -193,26 +194,37 @@ def reliability_plot(f:Findings, dark:bool=False)->Plot|None: # None without pre
     return Plot(fig, 'Reliability', caption, alt)
 
 # %% ../../nbs/reports/11_study_figures.ipynb #32a65f71
-def _gain(f, arm, dataset):
+def _gains(f, dataset):
+    "Paired differences in AUC, a column per arm and a row per seed, of the seeds that have all sizes"
+    t, sizes = f.auc, f.pooled(dataset)
+    t = t[(t.dataset == dataset) & t.n.isin(sizes)].pivot(index=['seed', 'n'], columns='arm', values='value')
+    if f.baseline not in t: return pd.DataFrame()
+    by_seed = t.sub(t[f.baseline], axis=0).groupby('seed')
+    return by_seed.mean().where(by_seed.count() == len(sizes))
+
+def _gain(gains, arm, baseline):
     "Mean paired gain in AUC and its interval"
-    if arm == f.baseline: return 0., np.nan, np.nan
-    try: d = pairs(f.auc, arm, f.baseline, 'clean', 'auc', dataset, f.pooled(dataset)).difference
-    except InputError: return (np.nan,)*3
+    if arm == baseline: return 0., np.nan, np.nan
+    d = gains[arm].dropna() if arm in gains else ()
+    if not len(d): return (np.nan,)*3
     return d.mean(), *(t_interval(d) if len(d) > 1 else (np.nan, np.nan))
 
+
+# %% ../../nbs/reports/11_study_figures.ipynb #d9242209
 def costs(f:Findings)->pd.DataFrame: # a row per data set and arm
     "Seconds, also relative to the baseline of the same cell and precision, and gain in AUC, sizes pooled"
     cells, rows = f.study.cells[f.study.cells.status == 'done'], []
     cells = cells.assign(n=cells.n.astype(str), precision=cells.precision.fillna(''))
     for d in f.datasets:
-        own = cells[(cells.dataset == d) & cells.n.isin(f.pooled(d))]
+        own, gains = cells[(cells.dataset == d) & cells.n.isin(f.pooled(d))], _gains(f, d)
         s = own.pivot(index=['n', 'seed', 'precision'], columns='arm', values='seconds')
         if f.baseline in s: s = s.dropna(subset=f.baseline)
         for arm in f.arms:
             relative = (s[arm]/s[f.baseline]).mean() if {arm, f.baseline} <= set(s) else np.nan
             seconds = s[arm].mean() if arm in s else np.nan
-            rows.append((d, arm, seconds, relative, *_gain(f, arm, d)))
+            rows.append((d, arm, seconds, relative, *_gain(gains, arm, f.baseline)))
     return pd.DataFrame(rows, columns=['dataset', 'arm', 'seconds', 'relative', 'gain', 'lo', 'hi'])
+
 
 # %% ../../nbs/reports/11_study_figures.ipynb #3e770b8c
 def _draw_costs(ax, rows, styles, c):
