@@ -135,14 +135,14 @@ def measure_cell(c:StudyConfig, cell:Cell, model, data, held,
     "Everything that is measured of one classifier: measures by condition, and probabilities on clean images"
     x,y = (t.to(device(c.device)) for t in held.batch(slice(None)))
     table = robustness_table(model, x, y, data.task, [e/255 for e in c.eps], attack_n=min(c.attack_n, len(x)),
-                             steps=c.pgd_steps, seed=cell.seed, ladder=not data.task.several, **({} if keep is None else dict(keep=keep)))
+                             steps=c.pgd_steps, seed=cell.seed, ladder=not data.task.several, keep=keep)
     p = data.task.probabilities(predict(model, x))
     p = p.cpu().numpy() if hasattr(p, 'cpu') else np.asarray(p)
     table['clean'] |= data.task.calibration(y.cpu(), p)
     levels = cell.dataset if cell.dataset in known_names() else 'phantom'
     if c.corruptions != []:
         table |= corrupted(corruption_table(model, x, y, data.task, levels, c.corruptions,
-                                            n=min(c.attack_n, len(x)), seed=cell.seed, **({} if keep is None else dict(keep=keep))))
+                                            n=min(c.attack_n, len(x)), seed=cell.seed, keep=keep))
     def defined(d): return {m: v for m,v in d.items() if m != 'n' and v is not None and v == v}
     return {k: defined(d) for k,d in table.items()}, p
 
