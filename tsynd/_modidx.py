@@ -983,6 +983,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'tsynd/experiments/cell.py'),
                                         'tsynd.experiments.cell.measure_cell': ( 'experiments/cell.html#measure_cell',
                                                                                  'tsynd/experiments/cell.py'),
+                                        'tsynd.experiments.cell.source_data': ( 'experiments/cell.html#source_data',
+                                                                                'tsynd/experiments/cell.py'),
                                         'tsynd.experiments.cell.train_cell': ( 'experiments/cell.html#train_cell',
                                                                                'tsynd/experiments/cell.py')},
             'tsynd.experiments.configuration': { 'tsynd.experiments.configuration.ArmSettings': ( 'experiments/configuration.html#armsettings',

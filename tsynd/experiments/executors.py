@@ -6,12 +6,13 @@
 __all__ = ['Processes', 'as_future', 'dask_executor']
 
 # %% ../../nbs/experiments/09_executors.ipynb #a4c1bfca
-import threading
+import os, signal, threading, warnings
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from multiprocessing import Pipe
 
 from fastcore.basics import patch
 from loky import ProcessPoolExecutor
+from tqdm import tqdm
 
 from ..core.errors import InputError
 from ..core.settings import limited, whole
@@ -39,9 +40,9 @@ class Processes(ThreadPoolExecutor):
 
 # %% ../../nbs/experiments/09_executors.ipynb #e9d41b5e
 def _begin(watched): # in a new process
-    import os, signal, warnings
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter('ignore')
+    tqdm.set_lock(threading.RLock())      # its own is a semaphore, which a killed process would leave behind
     def watch():
         try: watched.recv_bytes()
         except (EOFError, OSError): os._exit(1)

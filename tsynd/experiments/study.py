@@ -9,7 +9,7 @@ __all__ = ['TRIES', 'GROW', 'FREE', 'run_study']
 import json, os, socket, sys, time
 from collections import Counter
 from concurrent.futures import CancelledError, FIRST_COMPLETED, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -168,7 +168,7 @@ def _held(folder):
         write_whole(path, json.dumps(me).encode())
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError): path.unlink()
         lock.release()
 
 def _who(path):

@@ -19,7 +19,7 @@ from ..core.writing import write_whole
 from ..deployment.bundle import make_bundle, save_bundle
 from .arms import ARMS
 from .cell import (
-    Cell, cell_autoencoder, cell_data, cpu_time, data_checksum, measure_cell, train_cell)
+    Cell, cell_autoencoder, cell_data, cpu_time, data_checksum, measure_cell, source_data, train_cell)
 from .configuration import StudyConfig
 from .experiment import versions
 from .imports import run_imports, unpack_entries
@@ -80,10 +80,10 @@ def train_group(a:Assignment,
                )->dict:        # files, seconds, data; or a reason
     "The autoencoder of a group; raises `InputError` if the data are not as expected"
     with _alone(a), tempfile.TemporaryDirectory() as tmp:
-        try: data,_ = cell_data(a.config, cell, a.root, a.where)
+        try: data = source_data(a.config, cell, a.root, a.where)
         except Exception as e: return dict(reason=_reason(e))
         checksum = _check_data(data, cell, expected)
-        try: ae,seconds = cell_autoencoder(a.config, cell, data)
+        try: ae,seconds = cell_autoencoder(a.config, cell, cell_data(a.config, cell, data=data)[0])
         except Exception as e: return dict(reason=_reason(e))
         save_model(Path(tmp)/'autoencoder', ae, seconds=seconds)
         return dict(files=_contents(tmp), seconds=seconds, data=checksum)
@@ -96,10 +96,11 @@ def run_cell(a:Assignment,
             )->tuple:          # the record; {name: bytes} of the files to keep
     "Train and measure one cell; raises `InputError` if the data are not as expected"
     with _alone(a), tempfile.TemporaryDirectory() as tmp:
-        try: data,held = cell_data(a.config, cell, a.root, a.where)
+        try: whole = source_data(a.config, cell, a.root, a.where)
         except Exception as e: return _failed(cell, e), {}
-        checksum = _check_data(data, cell, expected)
+        checksum = _check_data(whole, cell, expected)
         try:
+            data,held = cell_data(a.config, cell, data=whole)
             ae = _autoencoder(group['files'], data, a.config, Path(tmp)/'autoencoder')
             facts,files = _trained(a.config, cell, data, held, ae, Path(tmp)/'bundle')
         except Exception as e: return _failed(cell, e), {}
