@@ -28,7 +28,7 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     record=['append', 'read_records', 'pack_probabilities', 'unpack_probabilities', 'kept_folder',
             'pack_predictions', 'Study', 'KEYS', 'FACTS', 'CellRecord', 'read_study'],
     worker=['Assignment', 'train_group', 'run_cell'],
-    executors=['Processes', 'as_future', 'dask_executor'],
+    executors=['Processes', 'as_future', 'dask_executor', 'TIMEOUT'],
     study=['run_study', 'TRIES', 'GROW', 'FREE'],
     forecast=['estimate'],
     statistics=['t_margin', 't_interval', 'non_inferiority', 'equivalence', 'sign_flip', 'smallest_p',
