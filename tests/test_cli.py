@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from cheap import cheap
 from layouts import make_arrays, write_npz
-from processes import Forked, process, wait_for
+from processes import Here, process, wait_for
 
 import tsynd
 from tsynd.models import Autoencoder, save_model
@@ -665,7 +665,7 @@ STUDY = ('datasets = ["phantom"]\nn = [20]\nseeds = 1\nupdates = 4\nae_steps = 5
 
 def test_a_study_from_the_command_line_and_its_failed_cells(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('tsynd.experiments.study.subprocess.Popen', Forked)
+    monkeypatch.setattr('tsynd.experiments.study.Processes', lambda jobs, threads: Here())
     (tmp_path/'mine.toml').write_text(STUDY)
     assert main(['study', 'mine.toml', '--dry-run']) == 0
     out = capsys.readouterr().out

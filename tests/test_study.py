@@ -1,8 +1,6 @@
 """A study that is stopped anywhere goes on and ends with the same table;
 what it compares is paired; slips are named."""
 import json, lzma, os, time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -10,14 +8,14 @@ import pytest, torch
 from hypothesis import example, given, strategies as st
 from sklearn.metrics import log_loss
 
-from processes import process, wait_for
+from processes import Here, process, wait_for
 from refused import refused
 from tsynd.experiments import train_cell, Witness
 from tsynd.experiments.forecast import _steps
 from tsynd.experiments.study_configuration import _measured
 from tsynd.experiments import ARMS, arm, Processes, run_cell, TRIES
 from tsynd.models import make_classifier, train_classifier
-from tsynd.data import data_name, phantom
+from tsynd.data import phantom
 from tsynd.experiments import precision
 from tsynd.core import SingleLabel
 from tsynd.experiments import (
@@ -41,12 +39,6 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def part(study): return study.results.query('n == 20 and seed == 0').reset_index(drop=True)
-
-class Here(ThreadPoolExecutor):
-    "Runs tasks in this process, which has loaded all it takes, and calls `before` with each"
-    def __init__(self, before=lambda task, cell: None): super().__init__(1); self.before = before
-    def submit(self, task, a, cell, *rest): return super().submit(self.call, task, a, cell, *rest)
-    def call(self, task, a, cell, *rest): self.before(task, cell); return task(a, cell, *rest)
 
 def here(c, folder, before=lambda task, cell: None):
     "A study that this process runs or goes on with"

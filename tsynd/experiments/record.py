@@ -128,16 +128,15 @@ def _fits(r, where): # what no type can say
     if r['status'] == 'failed': return
     if lacks := [k for k in ('measures','y','p','shape') if k not in r]:
         raise InputError(f"{where} has no {', '.join(lacks)}; {_ADVICE}", where, lacks)
-    y,p = np.array(r['y']),_unpacked(r)
-    top = None if p is None else p.shape[1]-1 if y.ndim == 1 else 1   # several labels are 0 or 1 each
-    if p is not None and y.shape in (p.shape, p.shape[:1]) and y.max() <= top and ((p >= 0) & (p <= 1)).all():
-        return
+    if _predictions_fit(r): return
     raise InputError(f"{where} has labels y, probabilities p and a shape that do not fit each other; {_ADVICE}",
                      'p')
 
-def _unpacked(r): # probabilities; None if they are not of this shape, or no base 64
-    try: return unpack_probabilities(r['p'], r['shape'])
-    except ValueError: return None
+def _predictions_fit(r):
+    try: y,p = np.array(r['y']),unpack_probabilities(r['p'], r['shape'])
+    except ValueError: return False                     # not of this shape, or no base 64
+    top = p.shape[1]-1 if y.ndim == 1 else 1            # several labels are 0 or 1 each
+    return y.shape in (p.shape, p.shape[:1]) and y.max() <= top and bool(((p >= 0) & (p <= 1)).all())
 
 # %% ../../nbs/experiments/07_record.ipynb #784bfc4f
 def read_records(folder:Path)->tuple: # {cell id: record}, and a sentence for each line that is left out
