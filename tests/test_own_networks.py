@@ -6,7 +6,7 @@ from refused import refused
 from torch import nn
 
 from tsynd.cli import main
-from tsynd.core import InputError, seeded
+from tsynd.core import seeded
 from tsynd.data import phantom
 from tsynd.deployment import load_bundle, make_bundle, save_bundle
 from tsynd.experiments import check_config, check_machine, read_config, resolve, RunConfig, StudyConfig
@@ -40,6 +40,11 @@ OWN = dict(steps=Steps, of_other_layers=of_other_layers, fails=fails, holds_conf
            list=lambda *a: [1], ten=lambda ch, C, p: nn.Sequential(nn.Flatten(), nn.Linear(144*ch, 10)),
            lazy=lambda ch, C, p: nn.Sequential(nn.Flatten(), nn.Dropout(p), nn.LazyLinear(C)),
            one_layer=lambda ch, C, p: Classifier(nn.Flatten(), 144*ch, C, p))
+
+def differ(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    assert a.keys() == b.keys()
+    return [k for k in a if a[k].shape != b[k].shape or not torch.equal(a[k], b[k])]
 
 @pytest.fixture(autouse=True)
 def known():
@@ -77,7 +82,7 @@ def test_a_network_of_ones_own_is_trained_measured_saved_and_loaded_as_ours(data
 def test_a_seed_gives_the_same_start_by_name_as_by_hand(data):
     with seeded(4): by_hand = Steps(1, 2, .5)
     with seeded(4): by_name = make_classifier('steps')
-    assert all(torch.equal(*pair) for pair in zip(by_hand.state_dict().values(), by_name.state_dict().values()))
+    assert differ(by_name, by_hand) == []
 
 def test_who_has_not_imported_it_is_told_to(tmp_path):
     save_model(tmp_path/'c', make_classifier('steps'))
@@ -99,16 +104,11 @@ def test_names_are_no_paths():
 
 def test_pixels_are_normalised_by_a_classifier_of_ours_alone():
     x, net = torch.rand(3, 1, 12, 12), make_classifier('one_layer', mean=[.2], std=[.4]).eval()
-    torch.testing.assert_close(net(x), net.out(((x-.2)/.4).flatten(1)))
+    assert torch.allclose(net(x), net.out(((x-.2)/.4).flatten(1)), atol=1e-5)
     with refused('mean', 'Classifier'): make_classifier('steps', mean=[.2], std=[.4])
 
 
 # As a saved one
-
-def differ(a, b):
-    a, b = a.state_dict(), b.state_dict()
-    assert a.keys() == b.keys()
-    return [k for k in a if a[k].shape != b[k].shape or not torch.equal(a[k], b[k])]
 
 def test_weights_are_those_that_were_saved_and_the_head_is_new_where_the_outputs_differ(colour):
     net, path = colour
@@ -148,7 +148,7 @@ def test_images_that_do_not_fit_are_refused(colour, data):
 def test_an_architecture_that_is_another_for_other_outputs_is_refused(tmp_path):
     save_model(tmp_path/'c', make_classifier('of_other_layers', n_classes=3))
     assert make_classifier(tmp_path/'c').config['n_classes'] == 3
-    with refused('model', 'n_classes=2', '.weight') as e: make_classifier(tmp_path/'c', n_classes=2)
+    with refused('model', 'n_classes=2', '.weight'): make_classifier(tmp_path/'c', n_classes=2)
 
 @pytest.mark.parametrize('where', ['none/there', './c.json', '/', '~/none/there'])
 def test_a_path_without_a_classifier_is_refused(where, tmp_path, monkeypatch):
@@ -164,7 +164,8 @@ def test_a_file_cannot_name_another_file_as_its_network(colour, tmp_path):
     save_model(tmp_path/'c', make_classifier())
     facts = json.loads((tmp_path/'c.json').read_text())
     for path in (tmp_path/'c', colour[1]):
-        (tmp_path/'c.json').write_text(json.dumps(facts | dict(config=facts['config'] | dict(model=str(path)))))
+        facts['config']['model'] = str(path)
+        (tmp_path/'c.json').write_text(json.dumps(facts))
         with refused('model', found=path): load_classifier(tmp_path/'c')
 
 
@@ -199,8 +200,8 @@ def test_the_command_begins_with_a_bundle(colour, tmp_path, capsys):
     save_model(tmp_path/'grey', make_classifier(size=(12, 12)))
     asked = ['train', 'phantom', '--size', '12', '--quick', '--arm', 'baseline', '--lr', '1e-6', '--model']
     assert main([*asked, str(tmp_path/'grey'), '--out', str(tmp_path/'out')]) == 0
-    begun = load_bundle(tmp_path/'out'/'bundle').classifier
-    torch.testing.assert_close(begun.out.weight, load_classifier(tmp_path/'grey').out.weight, atol=1e-3, rtol=0)
+    saved, begun = load_classifier(tmp_path/'grey'), load_bundle(tmp_path/'out'/'bundle').classifier
+    torch.testing.assert_close(begun.out.weight, saved.out.weight, atol=1e-3, rtol=0)
     capsys.readouterr()
     assert main([*asked, str(colour[1]), '--out', str(tmp_path/'two')]) == 2
     said = capsys.readouterr().err.strip().splitlines()

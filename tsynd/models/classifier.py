@@ -183,7 +183,7 @@ def make_classifier(model:str|Path=ClassifierSettings.model, # in `NETWORKS`, or
                     mean:list=None,  # of pixels, for each channel; default: of the weights, or .5
                     std:list=None    # likewise
                    )->nn.Module:
-    "A classifier by name, or one that begins as a saved one, whose head is new where C differs"
+    "A classifier by name; or one with the architecture and weights of a saved one, its head new if C differs"
     model = check_kind('model', str(model) if isinstance(model, Path) else model, LongText)
     saved = _saved_at(model)
     if saved is None:
@@ -215,9 +215,8 @@ def _begin(path, ch, n_classes, asked): # as what is saved there
 def _take(net, saved, path): # the weights, but for layers that depend on the number of outputs
     old,new,outputs = saved.state_dict(),net.state_dict(),(saved.config['n_classes'], net.config['n_classes'])
     def fits(k):
-        a,b = (d[k].shape if k in d else None for d in (old, new))
-        if None in (a, b) or len(a) != len(b): return False
-        return all(m == n or (m,n) == outputs for m,n in zip(a, b))
+        a,b = (d[k].shape if k in d else [None] for d in (old, new))
+        return len(a) == len(b) and all(m == n or (m,n) == outputs for m,n in zip(a, b))
     odd = [k for k in {**old, **new} if not fits(k)]
     if odd: raise InputError(f"model {path} cannot begin with n_classes={outputs[1]}, p={net.config['p']}: its "
                              f"function makes another {shown(odd[0])} then", 'model', odd[0])
