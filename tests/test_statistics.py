@@ -193,7 +193,7 @@ def test_all_images_in_any_order_are_all_images(measure, C):
 
 @pytest.mark.parametrize('measure', IMAGE_MEASURES)
 def test_a_part_of_the_images_weighs_what_it_weighs_in_the_whole(measure):
-    "Images that no seed was measured on count for nothing; of the others each counts in every seed that has it"
+    "Images that no seed was measured on count for nothing, the others in every seed that has them"
     (a, y), (b, _) = networks(), networks(clear=1.5, seed=3)
     images = subsets(y, 50, 3)
     kw = dict(measure=measure, replicates=100, images=images)
