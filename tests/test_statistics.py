@@ -121,6 +121,15 @@ def test_score_is_the_mean_of_the_projects_metrics(C):
     own = pd.DataFrame([metrics(y, q, 'multi-class' if C > 2 else 'binary-class') for q in p]).mean()
     for m in IMAGE_MEASURES: assert np.isclose(score(p, y, m)[0], own[m])
 
+@pytest.mark.parametrize('C', [2, 3])
+def test_many_networks_are_scored_as_few_are(C):
+    p, y = networks(seeds=40, C=C, n=60)
+    p = p.round(1)                                                                # with ties
+    w = np.random.default_rng(1).multinomial(60, np.full(60, 1/60), 50).T.astype(float)
+    w[y == 0, 0] = 0
+    few = np.mean([score(p[i:i+4], y, 'auc', w) for i in range(0, 40, 4)], axis=0)
+    assert np.isnan(few[0]) and np.allclose(score(p, y, 'auc', w), few, equal_nan=True)
+
 def test_score_of_several_labels():
     g = np.random.default_rng(0)
     y = g.integers(0, 2, (100, 4)).astype(float)

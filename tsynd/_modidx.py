@@ -1125,6 +1125,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'tsynd/experiments/results.py')},
             'tsynd.experiments.statistics': { 'tsynd.experiments.statistics._auc': ( 'experiments/statistics.html#_auc',
                                                                                      'tsynd/experiments/statistics.py'),
+                                              'tsynd.experiments.statistics._auc_of_many': ( 'experiments/statistics.html#_auc_of_many',
+                                                                                             'tsynd/experiments/statistics.py'),
                                               'tsynd.experiments.statistics._balanced': ( 'experiments/statistics.html#_balanced',
                                                                                           'tsynd/experiments/statistics.py'),
                                               'tsynd.experiments.statistics._by_images': ( 'experiments/statistics.html#_by_images',
