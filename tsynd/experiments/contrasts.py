@@ -163,15 +163,23 @@ def contrast(results:pd.DataFrame, # as `tidy` makes them
     "One contrast: difference, intervals and p-value"
     d = pairs(results, arm, reference, condition, measure, dataset, n)
     lo,hi = t_interval(d.difference, level)
-    image = (np.nan,)*2
-    if predictions and condition == 'clean' and measure in IMAGE_MEASURES:
-        found = predictions(dataset, n, arm, reference, d.index)
-        if found: image = image_bootstrap(*found, measure, level=level)[1:]
+    known = predictions and measure in IMAGE_MEASURES
+    found = predictions(dataset, n, arm, reference, d.index, condition) if known else None
+    image = _over_images(found, measure, level)
     return dict(dataset=dataset, n=', '.join(map(str, _listed(n))), arm=arm, reference=reference,
                 condition=condition, measure=measure, seeds=len(d), unpaired=len(d.attrs['unpaired']),
                 arm_mean=d.arm.mean(), reference_mean=d.reference.mean(),
                 difference=d.difference.mean(), sd=d.difference.std(ddof=1), lo=lo, hi=hi,
                 image_lo=image[0], image_hi=image[1], p=sign_flip(d.difference))
+
+# %% ../../nbs/experiments/14_contrasts.ipynb #614837b0
+def _over_images(found, measure, level):
+    if not found: return np.nan,np.nan
+    *predicted,images = found
+    try: return image_bootstrap(*predicted, measure, level=level, images=images)[1:]
+    except InputError as e:
+        if e.field != 'measure': raise
+        return np.nan,np.nan            # a class has too few images
 
 # %% ../../nbs/experiments/14_contrasts.ipynb #4f9e038e
 def headline(results:pd.DataFrame, # as `tidy` makes them
@@ -185,24 +193,51 @@ def headline(results:pd.DataFrame, # as `tidy` makes them
 
 # %% ../../nbs/experiments/14_contrasts.ipynb #8a5c566f
 def stored_predictions(cells:pd.DataFrame, # a row per cell: id, dataset, n, arm, seed
-                       predictions:dict    # cell id: (y, p), labels (N,), probabilities (N,C) of clean images
-                      ):                   # a function
-    "A function of (dataset, n, arm, reference, seeds) that finds (p_arm, p_reference, y) for a contrast"
+                       predictions:dict,   # cell id: (y, p), labels (N,), probabilities (N,C) of clean images
+                       kept=None           # function of a cell id: condition: (positions, y, p), or None
+                      ):  # a function that gives (p_arm, p_reference, y, images), or None
+    "A function of (dataset, n, arm, reference, seeds, condition) that finds what `image_bootstrap` takes"
     ids = {(r.dataset, str(r.n), r.arm, int(r.seed)): r.id for r in cells.itertuples() if r.id in predictions}
     def cell(*key):
         if key not in ids:
             raise InputError(f"there are no predictions of {' · '.join(map(str, key))}, "
                              "expected those of every finished cell; run it again", 'predictions', key)
-        return predictions[ids[key]]
-    def both(dataset, n, arm, reference, seeds):
+        return ids[key]
+    def both(dataset, n, arm, reference, seeds, condition='clean'):
+        if condition != 'clean' and kept is None: return None
         sizes = [str(v) for v in _listed(n)]
         found = [[cell(dataset, k, a, int(s)) for k in sizes for s in seeds] for a in (arm,reference)]
-        y = np.asarray(found[0][0][0])
-        if not all(np.array_equal(y, other) for f in found for other,_ in f):
-            raise InputError(f"cells of {dataset} have different test labels, "
-                             "expected the same test images in all", 'test labels')
-        return *(np.stack([p for _,p in f]) for f in found), y
+        y = np.asarray(predictions[found[0][0]][0])
+        _same_labels(dataset, [(y, predictions[i][0]) for f in found for i in f])
+        if condition != 'clean': return _changed(dataset, [[*map(kept, f)] for f in found], condition, y)
+        return *(np.stack([predictions[i][1] for i in f]) for f in found), y, None
     return both
+
+def _same_labels(dataset, pairs):
+    if not all(np.array_equal(*p) for p in pairs):
+        raise InputError(f"cells of {dataset} have different test labels, "
+                         "expected the same test images in all", 'test labels')
+
+# %% ../../nbs/experiments/14_contrasts.ipynb #7d2e9f30
+def _means_of(condition, there):
+    "The conditions that were measured, and whose mean `condition` is"
+    each = [c for c in there if c.startswith('corrupted ')]           # corrupted NAME SEVERITY
+    if condition == 'corrupted': return each
+    if condition.startswith('corrupted '): return [c for c in each if c.rpartition(' ')[0] == condition]
+    if condition.startswith('severity '):
+        return [c for c in each if c.rpartition(' ')[2] == condition.removeprefix('severity ')]
+    return [c for c in there if c == condition]
+
+def _changed(dataset, cells, condition, y):
+    "What was kept of both arms, a row per cell and measured condition; None unless all have the same"
+    if not all(k for arm in cells for k in arm): return None
+    names = _means_of(condition, cells[0][0])
+    if not names or any(_means_of(condition, k) != names for arm in cells for k in arm): return None
+    rows = [[k[c] for k in arm for c in names] for arm in cells]
+    images = [[i for i,_,_ in arm] for arm in rows]
+    if len({len(i) for arm in images for i in arm}) > 1 or not np.array_equal(*images): return None
+    _same_labels(dataset, [(y[i], own) for arm in rows for i,own,_ in arm])
+    return *(np.stack([p for _,_,p in arm]) for arm in rows), y, np.stack(images[0])
 
 # %% ../../nbs/experiments/14_contrasts.ipynb #b806c75a
 BETTER = dict(accuracy=1, auc=1, balanced_accuracy=1, ece=-1, nll=-1)  # 1: more is better, -1: less is

@@ -121,7 +121,15 @@ def _auc(p, y, w):
     if y.ndim == 1 and p.shape[2] == 2:
         p,y = p[...,1:]-p[...,:1], y[:,None] == 1   # near 0 and 1 finer than p, if stored in few digits
     elif y.ndim == 1: y = y[:,None] == np.arange(p.shape[2])
+    if len(p) > 30 and len(y) < 2000:
+        return np.mean([_auc_of_many(p[...,c], y[:,c] > .5, w) for c in range(p.shape[2])], axis=0)
     return np.mean([auc(q[:,c], y[:,c] > .5, w) for q in p for c in range(p.shape[2])], axis=0)
+
+# %% ../../nbs/experiments/13_statistics.ipynb #9f40b152
+def _auc_of_many(scores, y, w): # (S,N), (N,) bool, (N,R)
+    right = sum((a[y,None] > a[~y]) + .5*(a[y,None] == a[~y]) for a in scores)/len(scores)
+    with np.errstate(invalid='ignore'):
+        return ((right.T@w[y])*w[~y]).sum(0) / (w[y].sum(0)*w[~y].sum(0))
 
 # %% ../../nbs/experiments/13_statistics.ipynb #be61e2b1
 IMAGE_MEASURES = ('accuracy','auc','balanced_accuracy')   # what the bootstrap of the images knows
@@ -145,25 +153,35 @@ def image_bootstrap(p_arm, p_reference, # (S,N,C) probabilities, the same seeds 
                     y,                  # (N,) class numbers, or (N,C) zeros and ones
                     measure:str='auc',  # one of `IMAGE_MEASURES`
                     replicates:int=2000, # at least 100
-                    seed:int=0, level:float=.95 # of the drawings, of confidence
+                    seed:int=0, level:float=.95, # of the drawings, of confidence
+                    images=None         # (S,n) positions of each seed's images, with p (S,n,C); default: all
                    )->tuple:            # difference, lower and upper end
     "Difference of two arms, averaged over their seeds, with an interval over the test images"
     check_range('replicates', replicates, lo=100, integer=True)
     check_range('level', level, lo=0, hi=1, open_lo=True)
-    a,b,y = _predicted(p_arm, y), _predicted(p_reference, y), np.asarray(y)
-    if a.shape != b.shape:
-        raise InputError(f"probabilities have shapes {a.shape} and {b.shape}, "
-                         "expected the same seeds and images for both arms", 'probabilities',
-                         (a.shape, b.shape))
-    def difference(w=None): return score(a, y, measure, w) - score(b, y, measure, w)
+    a,b,y,groups = _checked(p_arm, p_reference, np.asarray(y), images)
+    def difference(w):
+        return sum(share*(score(a[s], y[i], measure, w[i]) - score(b[s], y[i], measure, w[i]))
+                   for s,i,share in groups)
     drawn = np.concatenate([difference(w) for w in _drawings(len(y), replicates, seed)])
     undefined = np.isnan(drawn).mean()
     if undefined > .01:
         raise InputError(f"{measure} is undefined in {undefined:.0%} of the replicates, "
                          "as a class has too few test images; use another measure", 'measure', measure)
-    return float(difference()[0]), *map(float, np.nanquantile(drawn, [(1-level)/2, (1+level)/2]))
+    observed = float(difference(np.ones((len(y), 1)))[0])
+    return observed, *map(float, np.nanquantile(drawn, [(1-level)/2, (1+level)/2]))
 
 # %% ../../nbs/experiments/13_statistics.ipynb #eb29d7bc
+def _checked(p_arm, p_reference, y, images):
+    groups = [(slice(None), slice(None), 1.)] if images is None else _by_images(np.asarray(images), len(y))
+    seen = y if images is None else y[:np.shape(images)[1]]
+    a,b = _predicted(p_arm, seen),_predicted(p_reference, seen)
+    if a.shape != b.shape or images is not None and len(a) != len(images):
+        raise InputError(f"probabilities have shapes {a.shape} and {b.shape}, "
+                         "expected the same seeds and images for both arms", 'probabilities',
+                         (a.shape, b.shape))
+    return a, b, y, groups
+
 def _predicted(p, y):
     p,y = np.asarray(p, float), np.asarray(y)
     if p.ndim != 3 or p.shape[1] != len(y) or not len(y) or y.ndim == 2 and y.shape[1] != p.shape[2]:
@@ -179,6 +197,18 @@ def _drawings(n, replicates, seed, most=2_000_000):
     g,step = np.random.default_rng(seed), max(1, most//n)
     for i in range(0, replicates, step):
         yield g.multinomial(n, np.full(n, 1/n), min(step, replicates-i)).T.astype(float)
+
+# %% ../../nbs/experiments/13_statistics.ipynb #5b0c7d1e
+def _by_images(images, N):
+    "Seeds with the same images: the seeds, positions of the images, share of all seeds"
+    whole = images.ndim == 2 and images.dtype.kind in 'iu' and images.size > 0
+    if not whole or images.min() < 0 or images.max() >= N or (np.diff(np.sort(images), axis=1) == 0).any():
+        raise InputError(f"images are an array {images.shape} of {images.dtype}, expected for each seed "
+                         f"different positions from 0 to {N-1}", 'images', images.shape)
+    rows,of = np.unique(images, axis=0, return_inverse=True)
+    seeds = [np.flatnonzero(of.ravel() == k) for k in range(len(rows))]
+    return [(s, slice(None) if np.array_equal(i, np.arange(N)) else i, len(s)/len(images))
+            for s,i in zip(seeds, rows)]
 
 # %% ../../nbs/experiments/13_statistics.ipynb #f85811f5
 def class_profile(p_S_N_C, # probabilities, of S seeds

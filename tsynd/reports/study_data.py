@@ -47,10 +47,17 @@ class Findings:
     def pooled(self, dataset): return [n for n in self.sizes(dataset) if n != 'full'] or ['full']
 
 # %% ../../nbs/reports/10_study_data.ipynb #ad3897cf
+def _same_images(study, dataset):
+    "Were all cells of a data set measured on the same images?"
+    c, done = study.config, study.cells[study.cells.status == 'done']
+    held = done[done.dataset == dataset].get('held', pd.Series([None])).replace('', None)
+    drawn = c.test_n or c.split == 'val' or dataset == 'phantom'
+    return held.nunique() <= 1 and not (drawn and held.isna().any())
+
 def _predictions(study):
-    find, c = stored_predictions(study.cells, study.predictions), study.config
-    drawn = c.test_n or c.split == 'val'
-    return lambda dataset, *rest: None if drawn or dataset == 'phantom' else find(dataset, *rest)
+    find = stored_predictions(study.cells, study.predictions, getattr(study, 'kept', None))
+    same = {d: _same_images(study, d) for d in study.cells.dataset.unique()}
+    return lambda dataset, *rest: find(dataset, *rest) if same[dataset] else None
 
 _NO_DIFFERENCES = ['dataset', 'n', 'condition', 'measure', 'arm', 'seeds',
                    'difference', 'sd', 'worse', 'lo', 'hi', 'loses']

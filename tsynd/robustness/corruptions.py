@@ -196,7 +196,7 @@ def corruption_table(model:nn.Module, # images (B,ch,H,W) in [0,1] to logits (B,
                      seed:int=0,      # of the corruptions and the subset
                      bs:int=256,      # images at a time
                      progress=None,   # True: a bar with the time left; or a function of (done, total)
-                     keep:dict=None   # filled with 'corrupted NAME SEVERITY': (positions in `x`, probabilities)
+                     keep:dict=None   # filled with corrupted NAME SEVERITY: (positions, probabilities)
                     )->list:          # of rows: corruption, severity, balanced_error, accuracy, auc, n
     "Errors on clean images and under each family and severity; dropout off"
     task,n = as_task(task),len(x) if n is None else n

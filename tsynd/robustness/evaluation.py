@@ -23,9 +23,11 @@ from .attacks import check_attack, linf_box, loss_and_gradient, pgd, random_poin
 from .perturbations import perturb
 
 # %% ../../nbs/robustness/02_evaluation.ipynb #dc8a9087
+def _measures(logits, y, task): return task.metrics(y, task.probabilities(logits)) | dict(n=len(y))
+
 def model_metrics(model, x, y, task, bs):
     "The task's measures of a model on some images, and how many they are"
-    return task.metrics(y.cpu(), task.probabilities(predict(model, x, bs=bs))) | dict(n=len(y))
+    return _measures(predict(model, x, bs=bs), y.cpu(), task)
 
 def _check_table(x, y, task, eps, strengths, ladder, restarts, **counts):
     for k,v in dict(eps=eps, strengths=strengths).items():
@@ -43,8 +45,11 @@ def _attacked(e): return f'PGD {e*255:.3g}/255'
 
 def _passes(eps, restarts, steps): return sum(e > 0 for e in eps)*(restarts*(steps+1)+1)
 
-def _note(keep, condition, i, p): # where it is asked for
-    if keep is not None: keep[condition] = i.numpy(), np.asarray(p, dtype=np.float32)
+def _each(model, x, y, task, eps, steps, seed, bs, tick, restarts):
+    "Radius by radius the logits of the attacked images"
+    for e in eps:
+        adv = pgd(model, x, y, e, steps, None, restarts, seed=seed, task=task, bs=bs, tick=tick)
+        yield e, predict(model, adv, bs=bs)
 
 # %% ../../nbs/robustness/02_evaluation.ipynb #a80af5df
 @limited(steps=Count, restarts=Count)
@@ -66,23 +71,19 @@ def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits
     "Accuracy, AUC and balanced accuracy on clean, perturbed and attacked images; dropout off"
     model,task,n = as_network(model), as_task(task), len(x) if attack_n is None else attack_n
     x = _check_table(x, y, task, eps, strengths, ladder, steps=steps, restarts=restarts, bs=bs, attack_n=n)
-    every,res = torch.arange(len(x)),{}
     i = stratified_order(y.cpu(), seed)[:n] if n < len(x) else slice(None)
-    xa,ya = x[i],y[i]
-    def score(condition, x, y, i=slice(None)):
-        p = task.probabilities(predict(model, x, bs=bs))
-        res[condition] = task.metrics(y.cpu(), p) | dict(n=len(y))
-        _note(keep, condition, every[i], p)
-    score('clean', x, y)
+    xa,ya,every,res = x[i],y[i],torch.arange(len(x)),{}
+    def add(condition, logits, i=slice(None), measures=_measures):
+        res[condition] = measures(logits, y[i].cpu(), task)
+        if keep is None: return
+        keep[condition] = every[i].numpy(), np.asarray(task.probabilities(logits), dtype=np.float32)
+    add('clean', predict(model, x, bs=bs))
     with ticking(progress, len(x)*len(strengths) + len(xa)*_passes(eps, restarts, steps)) as tick:
-        for s in strengths: score(_perturbed(s), perturb(x, s, seed), y); tick(len(x))
-        if len(xa) < len(x): score('PGD 0/255', xa, ya, i)
-        for e,logits in _ladder(model, xa, ya, task, eps, steps, seed, bs, tick) if ladder else ():
-            res[_attacked(e)] = _standing(logits, ya.cpu(), task)
-            _note(keep, _attacked(e), every[i], task.probabilities(logits))
-        for e in () if ladder else eps:
-            adv = pgd(model, xa, ya, e, steps, None, restarts, seed=seed, task=task, bs=bs, tick=tick)
-            score(_attacked(e), adv, ya, i)
+        for s in strengths: add(_perturbed(s), predict(model, perturb(x, s, seed), bs=bs)); tick(len(x))
+        if n < len(x): add('PGD 0/255', predict(model, xa, bs=bs), i)
+        how = model, xa, ya, task, eps, steps, seed, bs, tick
+        for e,logits in _ladder(*how) if ladder else _each(*how, restarts):
+            add(_attacked(e), logits, i, _standing if ladder else _measures)
     return res
 
 # %% ../../nbs/robustness/02_evaluation.ipynb #18131af7
