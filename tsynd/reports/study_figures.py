@@ -223,7 +223,7 @@ def _gain(gains, arm, baseline):
 
 # %% ../../nbs/reports/11_study_figures.ipynb #d9242209
 def costs(f:Findings)->pd.DataFrame: # a row per data set and arm
-    "Seconds, also relative to the baseline of the same cell and precision, and gain in AUC, sizes pooled"
+    "Seconds, also relative to the baseline of the same cell and precision; share kept by the gate; gain in AUC"
     cells, rows = f.study.cells[f.study.cells.status == 'done'], []
     cells = cells.assign(n=cells.n.astype(str), precision=cells.precision.fillna(''))
     for d in f.datasets:
@@ -233,8 +233,11 @@ def costs(f:Findings)->pd.DataFrame: # a row per data set and arm
         for arm in f.arms:
             relative = (s[arm]/s[f.baseline]).mean() if {arm, f.baseline} <= set(s) else np.nan
             seconds = s[arm].mean() if arm in s else np.nan
-            rows.append((d, arm, seconds, relative, *_gain(gains, arm, f.baseline)))
-    return pd.DataFrame(rows, columns=['dataset', 'arm', 'seconds', 'relative', 'gain', 'lo', 'hi'])
+            empty = max(f.share_empty(d, f.pooled(d), a) for a in (arm, f.baseline)) >= .5
+            gain = (np.nan,)*3 if empty else _gain(gains, arm, f.baseline)
+            kept = pd.to_numeric(own.gate[own.arm == arm], errors='coerce').mean()
+            rows.append((d, arm, seconds, relative, kept, *gain))
+    return pd.DataFrame(rows, columns=['dataset', 'arm', 'seconds', 'relative', 'kept', 'gain', 'lo', 'hi'])
 
 
 # %% ../../nbs/reports/11_study_figures.ipynb #3e770b8c
