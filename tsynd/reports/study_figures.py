@@ -223,7 +223,7 @@ def _gain(gains, arm, baseline):
 
 # %% ../../nbs/reports/11_study_figures.ipynb #d9242209
 def costs(f:Findings)->pd.DataFrame: # a row per data set and arm
-    "Seconds, also relative to the baseline of the same cell and precision; share kept by the gate; gain in AUC"
+    "Seconds, also relative to the baseline of the cell and precision; share kept by the gate; gain in AUC"
     cells, rows = f.study.cells[f.study.cells.status == 'done'], []
     cells = cells.assign(n=cells.n.astype(str), precision=cells.precision.fillna(''))
     for d in f.datasets:

@@ -87,6 +87,8 @@ def families_table(f:Findings)->pd.DataFrame: # a row per data set, arm and fami
             rows += [(d, arm, c.split(' ', 1)[1], t[arm][c], change[c]) for c in there]
     return pd.DataFrame(rows, columns=['dataset', 'arm', 'family', 'value', 'difference'])
 
+
+# %% ../../nbs/reports/12_study_tables.ipynb #a5d0f301
 def families_html(f:Findings)->Markup: # empty without corruptions
     "Differences to the baseline, family by family"
     tables = []
@@ -95,7 +97,8 @@ def families_html(f:Findings)->Markup: # empty without corruptions
         by_arm = {a: part.set_index('family') for a, part in t.groupby('arm', sort=False)}
         level = by_arm.pop(f.baseline).value
         rows = [(a, [part.difference[k] for k in families]) for a, part in by_arm.items()]
-        tables.append((f'{d}, families of corruption', [(k, 'n') for k in families], [level[k] for k in families], rows))
+        head, first = [(k, 'n') for k in families], [level[k] for k in families]
+        tables.append((f'{d}, families of corruption', head, first, rows))
     if not tables: return Markup()
     return render('study_families.html', tables=tables, reference=f.reference, baseline=f.baseline,
                   pooled=pooled_words(f))
@@ -108,12 +111,14 @@ def _profile(f, dataset, arm):
     if not kept or any(not np.array_equal(kept[0][0], y) for y, _ in kept): return []
     return class_profile(np.stack([np.clip(p, 0, 1) for _, p in kept]), kept[0][0])
 
-def classes_table(f:Findings)->pd.DataFrame: # a row per data set, arm and class; of the arms that have a colour
-    "Share, share called so, recall and threshold, class by class"
+def classes_table(f:Findings)->pd.DataFrame: # a row per data set, arm and class
+    "Share, share called so, recall and threshold, of the arms that have a colour"
     found = {(d, a): _profile(f, d, a) for d in f.datasets for a in coloured_arms(f)}
     found = {k: p for k, p in found.items() if len(p)}
     return pd.concat(found, names=['dataset', 'arm']).reset_index() if found else pd.DataFrame()
 
+
+# %% ../../nbs/reports/12_study_tables.ipynb #a5d0f302
 def classes_html(f:Findings)->Markup: # empty without predictions
     "Recall and threshold, class by class"
     t = classes_table(f)
