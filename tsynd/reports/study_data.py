@@ -70,16 +70,19 @@ class Findings:
     def datasets(self): return _in_given_order(data_names(self.study.config), self.results.dataset)
     @cached_property
     def auc(self): return self.results[(self.results.condition == 'clean') & (self.results.measure == 'auc')]
-    def sizes(self, dataset): return in_order(self.means.n[self.means.dataset == dataset].unique())
+    @cached_property
+    def counts(self): return {(r.dataset, r.n, r.arm): (r.nothing, r.cells) for r in self.made.itertuples()}
+    @cached_property
+    def by_set(self): return {d: in_order(n.unique()) for d, n in self.means.n.groupby(self.means.dataset)}
+    def sizes(self, dataset): return self.by_set.get(dataset, [])
     def pooled(self, dataset): return [n for n in self.sizes(dataset) if n != 'full'] or ['full']
 
 # %% ../../nbs/reports/10_study_data.ipynb #a5d0c004
 @patch
 def share_empty(self:Findings, dataset:str, sizes:list, arm:str)->float:
     "Share of an arm's cells that synthesised (nearly) nothing; sizes as text"
-    m = self.made
-    m = m[(m.dataset == dataset) & m.n.isin(sizes) & (m.arm == arm)]
-    return m.nothing.sum()/max(1, m.cells.sum())
+    nothing, cells = zip(*(self.counts.get((dataset, n, arm), (0, 0)) for n in sizes))
+    return sum(nothing)/max(1, sum(cells))
 
 def nothing_made(f:Findings)->list: # of (arm, cells that synthesised nothing, finished cells)
     "The arms that synthesised (nearly) nothing somewhere, although they should"
