@@ -8,8 +8,8 @@ from refused import refused
 
 from tsynd.cli import main
 from tsynd.reports import (
-    auc_plot, compare_arms, compare_runs, demo_run, demo_study, differing_settings, read_run, read_runs,
-    study_report, write_comparison, write_report)
+    auc_plot, compare_arms, compare_runs, comparison_html, comparison_plot, demo_run, demo_study,
+    differing_settings, read_run, read_runs, study_report, synthesised, write_comparison, write_report)
 
 
 def run(folder, change=lambda m: None, **kwargs):
@@ -35,6 +35,17 @@ def test_every_number_is_that_of_its_run(two):
         own = table[table.run == name].drop(columns='run').reset_index(drop=True)
         pd.testing.assert_frame_equal(own, compare_arms(read_run(f)))
     assert differing_settings(runs).values.tolist() == [['radius', runs['a'].m['config']['radius'], .7]]
+
+def test_a_run_that_synthesised_nothing_is_not_compared(two):
+    def idle(m): m['arms']['tsynd']['trace'] = [dict(step=0, gate=.01, mi_before=.1, mi_after=.2)]
+    runs = read_runs([run(two[0].parent/'idle', idle), two[1]])
+    made = synthesised(runs).set_index('run')
+    assert made.kept['idle'] == .01 and 'kept 1.0 %' in made.nothing['idle'] and made.nothing['b'] == ''
+    points = compare_runs(runs).set_index('run').points
+    assert points['idle'].isna().all() and points['b'].notna().sum() == 14
+    assert 'idle 0.836, nothing synthesised' in comparison_plot(runs).alt
+    page = comparison_html(runs)
+    assert page.count('>nothing synthesised<') == 14 and 'lower the gate' in page
 
 def test_runs_of_one_name_go_by_their_folders(tmp_path):
     folders = [run(tmp_path/k/'run') for k in 'xy']
@@ -78,7 +89,10 @@ def test_run_and_study_are_exported(two, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(pd.read_csv(two[0]/'tables'/'results.csv'), compare_arms(read_run(two[0])))
     study = demo_study(tmp_path/'study')
     study_report(study, ['csv','svg'])
-    assert {f.name for f in (study/'tables').iterdir()} == {'cells.csv','results.csv'}
+    tables = {f.stem: len(pd.read_csv(f)) for f in (study/'tables').iterdir()}
+    # two data sets, two sizes, five arms, ten seeds, one cell failed
+    assert tables == dict(cells=200, results=199*47, averages=2*2*5*47, differences=2*2*4*47, costs=10,
+                          synthesis=20, families=2*5*3, classes=2*5*2, arms=5, headline=12)
     assert (study/'figures'/'auc.svg').exists()
 
 def test_the_command(two, tmp_path):

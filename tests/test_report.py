@@ -270,11 +270,20 @@ def test_the_attack_begins_at_its_own_unchanged_images():
 def test_what_means_nothing_is_not_told_as_a_result(tmp_path):
     def smoke(m): m['config']['quick'] = True
     def idle(m): m['arms']['tsynd']['synthetic_images'] = 0
-    for name,edit,said in (('smoke', smoke, 'its numbers mean nothing'),
-                           ('idle', idle, 'TSynD made no image in this run')):
-        run = read_run(make_run(tmp_path/name, edit=edit))
+    def dropped(m): m['arms']['tsynd']['trace'][0]['gate'] = .0499
+    def alike(m): m['arms']['tsynd']['metrics'] = m['arms']['baseline']['metrics']
+    for name,edits,said in (('smoke', [smoke], 'its numbers mean nothing'),
+                            ('idle', [idle, alike], 'TSynD made no image in this run'),
+                            ('dropped', [dropped, alike], 'The gate kept 5.0 % of the 120 images'),
+                            ('both', [smoke, idle], 'TSynD made no image in this run')):
+        run = read_run(make_run(tmp_path/name, edit=lambda m: [e(m) for e in edits]))
         assert said in run_finding(run) and 'better' not in run_finding(run)
-        check(run.folder)
+        page = check(run.folder)
+        if name == 'smoke': continue
+        assert 'equal' not in page.text.split('Uncertainty, robustness')[0] and meaning(run) == ''
+        assert compare_arms(run).points.isna().all() and page.text.count(said) >= 2
+    def kept(m): m['arms']['tsynd']['trace'][0]['gate'] = .05
+    assert 'better' in run_finding(read_run(make_run(tmp_path/'kept', edit=kept)))
     assert 'better' in run_finding(read_run(make_run(tmp_path/'x')))
     assert ('subset(load_data(' in python_lines(dict(quick=True))
             and ', 100, seed=0)' in python_lines(dict(quick=True)))

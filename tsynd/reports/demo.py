@@ -116,8 +116,10 @@ def _cell(g, dataset, n, seed, arm, luck, y):
     p = torch.tensor(logits).softmax(1).numpy()
     level = dict(breastmnist=.81).get(dataset, .9) + luck
     facts = dict(status='done', seconds=20*DEMO_ARMS[arm][2]*(1+.04*g.normal()), seconds_autoencoder=9.,
-                 seconds_measuring=30., steps=300, images_seen=9600, synthetic=0, weights=f'w{seed}',
-                 order=f'o{dataset}{n}{seed}', subset=f's{dataset}{n}{seed}')
+                 seconds_measuring=30., steps=300, images_seen=9600, weights=f'w{seed}',
+                 order=f'o{dataset}{n}{seed}', subset=f's{dataset}{n}{seed}',
+                 synthetic=None if arm == 'baseline' else 9600)
+    if arm not in ('baseline', 'pgd'): facts |= dict(distance_latent=.3, gate=round(.4+.02*seed, 2))
     measures = _measures(g, level, arm)
     kept = dict(shape=list(p.shape), p=b64encode(p.astype(np.float16).tobytes()).decode(), y=y.tolist())
     return record | facts | dict(measures=measures) | kept

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import matplotlib
 from fastcore.basics import patch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..core.figures import TYPE_SIZE
@@ -49,6 +50,14 @@ def figure_style(dark:bool=False # for a dark page?
     with matplotlib.rc_context(_settings(c)): yield c
 
 # %% ../../nbs/reports/00_figures.ipynb #f5823620
+def _png(fig, dpi): # `savefig` would draw twice
+    usual, f = fig.dpi, io.BytesIO()
+    with matplotlib.rc_context(_plain()):
+        try: fig.dpi = dpi; canvas = FigureCanvasAgg(fig); canvas.draw()
+        finally: fig.dpi = usual
+        matplotlib.image.imsave(f, canvas.buffer_rgba(), format='png', dpi=dpi)
+    return f.getvalue()
+
 @dataclass
 class Plot:
     "A figure with its title, caption and description"
@@ -62,10 +71,7 @@ class Plot:
             dpi:int=100 # dots per inch
            )->bytes:
         "The figure as PNG"
-        if dpi not in self.drawn:
-            f = io.BytesIO()
-            with matplotlib.rc_context(_plain()): self.fig.savefig(f, dpi=dpi, format='png')
-            self.drawn[dpi] = f.getvalue()
+        if dpi not in self.drawn: self.drawn[dpi] = _png(self.fig, dpi)
         return self.drawn[dpi]
 
     def _ipython_display_(self):

@@ -52,7 +52,7 @@ def data_uri(image # a PIL image
             )->str:
     "An image as a PNG inside a URI"
     f = io.BytesIO()
-    image.save(f, 'PNG', optimize=True)
+    image.save(f, 'PNG')
     return f'data:image/png;base64,{base64.b64encode(f.getvalue()).decode()}'
 
 def _drawing(plot, dpi):

@@ -9,7 +9,8 @@ __all__ = ['MADE', 'task_words', 'term_notes', 'meaning', 'summary_html']
 from markupsafe import Markup
 
 from .page import render
-from .run_data import RunFolder, comparison_words, key_comparisons, nothing_to_tell, run_caution
+from .run_data import (
+    RunFolder, comparison_words, kept_by_gate, key_comparisons, nothing_to_tell, run_caution)
 from .words import capital, finite, fixed, parse_attack, under
 
 # %% ../../nbs/reports/08_run_summary.ipynb #74397494
@@ -84,9 +85,9 @@ def meaning(run:RunFolder)->str: # empty where the numbers tell nothing
 def summary_html(run:RunFolder)->Markup:
     "The first screen in plain words"
     data = run.m['data']
-    made = finite(run.m['arms']['tsynd'].get('synthetic_images'))
+    made, kept = finite(run.m['arms']['tsynd'].get('synthetic_images')), kept_by_gate(run.m['arms']['tsynd'])
     how = MADE.get(run.objective, 'each made from a real image')
     return render('run_summary.html', run=run, data=data, task=task_words(run), how=how,
-                  made=fixed(made, 0, thousands=True), nothing=nothing_to_tell(run),
+                  made=fixed(made, 0, thousands=True), kept=kept, nothing=nothing_to_tell(run),
                   results=comparison_words(run), terms=term_notes(run), meaning=meaning(run),
                   caution=run_caution(run))

@@ -11,6 +11,7 @@ import re
 
 import numpy as np
 import pandas as pd
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -48,8 +49,16 @@ def _panels(f, height):
     for ax, d in zip(axs, f.datasets): ax.set_title(d)
     return fig, axs
 
+def _grey(styles): return [a for a, s in styles.items() if 'marker' not in s]
+
+def _draw_grey(ax, x, table, styles): # all at once; `table` has a column per arm
+    grey = [a for a in _grey(styles) if a in table]
+    if not grey: return
+    ax.add_collection(LineCollection([np.c_[x, table[a]] for a in grey], **styles[grey[0]]))
+    ax.autoscale_view()
+
 def _legend(fig, styles):
-    grey = [a for a, s in styles.items() if 'marker' not in s]
+    grey = _grey(styles)
     handles = [Line2D([], [], label=a[:26], **s) for a, s in styles.items() if 'marker' in s]
     if grey: handles.append(Line2D([], [], label=f'{len(grey)} other arms', **styles[grey[0]]))
     columns = 2 if max(len(a) for a in styles) > 14 else 3
@@ -60,11 +69,11 @@ def _draw_sizes(ax, f, means, styles):
     sizes, coloured = f.sizes(means.dataset.iloc[0]), coloured_arms(f)
     beside = dict(zip(coloured, np.linspace(-.06, .06, len(coloured))))
     mean, sd = (means.pivot(index='n', columns='arm', values=v).reindex(sizes) for v in ('mean', 'sd'))
+    _draw_grey(ax, range(len(sizes)), mean, styles)
     for arm, style in styles.items():
-        if arm not in mean: continue
-        x = np.arange(len(sizes)) + beside.get(arm, 0)
+        if arm not in mean or arm not in beside: continue
+        x = np.arange(len(sizes)) + beside[arm]
         ax.plot(x, mean[arm], **style)
-        if arm not in beside: continue
         ax.errorbar(x, mean[arm], sd[arm], fmt='none', ecolor=style['color'], elinewidth=.9, alpha=.6)
     ax.set_xticks(range(len(sizes)), sizes)
     ax.set_ylabel('AUC')
@@ -113,9 +122,11 @@ def _line_plot(f, dark, place, xlabel, title, words):
             t = pool(f, d, 'balanced_accuracy')
             at = place(t.index)
             if len(at) < 2: continue
+            drawn = t.reindex(list(at.values()))
+            _draw_grey(ax, list(at), drawn, styles)
             for arm, style in styles.items():
-                if arm in t: ax.plot(list(at), t[arm].reindex(list(at.values())), **style)
-            last = t.loc[at[max(at)]].dropna()
+                if arm in t and 'marker' in style: ax.plot(list(at), drawn[arm], **style)
+            last = drawn.iloc[-1].dropna()
             if len(last): highest[d] = last.idxmax()
             ax.set_xticks(list(at))
             ax.set_ylabel('balanced accuracy')
@@ -212,7 +223,7 @@ def _gain(gains, arm, baseline):
 
 # %% ../../nbs/reports/11_study_figures.ipynb #d9242209
 def costs(f:Findings)->pd.DataFrame: # a row per data set and arm
-    "Seconds, also relative to the baseline of the same cell and precision, and gain in AUC, sizes pooled"
+    "Seconds, also relative to the baseline of the cell and precision; share kept by the gate; gain in AUC"
     cells, rows = f.study.cells[f.study.cells.status == 'done'], []
     cells = cells.assign(n=cells.n.astype(str), precision=cells.precision.fillna(''))
     for d in f.datasets:
@@ -222,18 +233,23 @@ def costs(f:Findings)->pd.DataFrame: # a row per data set and arm
         for arm in f.arms:
             relative = (s[arm]/s[f.baseline]).mean() if {arm, f.baseline} <= set(s) else np.nan
             seconds = s[arm].mean() if arm in s else np.nan
-            rows.append((d, arm, seconds, relative, *_gain(gains, arm, f.baseline)))
-    return pd.DataFrame(rows, columns=['dataset', 'arm', 'seconds', 'relative', 'gain', 'lo', 'hi'])
+            empty = max(f.share_empty(d, f.pooled(d), a) for a in (arm, f.baseline)) >= .5
+            gain = (np.nan,)*3 if empty else _gain(gains, arm, f.baseline)
+            kept = pd.to_numeric(own.gate[own.arm == arm], errors='coerce').mean()
+            rows.append((d, arm, seconds, relative, kept, *gain))
+    return pd.DataFrame(rows, columns=['dataset', 'arm', 'seconds', 'relative', 'kept', 'gain', 'lo', 'hi'])
 
 
 # %% ../../nbs/reports/11_study_figures.ipynb #3e770b8c
 def _draw_costs(ax, rows, styles, c):
     ax.axhline(0, color=c.muted, lw=1, ls=(0,(4,3)))
-    for r in rows.itertuples():
-        style = styles[r.arm]
-        dot = {} if 'marker' in style else dict(marker='.', ms=7)
-        ax.plot([r.relative], [100*r.gain], **style | dict(ls='') | dot)
-        ax.plot([r.relative]*2, [100*r.lo, 100*r.hi], color=style['color'], lw=1, alpha=.7)
+    colours = [styles[a]['color'] for a in rows.arm]
+    ax.vlines(rows.relative, 100*rows.lo, 100*rows.hi, color=colours, lw=1, alpha=.7)
+    grey = _grey(styles)
+    rest = rows[rows.arm.isin(grey)]
+    if len(rest): ax.plot(rest.relative, 100*rest.gain, **styles[grey[0]] | dict(ls='', marker='.', ms=7))
+    for r in rows[~rows.arm.isin(grey)].itertuples():
+        ax.plot([r.relative], [100*r.gain], **styles[r.arm] | dict(ls=''))
     ax.set(ylabel='gain in AUC, points', xlim=(0, None))
 
 def cost_plot(f:Findings, dark:bool=False)->Plot|None: # None where nothing can be compared
