@@ -16,7 +16,8 @@ pytestmark = pytest.mark.xdist_group('study')
 
 def scheduler(file):
     async def run():
-        async with distributed.Scheduler(host='127.0.0.1', port=0, dashboard=False, scheduler_file=str(file)) as s:
+        async with distributed.Scheduler(host='127.0.0.1', port=0, dashboard=False,
+                                         scheduler_file=str(file)) as s:
             await s.finished()
     asyncio.run(run())
 

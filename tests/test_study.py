@@ -13,7 +13,8 @@ from refused import refused
 from tsynd.experiments import train_cell, Witness
 from tsynd.experiments.forecast import _steps
 from tsynd.experiments.study_configuration import _measured
-from tsynd.experiments import ARMS, arm, Processes, run_cell, TRIES
+from tsynd.deployment import load_bundle
+from tsynd.experiments import ARMS, arm, kept_folder, Processes, run_cell, TRIES
 from tsynd.models import make_classifier, train_classifier
 from tsynd.data import phantom
 from tsynd.experiments import precision
@@ -213,7 +214,9 @@ def test_workers_end_with_their_driver_and_are_replaced_when_they_die(tmp_path):
         except ProcessLookupError: return True
     wait_for(gone, 10)
 
-def dies(times, what=RuntimeError('its memory was full')):
+LOST = RuntimeError('its memory was full')
+
+def dies(times, what=LOST):
     "A task whose worker is lost so many times, of the first cell"
     lost = []
     def before(task, cell):
@@ -356,11 +359,12 @@ def test_a_folder_that_cannot_be_made(tmp_path, out):
     with refused(tmp_path/out, '--out'): run_study(TINY, tmp_path/out, progress=False)
     with refused(tmp_path/out/'study.toml'): read_study(tmp_path/out)
 
-BROKEN = {'half': b'{"id": "a", "sta', 'empty': b'', 'bytes': b'\xff', 'number': b'3', 'list': b'[]', 'nothing': b'{}',
+BROKEN = {'half': b'{"id": "a", "sta', 'empty': b'', 'bytes': b'\xff', 'number': b'3', 'list': b'[]',
+          'nothing': b'{}', 'deep': b'['*10**5,
           'other id': json.dumps(failed('a') | dict(id='phantom-20-0-b')).encode(),
           'other seed': json.dumps(failed('a') | dict(seed=1)).encode(),
           'text': json.dumps(failed('a') | dict(seed='0')).encode(),
-          'deep': b'['*10**5, 'nan': json.dumps(failed('a', seconds=float('nan')) | dict(n=float('nan'))).encode()}
+          'nan': json.dumps(failed('a', seconds=float('nan')) | dict(n=float('nan'))).encode()}
 
 @pytest.mark.parametrize('line', BROKEN)
 def test_a_broken_line_is_named_and_left_out(study, tmp_path, line):
@@ -398,8 +402,8 @@ def test_images_that_have_changed_are_noticed(tmp_path):
             arrays |= {f'{p}_images': g.integers(0, 200, (16, 12, 12)).astype(np.uint8)+shift,
                        f'{p}_labels': np.arange(16)[:,None] % 2}
         np.savez(path, **arrays)
-    c = replace(PART, datasets=[str(tmp_path/'mine.npz')], size=12, n=[8], arms=dict(baseline={}), test_n=None,
-                attack_n=4)
+    c = replace(PART, datasets=[str(tmp_path/'mine.npz')], size=12, n=[8], arms=dict(baseline={}),
+                test_n=None, attack_n=4)
     images(tmp_path/'mine.npz', np.uint8(0))
     before = here(c, tmp_path/'s').cells
     assert before.status.tolist() == ['done']
@@ -476,8 +480,8 @@ def test_own_arms_run_in_other_processes(tmp_path, monkeypatch):
     assert len(read_study(tmp_path/'s').cells) == 2                                     # without them
     with refused('arm', found='ours'): run_study(replace(c, imports=[]), tmp_path/'t')
 
-@pytest.mark.parametrize('name, text', [('my.py', None), ('my.py', 'import'), ('my.py', '1/0'), ('my.py', '\0'),
-                                        ('no.such.module', None), ('', None), ('..', None)])
+@pytest.mark.parametrize('name, text', [('my.py', None), ('my.py', 'import'), ('my.py', '1/0'),
+                                        ('my.py', '\0'), ('no.such.module', None), ('', None), ('..', None)])
 def test_imports_that_cannot_be_run_are_named(tmp_path, name, text):
     if text: (tmp_path/name).write_text(text)
     with refused('imports'): read_config(toml(tmp_path, f'imports = ["{name}"]\n{GOOD}'))
@@ -486,9 +490,6 @@ def test_imports_that_cannot_be_run_are_named(tmp_path, name, text):
 # Kept on request
 
 def test_what_is_kept_gives_the_measures_again(tmp_path):
-    from tsynd.core import metrics
-    from tsynd.deployment import load_bundle
-    from tsynd.experiments import kept_folder
     label = 'an "arm", ../of one/ name'
     c = replace(PART, arms={label: dict(arm='baseline')}, keep=['models','predictions'], attack_n=30)
     s = here(c, tmp_path/'s')

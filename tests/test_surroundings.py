@@ -169,9 +169,10 @@ def test_a_damaged_matplotlibrc_is_named(tmp_path):
     assert res.returncode == 2 and res.stderr.startswith('tsynd: matplotlib cannot be loaded')
     assert 'matplotlibrc' in res.stderr and res.stderr.count('\n') == 1
 
-def test_workers_take_modules_of_python_and_not_of_the_working_folder(tmp_path, monkeypatch):
+def test_workers_take_modules_of_python_and_not_of_the_working_folder(tmp_path, monkeypatch, capfd):
     for name in ('numbers', 'random', 'types', 'socket'):
         (tmp_path/f'{name}.py').write_text('raise SystemExit("of the working folder")')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'path', [p for p in sys.path if p])
-    with Processes(1) as pool: assert pool.submit(find_spec, 'numbers').result().origin == find_spec('numbers').origin
+    with Processes(1) as pool: found = pool.submit(find_spec, 'numbers').result()
+    assert found.origin == find_spec('numbers').origin and capfd.readouterr().err == ''

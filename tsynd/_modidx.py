@@ -1051,6 +1051,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'tsynd/experiments/executors.py'),
                                              'tsynd.experiments.executors._begin': ( 'experiments/executors.html#_begin',
                                                                                      'tsynd/experiments/executors.py'),
+                                             'tsynd.experiments.executors._start_trackers': ( 'experiments/executors.html#_start_trackers',
+                                                                                              'tsynd/experiments/executors.py'),
                                              'tsynd.experiments.executors.as_future': ( 'experiments/executors.html#as_future',
                                                                                         'tsynd/experiments/executors.py'),
                                              'tsynd.experiments.executors.dask_executor': ( 'experiments/executors.html#dask_executor',

@@ -8,10 +8,11 @@ __all__ = ['TIMEOUT', 'Processes', 'as_future', 'dask_executor']
 # %% ../../nbs/experiments/09_executors.ipynb #a4c1bfca
 import os, signal, threading, warnings
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
-from multiprocessing import Pipe
+from multiprocessing import Pipe, resource_tracker
 
 from fastcore.basics import patch
 from loky import ProcessPoolExecutor
+from loky.backend import resource_tracker as loky_tracker
 from tqdm import tqdm
 from typing_extensions import TypedDict
 
@@ -30,6 +31,7 @@ class Processes(ThreadPoolExecutor):
         super().__init__(jobs)
         self.threads,self.pools,self.mine = threads,[],threading.local()
         self.alive,self.watched = Pipe()
+        _start_trackers()
 
     def submit(self, f, *args)->Future: return super().submit(self._elsewhere, f, *args)
 
@@ -50,6 +52,15 @@ def _begin(watched): # in a new process
         except (EOFError, OSError): os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
+def _start_trackers(): # of semaphores, which are processes, too
+    before = os.environ.get('PYTHONSAFEPATH')
+    os.environ['PYTHONSAFEPATH'] = '1'
+    try:
+        for t in (resource_tracker, loky_tracker): t.ensure_running()
+    finally:
+        if before is None: del os.environ['PYTHONSAFEPATH']
+        else: os.environ['PYTHONSAFEPATH'] = before
+
 @patch
 def _pool(self:Processes):
     env = dict(OMP_NUM_THREADS=str(self.threads), MPLBACKEND='agg', PYTHONSAFEPATH='1')
@@ -57,6 +68,7 @@ def _pool(self:Processes):
     self.pools.append(pool)
     return pool
 
+# %% ../../nbs/experiments/09_executors.ipynb #743c672a
 @patch
 def shutdown(self:Processes, wait=True, *, cancel_futures=False):
     "End all processes at once"

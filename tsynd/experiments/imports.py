@@ -16,6 +16,7 @@ import cloudpickle
 
 from ..core.errors import as_path, InputError, printable, shown
 from .arms import ARMS
+from ..models.classifier import NETWORKS
 from ..targeting.objectives import OBJECTIVES
 
 # %% ../../nbs/experiments/04_imports.ipynb #2294a5a0
@@ -75,7 +76,7 @@ def _run_file(e):
     except BaseException: del sys.modules[name]; raise
 
 # %% ../../nbs/experiments/04_imports.ipynb #f753ceff
-_REGISTRIES = dict(arm=ARMS, objective=OBJECTIVES)
+_REGISTRIES = dict(arm=ARMS, objective=OBJECTIVES, network=NETWORKS)
 
 def _home(entry): # the module of the function that was registered
     return getattr(getattr(entry, 'make', entry), '__module__', None) or 'tsynd.'
