@@ -382,7 +382,7 @@ def test_table_on_a_stratified_subset_counts_its_images():
 def test_what_is_kept_is_what_was_measured(task, C, n):
     x, keep = images(20), {}
     y = (torch.arange(20*C).view(20, C)%(C+1) > 0).float() if task == MULTI else torch.arange(20)%C
-    kw = dict(names=['pixelate','speckle_noise'], severities=(1,5), n=n, seed=2)
+    kw = dict(names=['pixelate','speckle_noise'], severities=(1,), n=n, seed=2)
     model = small_resnet(1, C)
     rows = corruption_table(model, x, y, task, keep=keep, **kw)
     assert rows == corruption_table(model, x, y, task, **kw)

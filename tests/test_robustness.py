@@ -390,7 +390,7 @@ def test_bad_input_to_the_table_is_found_before_any_work(kwargs, field, found):
 def test_what_is_kept_is_what_was_measured(task, ladder, attack_n):
     x, keep = images(40, seed=4), {}
     y = several(40) if task == MULTI else predict(curved(3), x).argmax(1)        # right until it is attacked
-    kw = dict(eps=(0.,.03,.1,.2), steps=3, strengths=(1.,2.), attack_n=attack_n, ladder=ladder, bs=16, seed=2)
+    kw = dict(eps=(0.,.03,.1,.2), steps=2, strengths=(1.,2.), attack_n=attack_n, ladder=ladder, bs=16, seed=2)
     table = robustness_table(curved(3), x, y, task, keep=keep, **kw)
     assert table == robustness_table(curved(3), x, y, task, **kw) and list(keep) == list(table)
     for condition, (i, p) in keep.items():

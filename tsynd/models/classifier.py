@@ -112,9 +112,8 @@ def _timm(name, ch, pretrained): # trunk
 # %% ../../nbs/models/04_classifier.ipynb #a5adb88f
 def _check_none(model, pretrained):
     if pretrained is None or pretrained is False: return
-    given = 'timm' if pretrained is True else str(pretrained)
-    raise InputError(f"pretrained is {shown(given)}, but {model} takes no other weights; choose a model "
-                     "timm:NAME, or give none", 'pretrained', given)
+    raise InputError(f"pretrained is {shown(str(pretrained))}, but {model} takes no other weights; choose a "
+                     "model timm:NAME, or give none", 'pretrained', str(pretrained))
 
 def _check_own(name, net): # what a function of `NETWORKS` gave
     if not isinstance(net, nn.Module): found = f'an object of type {type(net).__name__}'
@@ -154,10 +153,11 @@ def _build(model:str, ch:int, n_classes:int, p:float, size=None, pretrained=None
         trunk = _timm(model[5:], ch, pretrained)
         clf = Classifier(trunk, getattr(trunk, 'head_hidden_size', None) or trunk.num_features, n_classes, p)
         if pretrained is not None and mean is None and std is None: mean,std = _statistics(trunk, ch)
-    else: raise InputError(f"model is {shown(model)}, expected {', '.join(NETWORKS)} or timm:NAME, or the path "
-                           "of a saved classifier; import the file first that enters a network of your own",
-                           'model', model)
-    clf.config = dict(model=model, ch=ch, n_classes=n_classes, p=p) | (dict(size=_size(size)) if size else {})
+    else: raise InputError(f"model is {shown(model)}, expected {', '.join(NETWORKS)} or timm:NAME, or the "
+                           "path of a saved classifier; import the file first that enters a network of your "
+                           "own", 'model', model)
+    clf.config = dict(model=model, ch=ch, n_classes=n_classes, p=p)
+    if size: clf.config |= dict(size=_size(size))
     if mean is not None or std is not None: clf.config |= _normalise(clf, mean, std, ch)
     return clf
 
@@ -169,27 +169,25 @@ def _saved_at(model): # the path of a saved classifier without its suffix, or No
     for at in (path/'classifier', path/'bundle'/'classifier', file):
         if os.path.isfile(f'{at}.json'): return str(at)
     if path.name == model: return None
-    raise InputError(f"model is {shown(model)}, where no classifier is saved; expected the folder of a bundle, "
-                     "or the path that `save_model` was given", 'model', model)
+    raise InputError(f"model is {shown(model)}, where no classifier is saved; expected the folder of a "
+                     "bundle, or the path that `save_model` was given", 'model', model)
 
 # %% ../../nbs/models/04_classifier.ipynb #d974982c
 @limited(**_SHAPE)
-def make_classifier(model:str|Path=ClassifierSettings.model, # in `NETWORKS`, or timm:NAME, or a saved one's path
+def make_classifier(model:str|Path=ClassifierSettings.model, # of `NETWORKS`, timm:NAME, or a saved one's path
                     ch:int=None,     # image channels, 1 or 3; default: those of the saved one, or 1
                     n_classes:int=None, # C; default: that of the saved one, or 2
                     p:float=ClassifierSettings.dropout, # dropout probability, in [0,.95]
                     size=None,       # (H,W) of the images it is for; others are refused, if given
-                    pretrained:str|Path|bool=None, # of a timm:NAME: timm or True for its own weights, or a file
+                    pretrained:str|Path|bool=None, # of a timm:NAME: timm or True for timm's, or a file
                     mean:list=None,  # of pixels, for each channel; default: of the weights, or .5
                     std:list=None    # likewise
                    )->nn.Module:
-    "A classifier by name; or one with the architecture and weights of a saved one, its head new if C differs"
+    "A classifier by name; or of the architecture and weights of a saved one, with a new head if C differs"
     model = check_kind('model', str(model) if isinstance(model, Path) else model, LongText)
+    if isinstance(pretrained, bool): pretrained = 'timm' if pretrained else None
     saved = _saved_at(model)
-    if saved is None:
-        if isinstance(pretrained, bool): pretrained = 'timm' if pretrained else None
-        return _build(model, 1 if ch is None else ch, 2 if n_classes is None else n_classes, p, size,
-                      pretrained, mean, std)
+    if saved is None: return _build(model, ch or 1, n_classes or 2, p, size, pretrained, mean, std)
     _check_none(model, pretrained)
     return _begin(saved, ch, n_classes, dict(p=p, size=size, mean=mean, std=std))
 
@@ -206,20 +204,21 @@ def _begin(path, ch, n_classes, asked): # as what is saved there
     was,size = saved.config,asked['size'] and _size(asked['size'])
     for k,v in dict(ch=ch, size=size).items():
         if None in (v, was.get(k)) or v == was[k]: continue
-        raise InputError(f"{k} is {v}, but the classifier saved as {path} is for {was[k]}; give it such images, "
-                         "or begin with another", k, v)
+        raise InputError(f"{k} is {v}, but the classifier saved as {path} is for {was[k]}; give it such "
+                         "images, or begin with another", k, v)
     changed = dict(asked, size=size, n_classes=n_classes)
     net = _build(**was | {k: v for k,v in changed.items() if v is not None})
     return _take(net, saved, path)
 
 def _take(net, saved, path): # the weights, but for layers that depend on the number of outputs
-    old,new,outputs = saved.state_dict(),net.state_dict(),(saved.config['n_classes'], net.config['n_classes'])
+    old,new = saved.state_dict(),net.state_dict()
+    outputs = saved.config['n_classes'],net.config['n_classes']
     def fits(k):
         a,b = (d[k].shape if k in d else [None] for d in (old, new))
         return len(a) == len(b) and all(m == n or (m,n) == outputs for m,n in zip(a, b))
     odd = [k for k in {**old, **new} if not fits(k)]
-    if odd: raise InputError(f"model {path} cannot begin with n_classes={outputs[1]}, p={net.config['p']}: its "
-                             f"function makes another {shown(odd[0])} then", 'model', odd[0])
+    if odd: raise InputError(f"model {path} cannot begin with n_classes={outputs[1]}, p={net.config['p']}: "
+                             f"its function makes another {shown(odd[0])} then", 'model', odd[0])
     net.load_state_dict({k: old[k] if old[k].shape == v.shape else v for k,v in new.items()})
     return net
 
@@ -325,7 +324,7 @@ def _made_for(data, model, p, pretrained):
 # %% ../../nbs/models/04_classifier.ipynb #cb668875
 @limited(seed=Seed, **{k: stated(ClassifierSettings, k) for k in ('epochs','lr')})
 def train_classifier(data:ImageData,
-                     model:str|Path|nn.Module=ClassifierSettings.model, # as for `make_classifier`, or a network
+                     model:str|Path|nn.Module=ClassifierSettings.model, # for `make_classifier`, or a network
                      epochs:int=20,    # of as many draws as there are training images, at least 1
                      lr:float=ClassifierSettings.lr, # highest learning rate of the one-cycle schedule
                      seed:int=0,       # of initialisation, order and dropout, at least 0
