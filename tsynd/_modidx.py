@@ -1127,6 +1127,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'tsynd/experiments/imports.py'),
                                            'tsynd.experiments.imports._sum': ( 'experiments/imports.html#_sum',
                                                                                'tsynd/experiments/imports.py'),
+                                           'tsynd.experiments.imports.files_checksum': ( 'experiments/imports.html#files_checksum',
+                                                                                         'tsynd/experiments/imports.py'),
                                            'tsynd.experiments.imports.find_imports': ( 'experiments/imports.html#find_imports',
                                                                                        'tsynd/experiments/imports.py'),
                                            'tsynd.experiments.imports.import_checksums': ( 'experiments/imports.html#import_checksums',

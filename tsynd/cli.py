@@ -97,9 +97,11 @@ def _more(sub, raw):
                    help='folder of the study (default: studies/ and the name of the configuration)')
     s.add_argument('--root', metavar='DIR', help=ROOT)
     s.add_argument('--jobs', type=_reader(int), metavar='N',
-                   help='trainings at once: processes (default: 2), or what a cluster is given (default: 100)')
+                   help='trainings at once: processes (default: 2), or what a cluster is given '
+                        '(default: 100)')
     s.add_argument('--scheduler', metavar='WHERE',
-                   help='run on a Dask cluster: tcp://HOST:PORT, or a scheduler file (pip install tsynd[cluster])')
+                   help='run on a Dask cluster: tcp://HOST:PORT, or a scheduler file '
+                        '(pip install tsynd[cluster])')
     s.add_argument('--dry-run', action='store_true', help='only list the trainings and estimate the hours')
     v = sub.add_parser('report', help='draw the report of a run or a study anew, or put runs side by side',
                        description=REPORT, formatter_class=raw)

@@ -20,7 +20,7 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
           'AdversarialTraining', 'Joint', 'TrivialAugment', 'TargetedAttack', 'RandomAttack',
           'extra_images'],
     imports=['Extension', 'find_imports', 'run_imports', 'own_entries', 'pack_entries', 'unpack_entries',
-             'import_checksums'],
+             'import_checksums', 'files_checksum'],
     study_configuration=['read_config', 'read_folder', 'data_names', 'corruptions_of', 'MOST', 'arm_name',
                          'check_config', 'MEASURES', 'check_machine', 'make_arm', 'to_toml'],
     cell=['Cell', 'cells', 'source_data', 'cell_data', 'data_checksum', 'cell_autoencoder', 'cpu_time',

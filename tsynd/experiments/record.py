@@ -124,13 +124,14 @@ _ADVICE = 'it is left out; remove it, and tsynd study runs the cell again'
 def _fits(r, where): # what no type can say
     name = f"{r['dataset']}-{r['n']}-{r['seed']}-{r['arm']}"
     if r['id'] != name:
-        raise InputError(f"{where} has {r['id']!r} as id, but is the record of {name}; {_ADVICE}", 'id', r['id'])
+        raise InputError(f"{where} has {r['id']!r} as id, but is the record of {name}; {_ADVICE}", 'id',
+                         r['id'])
     if r['status'] == 'failed': return
     if lacks := [k for k in ('measures','y','p','shape') if k not in r]:
         raise InputError(f"{where} has no {', '.join(lacks)}; {_ADVICE}", where, lacks)
     if _predictions_fit(r): return
-    raise InputError(f"{where} has labels y, probabilities p and a shape that do not fit each other; {_ADVICE}",
-                     'p')
+    raise InputError(f"{where} has labels y, probabilities p and a shape that do not fit each other; "
+                     f"{_ADVICE}", 'p')
 
 def _predictions_fit(r):
     try: y,p = np.array(r['y']),unpack_probabilities(r['p'], r['shape'])
@@ -168,7 +169,8 @@ class Study:
 # %% ../../nbs/experiments/07_record.ipynb #ab7e8194
 KEYS = ['dataset','n','arm','seed']
 FACTS = ['status','reason','seconds','seconds_autoencoder','seconds_measuring','precision','steps',
-         'images_seen','synthetic','distance_latent','distance_pixel','gate','weights','order','subset','data','held','threads','about']
+         'images_seen','synthetic','distance_latent','distance_pixel','gate','weights','order','subset',
+         'data','held','threads','about']
 
 # %% ../../nbs/experiments/07_record.ipynb #1f10ee5e
 def read_study(folder:str|Path)->Study:

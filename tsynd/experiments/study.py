@@ -26,10 +26,11 @@ from .cell import cells
 from .configuration import StudyConfig
 from .executors import as_future, Processes
 from .imports import (
-    find_imports, import_checksums, own_entries, pack_entries, run_imports)
+    files_checksum, find_imports, import_checksums, own_entries, pack_entries, run_imports)
 from .record import append, kept_folder, read_records, read_study, Study
 from .study_configuration import check_config, check_machine, read_folder, to_toml
 from .worker import Assignment, run_cell, train_group
+from ..models.classifier import NETWORKS
 from ..models.shared import code_checksum
 
 # %% ../../nbs/experiments/10_study.ipynb #e60575e9
@@ -38,7 +39,7 @@ class _Driver:
     def __init__(self, assignment, folder, executor, at_once):
         self.a,self.folder,self.executor,self.at_once = assignment,folder,executor,at_once
         self.groups,self.flying,self.tries,self.expected = {}, {}, Counter(), {}  # groups: cells to hand out
-        self.trained,self.training = ('', None),set()     # a group's files and seconds; names of those under way
+        self.trained,self.training = ('', None),set()   # of groups: files and seconds; names under way
         self.found = read_records(folder)[0]
         for cell in cells(assignment.config):
             r = self.found.get(cell.id)
@@ -139,7 +140,8 @@ def _read_group(folder, cell): # files and seconds; None if there are none
 
 @patch
 def group(self:_Driver, cell): # of the last one asked for, they are remembered
-    if self.trained[0] != cell.group or not self.trained[1]: self.trained = cell.group,_read_group(self.folder, cell)
+    name,there = self.trained
+    if name != cell.group or there is None: self.trained = cell.group,_read_group(self.folder, cell)
     return self.trained[1]
 
 # %% ../../nbs/experiments/10_study.ipynb #a69a7f43
@@ -162,9 +164,11 @@ def _held(folder):
     path,lock = folder/'holder.json',FileLock(no_link(folder/'lock'), timeout=0)
     with system_errors(folder/'lock'):
         try: lock.acquire()
-        except Timeout: raise InputError(f'{folder} is in use{_who(path)}; wait for it, or stop it', folder) from None
+        except Timeout:
+            raise InputError(f'{folder} is in use{_who(path)}; wait for it, or stop it', folder) from None
     try:
-        me = dict(process=os.getpid(), machine=socket.gethostname()[:100], since=time.strftime('%Y-%m-%d %H:%M'))
+        me = dict(process=os.getpid(), machine=socket.gethostname()[:100],
+                  since=time.strftime('%Y-%m-%d %H:%M'))
         write_whole(path, json.dumps(me).encode())
         yield
     finally:
@@ -203,9 +207,11 @@ def _assignment(c, root):
     extensions = find_imports(c.imports)
     run_imports(extensions)
     c,entries = check_config(c),own_entries()
-    files = {k: os.path.abspath(v) for k in ('model','pretrained') if os.path.exists(v := str(getattr(c, k)))}
+    named = dict(model=c.model, pretrained=str(c.pretrained))
+    files = {k: os.path.abspath(v) for k,v in named.items() if v not in NETWORKS and os.path.exists(v)}
+    checksums = import_checksums(extensions, entries) | {k: files_checksum(p) for k,p in files.items()}
     return Assignment(replace(c, **files), root and os.path.abspath(root), os.getcwd(), extensions,
-                      pack_entries(entries) if entries else b'', import_checksums(extensions, entries))
+                      pack_entries(entries) if entries else b'', checksums)
 
 # %% ../../nbs/experiments/10_study.ipynb #6588541f
 def run_study(c:StudyConfig,
@@ -232,17 +238,18 @@ def run_study(c:StudyConfig,
 
 def _drive(driver, progress):
     if progress: _say_older(driver)
-    n = len(cells(driver.a.config))
-    with tqdm(total=n, initial=n-driver.left, desc=driver.a.config.name, unit='cell', disable=not progress) as bar:
+    c = driver.a.config
+    n = len(cells(c))
+    with tqdm(total=n, initial=n-driver.left, desc=c.name, unit='cell', disable=not progress) as bar:
         driver.run(bar.update)
 
 # %% ../../nbs/experiments/10_study.ipynb #03d5afda
 def _say_older(driver): # on standard error, of finished cells
     now = dict(driver.a.checksums, code=code_checksum('tsynd.experiments.worker'))
+    finished = [_sums(r) for r in driver.found.values() if r['status'] == 'done']
     for k,checksum in now.items():
-        older = [s for r in driver.found.values() if r['status'] == 'done' and (s := _sums(r).get(k)) != checksum]
-        if older:
-            print(f"tsynd: {len(older)} finished cells are of another {k} ({', '.join(sorted({*map(str, older)}))}; "
-                  f"now {checksum}); they are kept, and the page lists both", file=sys.stderr)
+        older = [str(s.get(k)) for s in finished if s.get(k) != checksum]
+        if older: print(f"tsynd: {len(older)} finished cells are of another {k} ({', '.join({*older})}; now "
+                        f"{checksum}); they are kept, and the page lists both", file=sys.stderr)
 
 def _sums(r): return (r.get('versions') or {}) | (r.get('imports') or {})

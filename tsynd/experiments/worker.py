@@ -65,12 +65,14 @@ def _register(a):
 def _check_data(data, cell, expected): # the checksum
     found = data_checksum(data)
     if expected in (None, found): return found
-    raise InputError(f"the images of {cell.dataset} are not those that this study began with (checksum {found}, "
-                     f"in its records {expected}); put them back, or choose another folder with --out",
+    raise InputError(f"the images of {cell.dataset} are not those that this study began with (checksum "
+                     f"{found}, in its records {expected}); put them back, or choose another folder "
+                     "with --out",
                      cell.dataset, found)
 
 def _contents(folder): # of all its files
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
+    files = (p for p in sorted(Path(folder).rglob('*')) if p.is_file())
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
 
 def _reason(e): return f'{type(e).__name__}: {e}'
 
@@ -119,8 +121,9 @@ def _about(a, cell): # what a record says before anything is trained
     own = not entry.make.__module__.startswith('tsynd.')
     about = dict(about=dict(sentence=entry.sentence, source=entry.source)) if own else {}
     imports = dict(imports=a.checksums) if a.checksums else {}
+    code = dict(code=code_checksum('tsynd.experiments.worker'))
     return dict(id=cell.id, **asdict(cell), status='done', settings=c.arms[cell.arm], threads=c.threads,
-                versions=versions() | dict(code=code_checksum('tsynd.experiments.worker')), **about, **imports)
+                versions=versions() | code, **about, **imports)
 
 def _trained(c, cell, data, held, ae, folder): # the facts; {name: bytes} of what is to be kept
     learn,facts = train_cell(c, cell, data, ae)
@@ -128,7 +131,8 @@ def _trained(c, cell, data, held, ae, folder): # the facts; {name: bytes} of wha
     table,p = measure_cell(c, cell, learn.model, data, held, seen)
     y = held.y.int().numpy()
     facts |= dict(seconds_measuring=cpu_time(c)-start, measures=table, shape=list(p.shape),
-                  p=pack_probabilities(p), y=y.tolist(), held=hashlib.md5(held.x.numpy().tobytes()).hexdigest())
+                  p=pack_probabilities(p), y=y.tolist(),
+                  held=hashlib.md5(held.x.numpy().tobytes()).hexdigest())
     files = {} if seen is None else {'predictions.safetensors': pack_predictions(y, seen)}
     if 'models' not in c.keep: return facts, files
     save_bundle(make_bundle(learn, ae, data, cell.arm), folder)
