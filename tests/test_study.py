@@ -440,7 +440,8 @@ def test_a_folder_where_a_file_should_be(tmp_path, name):
 
 def test_threads_are_a_setting(tmp_path):
     seen = []
-    c = replace(PART, arms=dict(baseline={}), threads=2)
+    c = replace(PART, arms=dict(baseline={}), threads=2, updates=1, ae_steps=1, attack_n=4, eps=[],
+                corruptions=[])
     before = torch.get_num_threads()
     class Look(Here):
         def call(self, task, a, cell, *rest):
