@@ -2,13 +2,13 @@
 
     python nbs/measurements/studies.py [times|kills] [kills]
 
-times   seconds to add a record to a file with 10 and with 10,000 of them; and to list, read and go on with a
-        study of 5,000 declared cells, of which all but one are finished, with records as large as those of the
-        headline, until the one is handed out (studies_times.csv)
+times   seconds to add a record to a file with 10 and with 10,000 of them; to list and read a study of 5,000
+        declared cells, with records as large as those of the headline; and to go on with it until the last
+        cell is handed out, where all others are finished (studies_times.csv)
 kills   a small study in two processes, whose driver or one of whose workers is killed (SIGKILL) at an instant
-        drawn from the time that it takes; then the same command again. A row per kill: after how many seconds,
-        the cells that were finished before and the ones of them that were lost, those trained twice, and
-        whether the table is the one of a study that nobody killed (studies_kills.csv)"""
+        drawn from the time that it takes; then the same command again. A row per kill: after how many
+        seconds, the cells finished before, the ones of them that were lost, those recorded twice, and whether
+        the table is the one of a study that nobody killed (studies_kills.csv)"""
 import json, multiprocessing, os, random, sys, threading, time
 from concurrent.futures import Future
 from pathlib import Path
