@@ -13,7 +13,7 @@ from tsynd.reports import arms_table, pairing, study_facts_html, study_html, stu
 from tsynd.reports import findings, is_loss, study_caution, study_finding, table_columns, verdicts
 from tsynd.reports import (
     ARM_COLOURS, attack_plot, auc_plot, coloured_arms, cost_plot, costs, kept_predictions, line_styles,
-    pool, reliability, reliability_plot, severity_plot)
+    Plot, pool, reliability, reliability_plot, severity_plot)
 from tsynd.reports import families_table, nothing_made, synthesis_counts
 from tsynd.reports import arms_html, contrasts_html, costs_html, departures, OFFICIAL, official_html, PROTOCOL
 
@@ -58,6 +58,14 @@ def make(folder, edit=lambda r: r, arms=ARMS, n=(50, 100), seeds=4, datasets=('b
     return folder
 
 def found(folder, *args, **kw): return findings(read_study(make(folder, *args, **kw)))
+
+@pytest.fixture(scope='module', autouse=True)
+def coarse():
+    "Figures in fewer pixels: the same code, less to do"
+    png = Plot.png
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(Plot, 'png', lambda self, dpi=100: png(self, 40))
+        yield
 
 @pytest.fixture(scope='module')
 def f(tmp_path_factory): return found(tmp_path_factory.mktemp('study')/'s')
