@@ -56,7 +56,8 @@ def _arm(auc, accuracy, balanced, slope, **more):
 
 def _arms():
     baseline = _arm([.836,.701,None,.612,.301], [.802,.662,.71,.552,.31], [.764,.655,.694,.541,.297], .1)
-    trace = [dict(step=s, mi_before=.12-.0004*s, mi_after=.3-.0006*s) for s in range(14, 140, 3)]
+    trace = [dict(step=s, gate=.3+.003*s, mi_before=.12-.0004*s, mi_after=.3-.0006*s)
+             for s in range(14, 140, 3)]
     ours = _arm([.851,.694,None,.733,.548], [.806,.650,.762,.68,.52], [.759,.641,.748,.671,.512], .07,
                 trace=trace, synthetic_images=4032)
     return dict(baseline=baseline, tsynd=ours)
