@@ -129,14 +129,15 @@ def _cell(g, dataset, n, seed, arm, luck, y):
 def demo_study(folder:str|Path, # is made
                seeds:int=10,
                n:tuple=(50,100),             # sizes
-               arms:tuple=tuple(DEMO_ARMS),  # of these
+               arms:tuple=tuple(DEMO_ARMS),  # of these, or a dictionary of their settings
                **kwargs                      # further settings of `StudyConfig`
               )->Path:
     "The folder of an invented study"
     folder, g = Path(folder), np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     datasets = ['breastmnist', 'pneumoniamnist']
-    config = StudyConfig('invented numbers', datasets, list(n), seeds, {a: {} for a in arms}, **kwargs)
+    config = StudyConfig('invented numbers', datasets, list(n), seeds,
+                         arms if isinstance(arms, dict) else {a: {} for a in arms}, **kwargs)
     (folder/'study.toml').write_text(to_toml(config))
     y = (np.arange(156) < 114).astype(int)
     groups = [(d, k, s, g.normal(0, .03)) for s in range(seeds) for d in datasets for k in n]
