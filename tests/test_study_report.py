@@ -8,13 +8,14 @@ import matplotlib, numpy as np, pandas as pd, pytest
 from refused import refused
 from test_report import Page
 from tsynd.experiments import differences, headline, pairs, stored_predictions, t_interval, tidy
-from tsynd.experiments import read_study, StudyConfig, to_toml
-from tsynd.reports import pairing, study_facts_html, study_html, study_report
+from tsynd.experiments import ARMS as ARMS_HERE, read_study, StudyConfig, to_toml
+from tsynd.reports import arms_table, pairing, study_facts_html, study_html, study_report
 from tsynd.reports import findings, is_loss, study_caution, study_finding, table_columns, verdicts
 from tsynd.reports import (
     ARM_COLOURS, attack_plot, auc_plot, coloured_arms, cost_plot, costs, kept_predictions, line_styles,
-    pool, reliability, reliability_plot, severity_plot)
-from tsynd.reports import arms_html, contrasts_html, departures, OFFICIAL, official_html, PROTOCOL
+    Plot, pool, reliability, reliability_plot, severity_plot)
+from tsynd.reports import families_table, nothing_made, synthesis_counts
+from tsynd.reports import arms_html, contrasts_html, costs_html, departures, OFFICIAL, official_html, PROTOCOL
 
 EVIL = '"><script>alert(1)</script><img src=http://evil.example/x onerror=1> $\\frac{a} & \' </style>'
 ARMS = dict(baseline={}, mi={}, pgd={})
@@ -57,6 +58,14 @@ def make(folder, edit=lambda r: r, arms=ARMS, n=(50, 100), seeds=4, datasets=('b
     return folder
 
 def found(folder, *args, **kw): return findings(read_study(make(folder, *args, **kw)))
+
+@pytest.fixture(scope='module', autouse=True)
+def coarse():
+    "Figures in fewer pixels: the same code, less to do"
+    png = Plot.png
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(Plot, 'png', lambda self, dpi=100: png(self, 40))
+        yield
 
 @pytest.fixture(scope='module')
 def f(tmp_path_factory): return found(tmp_path_factory.mktemp('study')/'s')
@@ -236,6 +245,75 @@ def test_pairing_is_checked(f):
     longer = cells.assign(order=cells.order.where(cells.arm != 'mi', 'more'), weights='same')
     assert dict(pairing(longer))['order of batches'] == 'differs in 8 of 8 groups of arms'
     assert dict(pairing(longer, ['mi'])) == dict(pairing(f.study.cells))
+
+
+# What synthesised nothing
+
+def idle(arm, n=None, **facts):
+    def edit(r): return r | facts if r['arm'] == arm and n in (None, r['n']) else r
+    return edit
+
+CALLED_SO = dict(none=dict(synthetic=0), dropped=dict(gate=.0499), kept=dict(gate=.05))
+
+@pytest.mark.parametrize('case', CALLED_SO)
+def test_an_arm_that_synthesised_nothing_is_never_compared(tmp_path, case):
+    g = found(tmp_path/'s', idle('mi', **CALLED_SO[case]), seeds=8, headline=FAMILY[:2])
+    empty = case in ('none', 'dropped')
+    assert nothing_made(g) == ([('mi', 16, 16)] if empty else [])
+    assert verdicts(g.head) == ['nothing synthesised' if empty else 'better', 'worse']
+    assert ('mi' in set(g.diffs.arm)) == (not empty) and 'pgd' in set(g.diffs.arm)
+    assert ('16 of 16 cells of mi' in study_caution(g)) == empty
+    assert ('mi against baseline on breastmnist: nothing synthesised' in study_finding(g)) == empty
+    t = costs(g).set_index('arm')
+    assert np.isnan(t.gain.mi) == empty
+    assert families_table(g).set_index('arm').difference.mi.isna().all() == empty
+    assert t.kept.mi == CALLED_SO[case].get('gate') or case == 'none' and np.isnan(t.kept.mi)
+    assert 'kept by the gate' in costs_html(g)
+    assert contrasts_html(g).count('>nothing synthesised<') == empty
+    assert arms_html(g).count('>nothing synthesised<') == 2*empty
+
+def test_half_of_the_cells_decide(tmp_path):
+    half = found(tmp_path/'half', idle('mi', 50, gate=.01), seeds=8)
+    assert verdicts(half.head)[0] == 'nothing synthesised' and nothing_made(half) == [('mi', 8, 16)]
+    assert half.diffs[half.diffs.arm == 'mi'].n.unique().tolist() == ['100']
+    third = found(tmp_path/'third', idle('mi', 50, gate=.01), seeds=8, n=(50, 100, 'full'),
+                  headline=[['mi', 'baseline', 'clean', 'auc', [50, 100, 'full']]])
+    assert verdicts(third.head) == ['better'] and 'in 33 % of the cells' in contrasts_html(third)
+    # the arm that the others are compared with
+    alone = found(tmp_path/'alone', idle('mi', synthetic=0), arms=dict(mi={}, pgd={}), headline=[])
+    assert not len(alone.diffs) and costs(alone).gain.isna().all()
+
+@pytest.mark.parametrize('arm, facts, should', [
+    ('mixup', dict(synthetic=0), False), ('fgsm', dict(synthetic=0), True),
+    ('mixup', dict(synthetic=0, distance_latent=.1), True)])
+def test_who_should_synthesise(tmp_path, arm, facts, should):
+    "Those with a distance or with callbacks that make images"
+    g = found(tmp_path/'s', idle('other', **facts), arms=dict(baseline={}, other=dict(arm=arm)), headline=[],
+              seeds=2)
+    assert nothing_made(g) == ([('other', 4, 4)] if should else [])
+
+def test_records_of_today_say_it_themselves(f):
+    "None where nothing is synthesised by design"
+    cells = f.study.cells.assign(threads=1, distance_latent=None)
+    made = cells.synthetic.astype(object).where(cells.arm == 'pgd', None)
+    cells['synthetic'] = made.where(cells.seed > 0, 0)
+    counts = synthesis_counts(replace(f.study, cells=cells)).groupby('arm').nothing.sum()
+    assert counts.to_dict() == dict(baseline=2, mi=2, pgd=2)
+
+def test_lines_that_were_left_out_are_told(f):
+    f.study.faults = ['line 3 is <b>no record']
+    try:
+        assert '1 line of cells.jsonl is left out' in study_caution(f)
+        assert 'line 3 is &lt;b&gt;no record' in study_facts_html(f)
+    finally: f.study.faults = []
+    assert 'left out' not in study_caution(f)
+
+def test_arms_of_ones_own_are_in_words(f, monkeypatch):
+    monkeypatch.delitem(ARMS_HERE, 'mi'); monkeypatch.delitem(ARMS_HERE, 'pgd')
+    told = pd.Series([dict(sentence='Mine', source='me') if a == 'mi' else None for a in f.study.cells.arm])
+    g = replace(f, study=replace(f.study, cells=f.study.cells.assign(about=told)))
+    assert arms_table(g).sentence.tolist() == ['Real images only', 'Mine', '–']
+    assert findings(g.study).arms == list(ARMS) and 'Mine' in study_facts_html(g)
 
 
 # Official numbers

@@ -56,7 +56,8 @@ def _arm(auc, accuracy, balanced, slope, **more):
 
 def _arms():
     baseline = _arm([.836,.701,None,.612,.301], [.802,.662,.71,.552,.31], [.764,.655,.694,.541,.297], .1)
-    trace = [dict(step=s, mi_before=.12-.0004*s, mi_after=.3-.0006*s) for s in range(14, 140, 3)]
+    trace = [dict(step=s, gate=.3+.003*s, mi_before=.12-.0004*s, mi_after=.3-.0006*s)
+             for s in range(14, 140, 3)]
     ours = _arm([.851,.694,None,.733,.548], [.806,.650,.762,.68,.52], [.759,.641,.748,.671,.512], .07,
                 trace=trace, synthetic_images=4032)
     return dict(baseline=baseline, tsynd=ours)
@@ -128,14 +129,15 @@ def _cell(g, dataset, n, seed, arm, luck, y):
 def demo_study(folder:str|Path, # is made
                seeds:int=10,
                n:tuple=(50,100),             # sizes
-               arms:tuple=tuple(DEMO_ARMS),  # of these
+               arms:tuple=tuple(DEMO_ARMS),  # of these, or a dictionary of their settings
                **kwargs                      # further settings of `StudyConfig`
               )->Path:
     "The folder of an invented study"
     folder, g = Path(folder), np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     datasets = ['breastmnist', 'pneumoniamnist']
-    config = StudyConfig('invented numbers', datasets, list(n), seeds, {a: {} for a in arms}, **kwargs)
+    config = StudyConfig('invented numbers', datasets, list(n), seeds,
+                         arms if isinstance(arms, dict) else {a: {} for a in arms}, **kwargs)
     (folder/'study.toml').write_text(to_toml(config))
     y = (np.arange(156) < 114).astype(int)
     groups = [(d, k, s, g.normal(0, .03)) for s in range(seeds) for d in datasets for k in n]

@@ -70,7 +70,7 @@ def study_facts_html(f:Findings)->Markup:
     longer = [a for a, s in c.arms.items() if s.get('longer', 1) != 1]
     failed = [(r.id, r.reason) for r in cells[cells.status == 'failed'].itertuples()]
     own = [k for k in cells if k not in ('id', *KEYS, *FACTS)]
-    versions = sorted({(k, str(v)) for k in own for v in cells[k].dropna().unique()})
+    versions = sorted({(k, v) for k in own for v in cells[k].dropna().map(str).unique()})
     return render('study_facts.html', arms=arms_table(f).to_numpy(), cells=_cell_counts(f), failed=failed,
                   faults=getattr(f.study, 'faults', []), pairing=pairing(cells, longer), versions=versions,
                   settings=_settings(f))

@@ -181,6 +181,7 @@ def asked_of(r # a row of `headline`
     return f'{MEASURE_NAMES.get(r.measure, r.measure)}, {r.condition}'
 
 def _answer(r, verdict):
+    if verdict == 'nothing synthesised': return f'{r.arm} against {r.reference} on {r.dataset}: {verdict}'
     lo, hi = (signed_difference(v, r.measure) for v in (r.lo, r.hi))
     return (f"{r.arm} against {r.reference} on {r.dataset}: {signed_difference(r.difference, r.measure)} "
             f"{unit(r.measure)} of {asked_of(r)} ({lo} to {hi} over {r.seeds} seeds), {verdict}")
@@ -213,10 +214,12 @@ def _out_of_reach(f):
             f'{n} of them: there, open means not asked. ')
 
 def _empty_arms(f):
-    arms = [f'{a} in {k} of {n} cells' for a, k, n in nothing_made(f)]
+    arms = [f'{k} of {n} cells of {a}' for a, k, n in nothing_made(f)]
     if not arms: return ''
-    return (f'(Nearly) nothing was synthesised by {", ".join(arms)}, so these are no trial of it. Train for '
-            'longer, begin earlier (warmup), lower the gate, or take a smaller radius. ')
+    more = f' and cells of {len(arms)-5} more arms' if len(arms) > 5 else ''
+    return (f'(Nearly) nothing was synthesised in {", ".join(arms[:5])}{more}: these say nothing about their '
+            'arms. Lower the gate or the radius, train for longer (epochs, updates), or, in an arm of your own, '
+            'look at its warm-up. ')
 
 def _left_out(f):
     n = len(getattr(f.study, 'faults', []))

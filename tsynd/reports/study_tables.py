@@ -22,7 +22,7 @@ from ..experiments.statistics import class_profile
 # %% ../../nbs/reports/12_study_tables.ipynb #d8e8400e
 def _question(r, verdict):
     lost = f', {r.unpaired} more without a partner' if r.unpaired else ''
-    lost += f', nothing synthesised in {100*r.nothing:.0f} % of the cells' if r.nothing else ''
+    if 0 < r.nothing < 1: lost += f', nothing synthesised in {100*r.nothing:.0f} % of the cells'
     sizes = f"n = {r.n}{' pooled' if ',' in r.n else ''}"
     what = f'{asked_of(r)}, {sizes}, {r.seeds} seeds{lost}'
     return dict(row=r, verdict=verdict, unit=unit(r.measure), what=what)
