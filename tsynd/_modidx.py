@@ -2056,6 +2056,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'tsynd/reports/study_data.py'),
                                           'tsynd.reports.study_data.study_finding': ( 'reports/study_data.html#study_finding',
                                                                                       'tsynd/reports/study_data.py'),
+                                          'tsynd.reports.study_data.study_notes': ( 'reports/study_data.html#study_notes',
+                                                                                    'tsynd/reports/study_data.py'),
                                           'tsynd.reports.study_data.synthesis_counts': ( 'reports/study_data.html#synthesis_counts',
                                                                                          'tsynd/reports/study_data.py'),
                                           'tsynd.reports.study_data.table_columns': ( 'reports/study_data.html#table_columns',

@@ -265,8 +265,8 @@ def _report(folders, out=None, format=''):
     formats = [k.strip() for k in format.split(',') if k.strip()]
     if len(folders) > 1: return print(write_comparison(folders, out, formats))
     if out: raise InputError('out is for the page about several runs; leave it out for one', 'out', out)
-    study = os.path.exists(Path(folders[0])/'study.toml')
-    print((study_report if study else write_report)(folders[0], formats))
+    if os.path.exists(Path(folders[0])/'study.toml'): print(study_report(folders[0], formats, _warn))
+    else: print(write_report(folders[0], formats))
 
 # %% ../nbs/cli.ipynb #24fff12b
 def _warn(message, *args, **kwargs): print(f'tsynd: warning: {message}', file=sys.stderr)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['synthesis_counts', 'Findings', 'nothing_made', 'findings', 'verdicts', 'table_columns', 'is_loss', 'asked_of',
-           'study_finding', 'study_caution']
+           'study_finding', 'study_caution', 'study_notes']
 
 # %% ../../nbs/reports/10_study_data.ipynb #ff27adc8
 import re
@@ -236,3 +236,9 @@ def study_caution(f:Findings)->str:
     return (f'{first}Of {len(in_tables)} mean differences to {f.baseline} in the '
             f'tables below {lost} are losses, and marked ▾. Seeds redraw subset and training, not the test '
             'images, the scanner or the hospital.')
+
+def study_notes(f:Findings)->list: # of sentences
+    "What somebody who looks at no page has to know: lines that were left out, arms that synthesised nothing"
+    faults = getattr(f.study, 'faults', [])
+    more = [f'{len(faults)-10} more lines are left out'] if len(faults) > 10 else []
+    return [*faults[:10], *more, *filter(None, [_empty_arms(f).strip()])]
