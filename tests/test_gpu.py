@@ -17,7 +17,7 @@ from tsynd.core import seeded
 from tsynd.data import phantom
 from tsynd.robustness import cam, faithfulness, METHODS, minimise_class
 from tsynd.robustness import perturb, pgd, robustness_table
-from tsynd.experiments import records, run_study, StudyConfig
+from tsynd.experiments import run_study, StudyConfig
 from tsynd.targeting import LatentBank, OBJECTIVES, Synthesizer
 
 pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(),
@@ -159,7 +159,7 @@ def test_a_study(tmp_path):
                     arms={'baseline': {}, 'mi': dict(gate=0.)}, updates=6, ae_steps=6, attack_n=10,
                     pgd_steps=2, eps=[2], corruptions=['speckle_noise'], test_n=30, device='cuda')
     study = run_study(c, tmp_path/'s', jobs=1, progress=False)
-    assert study.cells.status.eq('done').all(), [r.get('reason') for r in records(tmp_path/'s').values()]
+    assert study.cells.status.eq('done').all(), study.cells.reason.tolist()
     assert study.cells.weights.nunique() == study.cells.order.nunique() == 1
 
 def test_the_command(tmp_path):

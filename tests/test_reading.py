@@ -16,7 +16,8 @@ from tsynd.data import (
     acquisition, data_name, decide, find_images, is_dicom, load_data, pixel_kind, Preparation, prepare,
     read_dicom, read_picture, read_pixels, subset, to_numpy)
 from tsynd.experiments import (
-    cell_data, cells, check_config, check_machine, prepare_data, RunConfig, StudyConfig)
+    cell_data, cells, check_config, check_machine, data_checksum, prepare_data, RunConfig, source_data,
+    StudyConfig)
 from tsynd.reports import python_lines
 
 G = np.random.default_rng(0)
@@ -587,6 +588,20 @@ def test_a_study_takes_paths(tmp_path):
     with refused('data set', './mine'): check_config(replace(c, datasets=['mine']))
     check_config(gone := replace(c, datasets=['./gone']))         # a study can be read without its images
     with refused('data set', './gone'): check_machine(gone)
+
+def test_seeds_of_a_study_draw_patients_and_fixed_test_images_stay(tmp_path):
+    rows = [dict(r, patient=f'p{i//2}') for i, r in enumerate(listed(tmp_path, 48))]
+    fixed = [dict(r, split='test' if i//2 % 4 == 0 else 'train') for i, r in enumerate(rows)]
+    c = StudyConfig('s', ['x'], [8], 4, dict(baseline={}), size=12)
+    for some, kinds in ((rows, 4), (fixed, 1)):
+        mine = replace(c, datasets=[str(table_of(tmp_path, some))])
+        drawn = [source_data(mine, cell) for cell in cells(mine)]
+        assert len({frozenset(d.test.table.path) for d in drawn}) == kinds
+        assert len({frozenset(d.train.table.path) for d in drawn}) == 4
+        assert len({data_checksum(d) for d in drawn}) == 1
+        for d in drawn:
+            parts = [{*s.table.patient} for s in (d.train, d.val, d.test)]
+            assert sum(map(len, parts)) == len(set.union(*parts)) == 24
 
 def test_python_repeats_what_a_run_has_read(tmp_path):
     path = table_of(tmp_path, [dict(file=r['path'], dx=r['label']) for r in listed(tmp_path)])

@@ -249,6 +249,21 @@ def test_an_executor_that_takes_no_more_is_named(tmp_path):
     with pytest.raises(KeyboardInterrupt): here(PART, tmp_path/'t', before)
     assert len(lost) == 1 and not (tmp_path/'t'/'holder.json').exists()
 
+def test_jobs_of_another_kind_are_waited_for_and_taken_back(part, tmp_path):
+    "With `result` and `cancel`, as submitit's, and no futures"
+    class Job:
+        def __init__(self, *args): self.args = args; made.append(self)
+        def result(self):
+            if broken and len(made) > 2: raise KeyboardInterrupt
+            return self.args[0](*self.args[1:])
+        def cancel(self): self.cancelled = True
+    class Queue: submit = Job
+    made, broken = [], False
+    assert run_study(PART, tmp_path/'s', executor=Queue(), progress=False).results.equals(part)
+    made, broken = [], True
+    with pytest.raises(KeyboardInterrupt): run_study(PART, tmp_path/'t', executor=Queue(), progress=False)
+    assert any(getattr(j, 'cancelled', False) for j in made)
+
 def test_a_second_driver_is_told_who_has_the_folder(tmp_path):
     folder = tmp_path/'s'
     first = process(here, PART, folder, lambda task, cell: time.sleep(60))

@@ -9,7 +9,8 @@ __all__ = []
 import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
-    configuration=['TrainingSettings', 'TRIED', 'RunConfig', 'EPS', 'QUICK', 'UNWRITTEN', 'StudyConfig',
+    configuration=['TrainingSettings', 'TRIED', 'RunConfig', 'EPS', 'QUICK', 'UNWRITTEN', 'MeasuringSettings',
+                   'StudyConfig',
                    'ArmSettings'],
     experiment=['prepare_data', 'synthesis', 'epochs_of', 'resolve', 'precision', 'precision_callbacks',
                 'seconds_per_image',
@@ -26,7 +27,7 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     cell=['Cell', 'cells', 'source_data', 'cell_data', 'data_checksum', 'cell_autoencoder', 'cpu_time',
           'fit_steps', 'Witness', 'train_cell', 'measure_cell', 'corrupted'],
     record=['append', 'read_records', 'pack_probabilities', 'unpack_probabilities', 'kept_folder',
-            'pack_predictions', 'Study', 'KEYS', 'FACTS', 'CellRecord', 'read_study'],
+            'pack_predictions', 'Study', 'KEYS', 'FACTS', 'CellResult', 'CellRecord', 'read_study'],
     worker=['Assignment', 'train_group', 'run_cell'],
     executors=['Processes', 'as_future', 'dask_executor', 'TIMEOUT'],
     study=['run_study', 'TRIES', 'GROW', 'FREE'],

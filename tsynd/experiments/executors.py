@@ -32,6 +32,7 @@ class Processes(ThreadPoolExecutor):
         self.threads,self.pools,self.mine = threads,[],threading.local()
         self.alive,self.watched = Pipe()
         _start_trackers()
+        warnings.filterwarnings('ignore', 'A worker stopped', UserWarning)      # one that had grown too large
 
     def submit(self, f, *args)->Future: return super().submit(self._elsewhere, f, *args)
 

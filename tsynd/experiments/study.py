@@ -53,7 +53,12 @@ class _Driver:
             while len(self.flying) < self.at_once and (task := self.next()): self.start(*task)
             done,_ = wait(self.flying, return_when=FIRST_COMPLETED)
             for future in done:
-                for record in self.take(future, *self.flying.pop(future)): append(self.folder, record); tick()
+                task,cell,_ = self.flying.pop(future)
+                for record in self.take(future, task, cell): append(self.folder, record); tick()
+
+    def stop(self): # what others have not begun yet
+        for *_,job in self.flying.values():
+            if cancel := getattr(job, 'cancel', None): cancel()
 
 def _drawn(cell): # what decides about the images: of the phantom the seed as well
     return (cell.dataset, cell.seed) if cell.dataset == 'phantom' else cell.dataset
@@ -79,7 +84,7 @@ def start(self:_Driver, task, cell):
     except (RuntimeError, OSError) as e:
         raise InputError(f'the executor takes no more tasks ({e}); start the study again to go on',
                          'executor') from None
-    self.flying[as_future(job)] = task,cell
+    self.flying[as_future(job)] = task,cell,job
 
 # %% ../../nbs/experiments/10_study.ipynb #92abb809
 TRIES = 5
@@ -103,6 +108,7 @@ def take(self:_Driver, future, task, cell): # gives the records to write
     _write_group(self.folder, cell, result['files'])
     return []
 
+# %% ../../nbs/experiments/10_study.ipynb #183db4b7
 @patch
 def again(self:_Driver, task, cell, error):
     key = task,cell.group if task is train_group else cell
@@ -241,7 +247,8 @@ def _drive(driver, progress):
     c = driver.a.config
     n = len(cells(c))
     with tqdm(total=n, initial=n-driver.left, desc=c.name, unit='cell', disable=not progress) as bar:
-        driver.run(bar.update)
+        try: driver.run(bar.update)
+        finally: driver.stop()
 
 # %% ../../nbs/experiments/10_study.ipynb #03d5afda
 def _say_older(driver): # on standard error, of finished cells

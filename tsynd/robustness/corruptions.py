@@ -208,8 +208,7 @@ def corruption_table(model:nn.Module, # images (B,ch,H,W) in [0,1] to logits (B,
     todo,rows = [('clean',0), *((k,s) for k in names for s in severities)],[]
     with ticking(progress, len(x)*len(todo)) as tick:
         for name,s in todo:
-            z = x if s == 0 else corrupt(x, name, s, dataset, seed)
-            measures,p = _measured(model, z, y, task, bs)
+            measures,p = _measured(model, corrupt(x, name, s, dataset, seed) if s else x, y, task, bs)
             rows.append(dict(corruption=name, severity=s, **measures))
             if keep is not None and s: keep[f'corrupted {name} {s}'] = i.numpy(),p
             tick(len(x))

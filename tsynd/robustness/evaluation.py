@@ -51,6 +51,15 @@ def _each(model, x, y, task, eps, steps, seed, bs, tick, restarts):
         adv = pgd(model, x, y, e, steps, None, restarts, seed=seed, task=task, bs=bs, tick=tick)
         yield e, predict(model, adv, bs=bs)
 
+# %% ../../nbs/robustness/02_evaluation.ipynb #768f033a
+def _notes(res, keep, y, task): # a function that notes what is measured, and what it was computed from
+    every = torch.arange(len(y))
+    def add(condition, logits, i=slice(None), measures=_measures):
+        res[condition] = measures(logits, y[i], task)
+        if keep is None: return
+        keep[condition] = every[i].numpy(), np.asarray(task.probabilities(logits), dtype=np.float32)
+    return add
+
 # %% ../../nbs/robustness/02_evaluation.ipynb #a80af5df
 @limited(steps=Count, restarts=Count)
 def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits (B,C), or a `Learner`
@@ -72,17 +81,13 @@ def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits
     model,task,n = as_network(model), as_task(task), len(x) if attack_n is None else attack_n
     x = _check_table(x, y, task, eps, strengths, ladder, steps=steps, restarts=restarts, bs=bs, attack_n=n)
     i = stratified_order(y.cpu(), seed)[:n] if n < len(x) else slice(None)
-    xa,ya,every,res = x[i],y[i],torch.arange(len(x)),{}
-    def add(condition, logits, i=slice(None), measures=_measures):
-        res[condition] = measures(logits, y[i].cpu(), task)
-        if keep is None: return
-        keep[condition] = every[i].numpy(), np.asarray(task.probabilities(logits), dtype=np.float32)
+    xa,ya,res = x[i],y[i],{}
+    add,how = _notes(res, keep, y.cpu(), task),(model, xa, ya, task, eps, steps, seed, bs)
     add('clean', predict(model, x, bs=bs))
     with ticking(progress, len(x)*len(strengths) + len(xa)*_passes(eps, restarts, steps)) as tick:
         for s in strengths: add(_perturbed(s), predict(model, perturb(x, s, seed), bs=bs)); tick(len(x))
         if n < len(x): add('PGD 0/255', predict(model, xa, bs=bs), i)
-        how = model, xa, ya, task, eps, steps, seed, bs, tick
-        for e,logits in _ladder(*how) if ladder else _each(*how, restarts):
+        for e,logits in _ladder(*how, tick) if ladder else _each(*how, tick, restarts):
             add(_attacked(e), logits, i, _standing if ladder else _measures)
     return res
 
