@@ -1,5 +1,5 @@
-"""Seconds that the report of a study of 50 arms takes, by number of declared contrasts: two data sets, three sizes,
-ten seeds, invented numbers. `python nbs/measurements/report_speed.py` prints a table.
+"""Seconds that the report of a study of 50 arms takes, by number of declared contrasts: two data sets,
+three sizes, ten seeds, invented numbers. `python nbs/measurements/report_speed.py` prints a table.
 """
 import tempfile, time
 from pathlib import Path
