@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from cheap import cheap
 from layouts import make_arrays, write_npz
-from processes import Forked, process, wait_for
+from processes import Here, process, wait_for
 
 import tsynd
 from tsynd.models import Autoencoder, save_model
@@ -553,7 +553,7 @@ def test_another_run_does_not_go_on_with_it(half, no_training, monkeypatch):
     for more, words in (('--lr .1', 'lr is 0.002, not 0.1'), ('--epochs 3', 'epochs is 2, not 3')):
         refused(half, 'run', *SMOKE, *more.split(), '--out', 'x', words=['x.unfinished', words, '--anew'])
     with monkeypatch.context() as m:
-        m.setattr('tsynd.experiments.results.code_checksum', lambda: 'changed')
+        m.setattr('tsynd.experiments.results.code_checksum', lambda module: 'changed')
         refused(half, 'run', *SMOKE, '--out', 'x', words=['code of tsynd', "not 'changed'", '--anew'])
     c = parser().parse_args(['run', *SMOKE])
     c = RunConfig(**{k: v for k, v in vars(c).items() if k in RunConfig.__dataclass_fields__})
@@ -665,7 +665,7 @@ STUDY = ('datasets = ["phantom"]\nn = [20]\nseeds = 1\nupdates = 4\nae_steps = 5
 
 def test_a_study_from_the_command_line_and_its_failed_cells(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('tsynd.experiments.study.subprocess.Popen', Forked)
+    monkeypatch.setattr('tsynd.experiments.study.Processes', lambda jobs, threads: Here())
     (tmp_path/'mine.toml').write_text(STUDY)
     assert main(['study', 'mine.toml', '--dry-run']) == 0
     out = capsys.readouterr().out

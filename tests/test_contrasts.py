@@ -4,10 +4,13 @@ import itertools
 import numpy as np, pandas as pd, pytest
 
 from refused import refused
+from tsynd.core import metrics
+from tsynd.experiments import corrupted, image_bootstrap, IMAGE_MEASURES
 from tsynd.experiments import (
     averages, differences, HEADLINE, headline, in_order, pairs, questions, RESULT_COLUMNS,
     stored_predictions, tidy)
-from tsynd.experiments import holm, sign_flip, smallest_p, t_interval
+from tsynd.experiments import holm, read_study, sign_flip, smallest_p, t_interval
+from tsynd.reports import contrasts_html, demo_study, findings
 
 
 def table(values, dataset='d', n=50, condition='clean', measure='auc'):
@@ -148,23 +151,115 @@ def study():
 def test_stored_predictions_are_those_of_the_cells():
     cells, kept = study()
     find = stored_predictions(cells.sample(frac=1, random_state=0), kept)
-    a, b, y = find('d', 50, 'a', 'b', [2, 0])
+    a, b, y, images = find('d', 50, 'a', 'b', [2, 0])
+    assert images is None and find('d', 50, 'a', 'b', [2, 0], 'perturbed') is None
     assert a[:, 0, 0].tolist() == [.02, .0] and b[:, 0, 0].tolist() == [.05, .03] and y.tolist() == [0, 1]*3
     assert find('d', ('50', 'full'), 'a', 'b', np.array([1]))[0][:, 0, 0].tolist() == [.01, .07]
     with refused('predictions', found=('d', '50', 'c', 0)): find('d', 50, 'c', 'b', [0])
     kept['full-b-1'] = (np.arange(6) // 3, kept['full-b-1'][1])
     with refused('test labels'): find('d', 'full', 'a', 'b', [1])
 
-def test_headline_asks_for_images_only_where_they_were_kept():
+def test_headline_asks_for_images_where_they_can_be_drawn_anew():
     asked = []
     y = np.arange(200) % 2
     p = np.stack([1-y, y], 1)[None]*.6 + .2
-    def find(*what): asked.append(what); return p, p, y
+    def find(*what): asked.append(what); return (p, p, y, None) if what[5] == 'clean' else None
     kinds = list(itertools.product(('clean', 'PGD 4/255'), ('auc', 'ece')))
     r = results(*(table(dict(a=[.5, .6, .7], b=[.5, .5, None]), condition=c, measure=m) for c, m in kinds))
     t = headline(r, [('a', 'b', *k) for k in kinds], find)
-    assert len(asked) == 1 and asked[0][:4] == ('d', ('50',), 'a', 'b') and list(asked[0][4]) == [0, 1]
+    assert [w[5] for w in asked] == ['clean', 'PGD 4/255'] and list(asked[0][4]) == [0, 1]
+    assert all(w[:4] == ('d', ('50',), 'a', 'b') for w in asked)
     assert t.image_lo.notna().tolist() == [True, False, False, False]
+
+SINGLE = ['perturbed', 'PGD 4/255', *(f'corrupted {f} {s}' for f in ('blur', 'shot_noise') for s in (1, 12))]
+MEANS = ['corrupted', 'corrupted blur', 'corrupted shot_noise', 'severity 1', 'severity 12']
+
+def changed_images(y, n=20, seed=0):
+    "Cells, and what was kept of them: perturbed all images, else some, others for each seed"
+    g, kept = np.random.default_rng(seed), {}
+    cells, _ = study()
+    for c in cells.itertuples():
+        order = np.random.default_rng(c.seed).permutation(len(y))[:n]
+        images = {k: np.arange(len(y)) if k == 'perturbed' else order for k in SINGLE}
+        p = {k: g.beta(2+y[i]*(c.arm == 'a'), 2, len(i)) for k, i in images.items()}
+        kept[c.id] = {k: (i, y[i], np.stack([1-p[k], p[k]], 1).astype('float32')) for k, i in images.items()}
+    return cells, {i: (y, np.full((len(y), 2), .5)) for i in cells.id}, kept
+
+def measured(kept):
+    "The measures of a cell by condition, as a study writes them"
+    found = {k: metrics(y, p, 'binary-class') for k, (_, y, p) in kept.items()}
+    rows = [dict(m, corruption=k.split()[1], severity=k.split()[2], balanced_error=1-m['balanced_accuracy'])
+            for k, m in found.items() if k in SINGLE[2:]]
+    return {k: found[k] for k in SINGLE[:2]} | corrupted([{}, *rows])
+
+def test_the_interval_over_images_is_that_of_the_measure_in_the_table():
+    cells, clean, kept = changed_images(np.arange(40) % 2)
+    r = tidy(pd.DataFrame([('d', c.n, c.arm, c.seed, k, m, v) for c in cells.itertuples()
+                           for k, d in measured(kept[c.id]).items() for m, v in d.items()],
+                          columns=RESULT_COLUMNS))
+    find = stored_predictions(cells, clean, kept.get)
+    family = [('a', 'b', k, m, (50, 'full')) for k in SINGLE[:2]+MEANS for m in IMAGE_MEASURES]
+    t = headline(r, family, find)
+    assert (t.image_lo <= t.difference).all() and (t.difference <= t.image_hi).all()
+    for x in t.itertuples():
+        *p, images = find('d', (50, 'full'), 'a', 'b', [0, 1, 2], x.condition)
+        got = image_bootstrap(*p, x.measure, replicates=100, images=images)
+        assert np.isclose(got[0], x.difference)
+
+def without(condition): return lambda kept: {k: v for k, v in kept.items() if k != condition}
+
+def attacked(change): return lambda kept: kept | {'PGD 4/255': tuple(map(change, kept['PGD 4/255']))}
+
+@pytest.mark.parametrize('change, condition, there', [
+    (lambda k: None, 'perturbed', False), (lambda k: {}, 'perturbed', False),
+    (without('perturbed'), 'perturbed', False), (without('perturbed'), 'corrupted', True),
+    (without('corrupted blur 1'), 'corrupted', False), (without('corrupted blur 1'), 'severity 1', False),
+    (without('corrupted blur 1'), 'severity 12', True),
+    (without('corrupted blur 1'), 'corrupted shot_noise', True),
+    (attacked(lambda v: v[::-1]), 'PGD 4/255', False), (attacked(lambda v: v[:9]), 'PGD 4/255', False),
+    (lambda k: k, 'perturbed ×2', False), (lambda k: k, 'PGD 4/255', True)])
+def test_no_interval_unless_every_cell_has_kept_the_same(change, condition, there):
+    cells, clean, kept = changed_images(np.arange(40) % 2)
+    kept['50-b-1'] = change(kept['50-b-1'])
+    assert bool(stored_predictions(cells, clean, kept.get)('d', 50, 'a', 'b', [0, 1, 2], condition)) == there
+
+def test_labels_that_are_not_those_of_the_clean_images():
+    cells, clean, kept = changed_images(np.arange(40) % 2)
+    i, y, p = kept['50-b-1']['PGD 4/255']
+    kept['50-b-1']['PGD 4/255'] = i, 1-y, p
+    find = stored_predictions(cells, clean, kept.get)
+    assert find('d', 50, 'a', 'b', [0, 1, 2], 'corrupted')
+    with refused('test labels'): find('d', 50, 'a', 'b', [0, 1, 2], 'PGD 4/255')
+
+def test_a_rare_class_costs_the_interval_over_images_and_nothing_else():
+    cells, clean, kept = changed_images((np.arange(40) == 7).astype(int), n=40)
+    r = results(*(table(dict(a=[.5, .6, .7], b=[.5, .5, .4]), condition='corrupted', measure=m)
+                  for m in ('accuracy', 'balanced_accuracy')))
+    family = [('a', 'b', 'corrupted', m) for m in ('accuracy', 'balanced_accuracy')]
+    t = headline(r, family, stored_predictions(cells, clean, kept.get))
+    assert t.image_lo.notna().tolist() == [True, False] and t.lo.notna().all()
+
+@pytest.mark.parametrize('held, config, there', [
+    (None, {}, True), (None, dict(test_n=40), False), (None, dict(split='val'), False),
+    ('', dict(test_n=40), False), ('same', dict(split='val'), True), ('other', {}, False),
+    ('partly', {}, True), ('partly', dict(test_n=40), False)])
+def test_the_report_has_both_intervals_where_all_seeds_had_the_same_images(tmp_path, held, config, there):
+    conditions = 'clean', 'PGD 4/255', 'corrupted'
+    family = [['mi', 'baseline', k, 'balanced_accuracy'] for k in conditions]
+    s = read_study(demo_study(tmp_path/'s', 3, (50,), ('baseline', 'mi'), headline=family, **config))
+    if held is not None:
+        values = dict(other=s.cells.seed.map(str), partly=np.where(s.cells.seed == 1, None, 'x'))
+        s.cells['held'] = values.get(held, held)
+    g = np.random.default_rng(0)
+    def kept(id): # of 60 images that differ between seeds
+        i = np.random.default_rng(int(id.split('-')[2])).permutation(156)[:60]
+        return {k: (i, s.predictions[id][0][i], g.dirichlet((1, 1), len(i)).astype('float32'))
+                for k in ('PGD 4/255', 'corrupted blur 1', 'corrupted blur 2')}
+    s.kept = kept
+    f = findings(s)
+    assert len(f.head) == 6 and f.head[['image_lo', 'image_hi']].notna().all(axis=None) == there
+    assert f.head.image_lo.isna().all() != there
+    assert contrasts_html(f).count('class="im"') == 6*there
 
 
 # Description

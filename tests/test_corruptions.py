@@ -14,7 +14,7 @@ from tsynd.robustness import (
 from tsynd.models import predict, small_resnet
 from tsynd.robustness import corrupt, corruption_summary, corruption_table, families, LEVELS
 from tsynd.data import FACTORS, load_data, medmnist_info, render_phantom, stratified_order
-from tsynd.core import image_seeds, streams
+from tsynd.core import image_seeds, metrics, streams
 from tsynd.robustness import blur
 
 ALL = [(d,k) for d,levels in LEVELS.items() for k in levels]
@@ -376,6 +376,23 @@ def test_table_on_a_stratified_subset_counts_its_images():
     assert rows == corruption_table(Bright(), x[i], y[i], 'binary-class', seed=3)
     assert len(rows) == 36 and model.calls == 36 and {r['n'] for r in rows} == {10}
     assert calls == [(10*k, 360) for k in range(1,37)]
+
+@pytest.mark.parametrize('task,C', [('binary-class',2), (MULTI,3)])
+@pytest.mark.parametrize('n', [None, 12])
+def test_what_is_kept_is_what_was_measured(task, C, n):
+    x, keep = images(20), {}
+    y = (torch.arange(20*C).view(20, C)%(C+1) > 0).float() if task == MULTI else torch.arange(20)%C
+    kw = dict(names=['pixelate','speckle_noise'], severities=(1,), n=n, seed=2)
+    model = small_resnet(1, C)
+    rows = corruption_table(model, x, y, task, keep=keep, **kw)
+    assert rows == corruption_table(model, x, y, task, **kw)
+    assert list(keep) == [f"corrupted {r['corruption']} {r['severity']}" for r in rows[1:]]
+    for r, (i, p) in zip(rows[1:], keep.values()):
+        m = metrics(y[i], p, task) | dict(n=len(i))
+        m['balanced_error'] = 1-m.pop('balanced_accuracy')
+        assert {k: r[k] for k in m} == m
+        assert i.tolist() == (list(range(20)) if n is None else stratified_order(y, 2)[:12].tolist())
+        assert i.dtype == 'int64' and p.dtype == 'float32' and p.shape == (n or 20, C)
 
 @pytest.mark.parametrize('task,C', [
     ('binary-class',2), ('multi-class',5), ('ordinal-regression',4), (MULTI,3)])

@@ -71,15 +71,17 @@ def test_settings_and_pyproject_agree():
         authors=[dict(name=ini['author'], email=ini['author_email'])], license=licences[ini['license']],
         python=f">={ini['min_python']}", requirements=ini['requirements'].split(),
         dev=ini['dev_requirements'].split(), dicom=ini['dicom_requirements'].split(),
+        cluster=ini['cluster_requirements'].split(),
         scripts=dict(s.split('=') for s in ini['console_scripts'].split()), repository=ini['git_url'],
         paths={k: ini[k] for k in ('nbs_path', 'lib_path', 'doc_path', 'branch')},
         packages=[f"{ini['lib_path']}*"], index={ini['lib_path']: f"{ini['lib_path']}._modidx:d"},
         version=f"{ini['lib_path']}.__version__")
+    extras = project['optional-dependencies']
     repeated = dict(
         name=project['name'], description=project['description'], keywords=project['keywords'],
         authors=project['authors'], license=project['license'],
         python=project['requires-python'], requirements=project['dependencies'],
-        dev=project['optional-dependencies']['dev'], dicom=project['optional-dependencies']['dicom'],
+        dev=extras['dev'], dicom=extras['dicom'], cluster=extras['cluster'],
         scripts=project['scripts'], repository=project['urls']['Repository'],
         paths={k: nbdev[k] for k in ('nbs_path', 'lib_path', 'doc_path', 'branch')},
         packages=toml['tool']['setuptools']['packages']['find']['include'],

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.transforms.functional import gaussian_blur
 
 from refused import refused
-from tsynd.core import streams
+from tsynd.core import metrics, streams
 from tsynd.robustness import KINDS, loss_and_gradient, RANGES
 from tsynd.robustness import keep_worse
 from tsynd.models import predict, small_resnet
@@ -384,6 +384,38 @@ def test_bad_input_to_the_table_is_found_before_any_work(kwargs, field, found):
     model = Restless(fail=0)
     with refused(field, found=found):
         robustness_table(model, images(), labels(), 'binary-class', **kwargs)
+
+@pytest.mark.parametrize('task, ladder', [('multi-class', False), ('multi-class', True), (MULTI, False)])
+@pytest.mark.parametrize('attack_n', [None, 25])
+def test_what_is_kept_is_what_was_measured(task, ladder, attack_n):
+    x, keep = images(40, seed=4), {}
+    y = several(40) if task == MULTI else predict(curved(3), x).argmax(1)        # right until it is attacked
+    kw = dict(eps=(0.,.03,.1,.2), steps=2, strengths=(1.,2.), attack_n=attack_n, ladder=ladder, bs=16, seed=2)
+    table = robustness_table(curved(3), x, y, task, keep=keep, **kw)
+    assert table == robustness_table(curved(3), x, y, task, **kw) and list(keep) == list(table)
+    for condition, (i, p) in keep.items():
+        assert i.dtype == 'int64' and p.dtype == 'float32' and p.shape == (len(i), 3)
+        again = metrics(y[i], p, task) | dict(n=len(i))
+        assert {k: again[k] for k in table[condition]} == table[condition]
+        whole = attack_n is None or condition in ('clean', 'perturbed', 'perturbed ×2')
+        assert i.tolist() == (list(range(40)) if whole else stratified_order(y, 2)[:25].tolist())
+    i, p = keep['PGD 0/255']
+    assert torch.equal(torch.from_numpy(p), predict(curved(3), x[i], bs=16).softmax(1)) or task == MULTI
+    if ladder: assert 1 == table['PGD 0/255']['accuracy'] > table['PGD 7.65/255']['accuracy'] > 0
+
+def test_a_lost_image_keeps_the_place_where_it_fell():
+    "A linear model: who stands ends in a corner of the box; who falls is beyond the border, and stays"
+    model, x, eps, keep = linear(seed=1), .2+.6*images(40), (.005,.01,.02), {}
+    w, b = model[1].weight[1]-model[1].weight[0], model[1].bias[1]-model[1].bias[0]
+    margin = (x.flatten(1)@w + b).detach()
+    y = (margin > 0).long()
+    table = robustness_table(model, x, y, 'binary-class', eps=eps, steps=5, ladder=True, keep=keep)
+    p = torch.tensor([keep[k][1].tolist() for k in list(table)[2:]])[:,range(40),y]      # of the true class
+    corner = torch.stack([(margin.abs() - e*w.detach().abs().sum()).sigmoid() for e in eps])
+    lost = p < .5
+    assert torch.equal(lost, corner < .5) and 0 < lost[0].sum() < lost[1].sum() < lost[2].sum() < 40
+    assert torch.allclose(p[~lost], corner[~lost], atol=1e-5) and (p[lost] >= corner[lost]-1e-5).all()
+    assert torch.equal(p[1:][lost[:-1]], p[:-1][lost[:-1]])                  # it is not attacked again
 
 def test_no_ladder_for_several_labels():
     with refused('ladder', 'several labels'):

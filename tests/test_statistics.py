@@ -1,13 +1,14 @@
 "Intervals and tests against theory, brute force, and other people's implementations."
 import itertools, time
 
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, strategies as st
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from refused import refused
 from tsynd.core import metrics
+from tsynd.data import stratified_order
 from tsynd.experiments import (
     auc, class_profile, holm, image_bootstrap, IMAGE_MEASURES, score, sign_flip, smallest_p, t_interval)
 
@@ -120,6 +121,15 @@ def test_score_is_the_mean_of_the_projects_metrics(C):
     own = pd.DataFrame([metrics(y, q, 'multi-class' if C > 2 else 'binary-class') for q in p]).mean()
     for m in IMAGE_MEASURES: assert np.isclose(score(p, y, m)[0], own[m])
 
+@pytest.mark.parametrize('C', [2, 3])
+def test_many_networks_are_scored_as_few_are(C):
+    p, y = networks(seeds=40, C=C, n=60)
+    p = p.round(1)                                                                # with ties
+    w = np.random.default_rng(1).multinomial(60, np.full(60, 1/60), 50).T.astype(float)
+    w[y == 0, 0] = 0
+    few = np.mean([score(p[i:i+4], y, 'auc', w) for i in range(0, 40, 4)], axis=0)
+    assert np.isnan(few[0]) and np.allclose(score(p, y, 'auc', w), few, equal_nan=True)
+
 def test_score_of_several_labels():
     g = np.random.default_rng(0)
     y = g.integers(0, 2, (100, 4)).astype(float)
@@ -175,6 +185,53 @@ def test_bootstrap_is_paired_seeded_and_signed():
     assert half(image_bootstrap(a, b, y, level=.5)) < half((d, lo, hi))
     order = np.random.default_rng(0).permutation(3)
     assert np.allclose(image_bootstrap(a[order], b, y), (d, lo, hi))
+
+def taken(p, images): return np.take_along_axis(p, images[..., None], 1)
+
+def subsets(y, n, seeds):
+    return np.stack([stratified_order(torch.tensor(y), s)[:n].numpy() for s in range(seeds)])
+
+@pytest.mark.parametrize('measure', IMAGE_MEASURES)
+@pytest.mark.parametrize('C', [2, 3])
+def test_all_images_in_any_order_are_all_images(measure, C):
+    (a, y), (b, _) = networks(C=C), networks(C=C, clear=1.5, seed=3)
+    whole, given = image_bootstrap(a, b, y, measure, 300), np.tile(np.arange(200), (3, 1))
+    assert image_bootstrap(a, b, y, measure, 300, images=given) == whole
+    other = np.random.default_rng(0).permuted(given, axis=1)
+    a, b = taken(a, other), taken(b, other)
+    assert np.allclose(image_bootstrap(a, b, y, measure, 300, images=other), whole)
+
+@pytest.mark.parametrize('measure', IMAGE_MEASURES)
+def test_a_part_of_the_images_weighs_what_it_weighs_in_the_whole(measure):
+    "Images that no seed was measured on count for nothing, the others in every seed that has them"
+    (a, y), (b, _) = networks(), networks(clear=1.5, seed=3)
+    images = subsets(y, 50, 3)
+    kw = dict(measure=measure, replicates=100, images=images)
+    got = image_bootstrap(taken(a, images), taken(b, images), y, **kw)
+    each = [[metrics(y[i], p[i], 'binary-class')[measure] for p, i in zip(q, images)] for q in (a, b)]
+    assert np.isclose(got[0], np.subtract(*np.mean(each, axis=1)))
+    labels = np.where(np.isin(np.arange(200), images), y, 1-y)
+    assert got == image_bootstrap(taken(a, images), taken(b, images), labels, **kw)
+
+def test_it_covers_where_each_seed_has_its_own_images():
+    "Images are hard for all networks of an arm: drawn for each seed apart, 85 in 100 would cover"
+    below, above = (stats.norm.cdf(np.array([c/1.25**.5, 2*c/2.5**.5])) for c in (.8, 1.1))
+    g, covered = np.random.default_rng(1), []
+    for _ in range(160):
+        y = (g.random(120) < .5).astype(int)
+        images, hard = subsets(y, 60, 4), g.normal(0, 1, (2, 1, 120))
+        z = np.array([.8, 1.1])[:, None, None]*(2*y-1) + hard + g.normal(0, .5, (2, 4, 120))
+        b, a = (taken(p, images) for p in 1/(1+np.exp(np.stack([z, -z], -1))))
+        found = [image_bootstrap(a, b, y, m, 150, images=images) for m in ('balanced_accuracy', 'auc')]
+        covered.append([lo <= d <= hi for d, (_, lo, hi) in zip(above-below, found)])
+    assert (abs(np.mean(covered, axis=0)-.95) < 3*(.95*.05/160)**.5).all()
+
+@pytest.mark.parametrize('images', [
+    [[0, 1]]*2, [[0, 0]]*3, [[0, 200]]*3, [[-1, 0]]*3, [[0., 1.]]*3, [0, 1, 2]])
+def test_positions_are_checked(images):
+    p, y = networks()
+    with refused('images' if np.shape(images) != (2, 2) else 'probabilities', found=...):
+        image_bootstrap(p[:, :2], p[:, :2], y, images=images)
 
 def test_bootstrap_in_pieces_is_the_bootstrap(monkeypatch):
     from tsynd.experiments import statistics

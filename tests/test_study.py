@@ -1,7 +1,6 @@
 """A study that is stopped anywhere goes on and ends with the same table;
 what it compares is paired; slips are named."""
-import hashlib, json, lzma, os, signal, time
-from contextlib import nullcontext
+import json, lzma, os, time
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -9,21 +8,20 @@ import pytest, torch
 from hypothesis import example, given, strategies as st
 from sklearn.metrics import log_loss
 
-from processes import process, wait_for
+from processes import Here, process, wait_for
 from refused import refused
-from tsynd.experiments import Busy, train_cell, Witness
+from tsynd.experiments import train_cell, Witness
 from tsynd.experiments.forecast import _steps
-from tsynd.experiments.study import _take, _worker
 from tsynd.experiments.study_configuration import _measured
-from tsynd.experiments import ARMS
+from tsynd.deployment import load_bundle
+from tsynd.experiments import ARMS, arm, kept_folder, Processes, run_cell, TRIES
 from tsynd.models import make_classifier, train_classifier
 from tsynd.data import phantom
 from tsynd.experiments import precision
 from tsynd.core import SingleLabel
 from tsynd.experiments import (
     append, Cell, cell_data, cells, corrupted, cpu_time, estimate, fit_steps, make_arm, read_config,
-    read_study, records, run_study, StudyConfig, to_toml, work)
-from tsynd.experiments.study import _todo
+    read_records, read_study, run_study, StudyConfig, to_toml)
 
 pytestmark = pytest.mark.xdist_group('study')  # one worker makes the study, for all tests that need it
 
@@ -37,16 +35,17 @@ PART = replace(TINY, n=[20], seeds=1)  # three of its twelve cells, for what is 
 
 @pytest.fixture(scope='module')
 def study(tmp_path_factory):
+    "In two processes of their own"
     return run_study(TINY, tmp_path_factory.mktemp('study')/'s', jobs=2, progress=False)
 
 @pytest.fixture(scope='module')
 def part(study): return study.results.query('n == 20 and seed == 0').reset_index(drop=True)
 
-def here(c, folder):
-    "A study that this process runs or goes on with, which has loaded all it takes"
-    folder.mkdir(exist_ok=True); (folder/'study.toml').write_text(to_toml(c))
-    work(folder, run=str(time.monotonic_ns()))
-    return read_study(folder)
+def here(c, folder, before=lambda task, cell: None):
+    "A study that this process runs or goes on with"
+    return run_study(c, folder, jobs=1, progress=False, executor=Here(before))
+
+def records(folder): return read_records(folder)[0]
 
 def toml(tmp_path, text):
     f = tmp_path/'my.toml'
@@ -121,7 +120,6 @@ def test_what_this_machine_lacks_matters_only_where_cells_are_run(tmp_path, fiel
     assert not (tmp_path/'new').exists()
     (tmp_path/'study.toml').write_text(to_toml(c))
     assert read_study(tmp_path).config == c
-    with refused(field, found=value): work(tmp_path)
 
 def test_the_processor_has_several_names(monkeypatch):
     monkeypatch.setattr(time, 'process_time', lambda: 'of the processor')
@@ -159,7 +157,7 @@ def test_arms_of_a_group_are_paired_and_groups_are_not(study):
     # a seed draws the weights, whatever the subset
     assert t.subset.nunique() == 4 and t.groupby('n').weights.nunique().eq(2).all()
     assert (t[t.arm == 'long'].steps.values == 2*t[t.arm == 'baseline'].steps.values).all()
-    assert (t.synthetic > 0).equals(t.arm == 'far')
+    assert (t.synthetic > 0).equals(t.arm == 'far') and t.synthetic.isna().equals(t.arm != 'far')
     assert (t.precision == precision(TINY)).all()
 
 def test_what_is_measured(study):
@@ -179,81 +177,87 @@ def test_what_is_measured(study):
 
 # Killed at any moment
 
-@pytest.mark.parametrize('moment', ['training the autoencoder','after some cells'])
-def test_kill_9_loses_at_most_the_cell_in_flight(part, tmp_path, moment):
+def lines(folder): return (folder/'cells.jsonl').read_bytes().splitlines()
+
+@pytest.mark.parametrize('moment', ['training the autoencoder', 'in a cell', 'after some cells'])
+def test_kill_9_of_the_driver_loses_at_most_the_cells_in_flight(part, tmp_path, moment):
+    "and the same command goes on, to the same table"
     folder = tmp_path/'s'
-    folder.mkdir(); (folder/'study.toml').write_text(to_toml(PART))
-    w = process(work, folder)
-    wait_for(lambda: list(folder.glob('autoencoders/*.lock')) if moment.startswith('training')
-             else len(records(folder)) >= 2)
-    w.kill(); w.join()
-    survived = {r['id']: r for r in records(folder).values()}
+    def slow(task, cell):
+        if moment.startswith('in a') == (task is run_cell) and not moment.startswith('after'): time.sleep(60)
+    driver = process(here, PART, folder, slow)
+    wait_for({'training the autoencoder': (folder/'holder.json').exists,
+              'in a cell': lambda: list(folder.glob('autoencoders/*/*.json')),
+              'after some cells': lambda: folder.exists() and len(records(folder)) >= 2}[moment])
+    driver.kill(); driver.join()
+    survived = records(folder)
     resumed = here(PART, folder)
     assert resumed.results.equals(part)
-    assert {r['id']: r for r in records(folder).values() if r['id'] in survived} == survived
-    lines = (folder/'cells.jsonl').read_bytes().splitlines()
-    # nothing was done twice
-    assert len(lines) == len(cells(PART))
+    assert {k: r for k,r in records(folder).items() if k in survived} == survived
+    assert len(lines(folder)) == len(cells(PART))                                       # no cell twice
 
-def test_a_killed_study_can_be_started_again_at_once(part, tmp_path):
-    "While the worker of the killed one still holds its cell"
+def test_workers_end_with_their_driver_and_are_replaced_when_they_die(tmp_path):
+    note = tmp_path/'workers'
+    def driver():
+        pool = Processes(1)
+        wait_for(lambda: pool.submit(os.getpid).result())
+        with pytest.raises(Exception, match='terminated'): pool.submit(os.abort).result()
+        note.write_text(f'{pool.submit(os.getpid).result()}\n')
+        time.sleep(60)
+    d = process(driver)
+    wait_for(lambda: note.exists() and note.read_text().endswith('\n'))
+    worker = int(note.read_text())
+    os.kill(worker, 0)
+    d.kill(); d.join()
+    def gone():
+        try: os.kill(worker, 0)
+        except ProcessLookupError: return True
+    wait_for(gone, 10)
+
+LOST = RuntimeError('its memory was full')
+
+def dies(times, what=LOST):
+    "A task whose worker is lost so many times, of the first cell"
+    lost = []
+    def before(task, cell):
+        if task is run_cell and cell.arm == 'baseline' and len(lost) < times: lost.append(cell); raise what
+    return lost, before
+
+@pytest.mark.parametrize('times', [1, TRIES-1])
+def test_a_cell_whose_worker_dies_is_tried_again(part, tmp_path, times):
+    lost, before = dies(times)
+    assert here(PART, tmp_path/'s', before).results.equals(part) and len(lost) == times
+
+def test_after_five_times_it_has_failed_and_the_others_go_on(part, tmp_path):
+    lost, before = dies(99)
+    s = here(PART, tmp_path/'s', before)
+    assert len(lost) == TRIES == 5 and s.cells.status.tolist() == ['failed', 'done', 'done']
+    assert 'lost 5 times' in s.cells.reason[0] and 'RuntimeError: its memory was full' in s.cells.reason[0]
+    assert here(PART, tmp_path/'s').results.equals(part)                                # tried again
+
+def test_an_autoencoder_that_cannot_be_had_fails_its_group_only(tmp_path):
+    def before(task, cell):
+        if task is not run_cell and cell.seed == 0: raise RuntimeError('always')
+    s = here(replace(PART, seeds=2), tmp_path/'s', before)
+    assert s.cells.status.tolist() == ['failed']*3 + ['done']*3 and 'always' in s.cells.reason[0]
+
+def test_an_executor_that_takes_no_more_is_named(tmp_path):
+    executor = Here()
+    executor.shutdown()
+    with refused('executor'): run_study(PART, tmp_path/'s', executor=executor, progress=False)
+    lost, before = dies(99, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt): here(PART, tmp_path/'t', before)
+    assert len(lost) == 1 and not (tmp_path/'t'/'holder.json').exists()
+
+def test_a_second_driver_is_told_who_has_the_folder(tmp_path):
     folder = tmp_path/'s'
-    parent = process(run_study, PART, folder, None, 1, False)
-    wait_for(lambda: len(records(folder)) >= 1)
-    parent.kill(); parent.join()
-    again = here(PART, folder)
-    assert again.results.equals(part)
-    assert len((folder/'cells.jsonl').read_bytes().splitlines()) == len(cells(PART))     # no cell twice
-    assert not list((folder/'locks').glob('*.tries'))
-
-def test_a_cell_that_kills_its_process_is_given_up(tmp_path):
-    one_cell(tmp_path, b'.....')
-    work(tmp_path)
-    assert (read_study(tmp_path).cells.reason.tolist() == ['its process was killed five times']
-            and not list((tmp_path/'locks').glob('*.tries')))
-
-def one_cell(folder, tries=b''):
-    "A study of one cell, and the note of its attempts"
-    c = replace(TINY, n=[20], seeds=1, arms=dict(baseline={}))
-    (folder/'locks').mkdir(parents=True); (folder/'study.toml').write_text(to_toml(c))
-    note = folder/'locks'/f'{hashlib.md5(cells(c)[0].id.encode()).hexdigest()}.tries'
-    if tries: note.write_bytes(tries)
-    return c, note
-
-@pytest.mark.parametrize('error', [KeyboardInterrupt, Busy])
-def test_an_attempt_that_is_stopped_does_not_count(tmp_path, monkeypatch, error):
-    c, note = one_cell(tmp_path, b'..')
-    def stopped(*args): assert note.read_bytes() == b'...'; raise error
-    monkeypatch.setattr('tsynd.experiments.study.run_cell', stopped)
-    with pytest.raises(KeyboardInterrupt) if error is KeyboardInterrupt else nullcontext():
-        assert not _take(c, cells(c)[0], tmp_path, None, 'run', None, set())
-    assert note.read_bytes() == b'..'
-
-@pytest.mark.parametrize('end, left', [(signal.SIGTERM, b''), (signal.SIGKILL, b'.')],
-                         ids=['stopped','killed'])
-def test_a_worker_takes_its_note_back_when_it_is_stopped(tmp_path, monkeypatch, capfd, end, left):
-    _, note = one_cell(tmp_path)
-    monkeypatch.setattr('tsynd.experiments.study.run_cell', lambda *args: time.sleep(300))
-    w = process(_worker, str(tmp_path))
-    wait_for(lambda: note.exists() and note.read_bytes() == b'.')
-    # Ctrl-C is for `run_study`
-    os.kill(w.pid, signal.SIGINT); time.sleep(.2)
-    assert w.is_alive() and note.read_bytes() == b'.'
-    os.kill(w.pid, end); w.join(60)
-    assert w.exitcode == (143 if end == signal.SIGTERM else -9) and capfd.readouterr().err == ''
-    assert note.read_bytes() == left
-
-def test_two_runs_on_one_folder_do_not_try_a_failing_cell_for_ever(tmp_path, monkeypatch):
-    _, note = one_cell(tmp_path)
-    tried, add = [], append
-    def fails(c, cell, *args):
-        tried.append(cell.id); assert len(tried) < 4
-        return dict(id=cell.id, **asdict(cell), status='failed', reason='always')
-    def both(folder, record): add(folder, record); add(folder, dict(record, run='the other'))
-    monkeypatch.setattr('tsynd.experiments.study.run_cell', fails)
-    monkeypatch.setattr('tsynd.experiments.study.append', both)
-    for run in 'ab': work(tmp_path, run=run)
-    assert len(tried) == 2 and not note.exists()                                         # once in each run
+    first = process(here, PART, folder, lambda task, cell: time.sleep(60))
+    wait_for((folder/'holder.json').exists)
+    with refused(folder, f'process {first.pid} on'): here(PART, folder)
+    first.kill(); first.join()
+    assert len(here(replace(PART, arms=dict(baseline={})), tmp_path/'t').cells) == 1     # another is free
+    (folder/'holder.json').write_text('{"process": []}')   # of the one that was killed, and damaged
+    assert len(here(PART, folder).cells) == 3
 
 def test_all_arms_are_paired(tmp_path):
     c = replace(TINY, n=[20], seeds=1, updates=2, corruptions=[], attack_n=4, arms={a: {} for a in ARMS})
@@ -263,19 +267,28 @@ def test_all_arms_are_paired(tmp_path):
     assert (s.cells[['subset','weights','order','steps','images_seen']].nunique() == 1).all()
     assert s.cells.images_seen.tolist()[0] == s.cells.steps.tolist()[0]*20 and s.cells.code.nunique() == 1
 
-@given(cut=st.integers(0, 200))
+def failed(arm, **kw):
+    return dict(id=f'phantom-20-0-{arm}', dataset='phantom', n=20, seed=0, arm=arm, status='failed', **kw)
+
+@given(cut=st.integers(0, 500))
 def test_a_torn_line_is_cut_off(tmp_path_factory, cut):
     d = tmp_path_factory.mktemp('torn')
-    for i in 'abc': append(d, dict(id=i, text='x'*20))
+    for i in 'abc': append(d, failed(i, reason='x'*20))
     whole = (d/'cells.jsonl').read_bytes()
     (d/'cells.jsonl').write_bytes(whole[:len(whole)-min(cut, len(whole))])
-    left = list(records(d))
-    append(d, dict(id='z'))
-    assert left == ['a','b','c'][:len(left)] and list(records(d)) == [*left, 'z']
-    assert whole.startswith((d/'cells.jsonl').read_bytes().rsplit(b'{"id": "z"', 1)[0])
+    left = [r['arm'] for r in records(d).values()]
+    append(d, failed('z'))
+    assert left == ['a','b','c'][:len(left)] and [r['arm'] for r in records(d).values()] == [*left, 'z']
+    assert whole.startswith((d/'cells.jsonl').read_bytes().rsplit(b'{"id": "phantom-20-0-z"', 1)[0])
+
+def test_a_line_longer_than_what_is_looked_at_is_kept(tmp_path):
+    for i in 'ab': append(tmp_path, failed(i, versions=dict.fromkeys(map(str, range(20_000)), 'x')))
+    with open(tmp_path/'cells.jsonl', 'ab') as f: f.write(b'{"id": "' + b'x'*200_000)
+    append(tmp_path, failed('c'))
+    assert [r['arm'] for r in records(tmp_path).values()] == ['a','b','c']
 
 def test_a_group_has_one_autoencoder(study):
-    made = sorted(p.name for p in (study.folder/'autoencoders').iterdir() if p.is_dir())
+    made = sorted(p.name for p in (study.folder/'autoencoders').iterdir())
     assert made == ['phantom-20-0','phantom-20-1','phantom-40-0','phantom-40-1']
 
 
@@ -323,7 +336,15 @@ def test_packed_cells_are_read_and_unpacked_to_go_on(study, tmp_path):
     append(tmp_path, json.loads(lines[5]))
     assert ((tmp_path/'cells.jsonl').read_bytes() == b''.join(lines[:6])
             and len(read_study(tmp_path).cells) == 6)
-    (tmp_path/'cells.jsonl').unlink(); (tmp_path/'cells.jsonl.xz').write_bytes(b'no')
+    (tmp_path/'cells.jsonl').unlink()
+    for broken in (b'no', lzma.compress(b'x'*10**5)[:50]):
+        (tmp_path/'cells.jsonl.xz').write_bytes(broken)
+        with refused(tmp_path/'cells.jsonl.xz'): read_study(tmp_path)
+
+def test_what_unfolds_to_gigabytes_is_refused(tmp_path, monkeypatch):
+    (tmp_path/'study.toml').write_text(to_toml(TINY))
+    (tmp_path/'cells.jsonl.xz').write_bytes(lzma.compress(b'x'*10**6))
+    monkeypatch.setattr('tsynd.experiments.record._MOST', 10**5)
     with refused(tmp_path/'cells.jsonl.xz'): read_study(tmp_path)
 
 def test_a_folder_with_something_else(tmp_path):
@@ -338,30 +359,154 @@ def test_a_folder_that_cannot_be_made(tmp_path, out):
     with refused(tmp_path/out, '--out'): run_study(TINY, tmp_path/out, progress=False)
     with refused(tmp_path/out/'study.toml'): read_study(tmp_path/out)
 
-@pytest.mark.parametrize('line', [b'{"id": "a", "sta', b'', b'\xff', b'3', b'[]', b'{}', b'{"id": []}'])
-def test_a_broken_line_is_named(tmp_path, line):
+BROKEN = {'half': b'{"id": "a", "sta', 'empty': b'', 'bytes': b'\xff', 'number': b'3', 'list': b'[]',
+          'nothing': b'{}', 'deep': b'['*10**5,
+          'other id': json.dumps(failed('a') | dict(id='phantom-20-0-b')).encode(),
+          'other seed': json.dumps(failed('a') | dict(seed=1)).encode(),
+          'text': json.dumps(failed('a') | dict(seed='0')).encode(),
+          'nan': json.dumps(failed('a', seconds=float('nan')) | dict(n=float('nan'))).encode()}
+
+@pytest.mark.parametrize('line', BROKEN)
+def test_a_broken_line_is_named_and_left_out(study, tmp_path, line):
+    good = (study.folder/'cells.jsonl').read_bytes().splitlines(True)
     (tmp_path/'study.toml').write_text(to_toml(TINY))
-    (tmp_path/'cells.jsonl').write_bytes(b'{"id": "a"}\n' + line + b'\n{"id": "b"}\n')
-    with refused(tmp_path/'cells.jsonl', 'line 2', found=line.decode(errors='replace')): read_study(tmp_path)
+    (tmp_path/'cells.jsonl').write_bytes(good[0] + BROKEN[line] + b'\n' + good[1])
+    s = read_study(tmp_path)
+    assert len(s.cells) == 2 and len(s.faults) == 1 and 'cells.jsonl, line 2,' in s.faults[0]
 
 @pytest.mark.parametrize('key', ['status', 'dataset', 'n', 'arm', 'seed', 'measures', 'y', 'p', 'shape'])
-def test_a_record_that_lacks_something_is_named(study, tmp_path, key):
-    r = json.loads((study.folder/'cells.jsonl').read_bytes().splitlines()[0])
-    (tmp_path/'study.toml').write_text(to_toml(TINY))
+def test_a_record_that_lacks_something_is_named_and_run_again(study, tmp_path, key):
+    r = json.loads(lines(study.folder)[0])
+    (tmp_path/'study.toml').write_text(to_toml(PART))
     (tmp_path/'cells.jsonl').write_text(json.dumps({k: v for k,v in r.items() if k != key})+'\n')
-    # nobody falls over it while others work
-    assert len(_todo(TINY, tmp_path, run='x')) == 11
-    with refused(tmp_path/'cells.jsonl', r['id'], found=[key]): read_study(tmp_path)
+    s = read_study(tmp_path)
+    assert not len(s.cells) and key in s.faults[0]
 
 def test_an_unfinished_study_can_be_read(study, tmp_path):
     (tmp_path/'study.toml').write_text(to_toml(TINY))
     empty = read_study(tmp_path)
     assert len(empty.cells) == 0 and len(empty.results) == 0
-    (tmp_path/'cells.jsonl').write_bytes(
-        b''.join((study.folder/'cells.jsonl').read_bytes().splitlines(True)[:5]))
-    assert len(read_study(tmp_path).cells) == 5 and len(_todo(TINY, tmp_path)) == 7
+    (tmp_path/'cells.jsonl').write_bytes(b''.join(l+b'\n' for l in lines(study.folder)[:5]))
+    assert len(read_study(tmp_path).cells) == 5
 
-def test_a_worker_with_nothing_to_do_ends(study): assert work(study.folder) is None
+def test_a_study_with_nothing_to_do_ends(study):
+    assert here(TINY, study.folder, before=lambda *_: pytest.fail('a task')).results.equals(study.results)
+
+
+# Nothing is mixed
+
+def test_images_that_have_changed_are_noticed(tmp_path):
+    def images(path, shift):
+        g, arrays = np.random.default_rng(0), {}
+        for p in ('train','val','test'):
+            arrays |= {f'{p}_images': g.integers(0, 200, (16, 12, 12)).astype(np.uint8)+shift,
+                       f'{p}_labels': np.arange(16)[:,None] % 2}
+        np.savez(path, **arrays)
+    c = replace(PART, datasets=[str(tmp_path/'mine.npz')], size=12, n=[8], arms=dict(baseline={}),
+                test_n=None, attack_n=4)
+    images(tmp_path/'mine.npz', np.uint8(0))
+    before = here(c, tmp_path/'s').cells
+    assert before.status.tolist() == ['done']
+    images(tmp_path/'mine.npz', np.uint8(1))
+    with refused('mine', 'put them back', '--out'): here(replace(c, seeds=2), tmp_path/'s')
+    images(tmp_path/'mine.npz', np.uint8(0))
+    after = here(replace(c, seeds=2), tmp_path/'s').cells
+    assert after.data.nunique() == after.held.nunique() == 1 and len(after) == 2
+
+@pytest.mark.parametrize('name', ['../x', '/x', 'a/b', '..', '.', 'a\\b'])
+def test_a_name_does_not_lead_out_of_its_folder(tmp_path, name):
+    with refused('name', found=name): read_config(toml(tmp_path, f"name = '{name}'\n{GOOD}"))
+
+@pytest.mark.parametrize('name', ['autoencoders', 'kept', 'lock', 'study.toml', 'holder.json'])
+def test_nothing_is_written_through_a_link(part, tmp_path, name):
+    c, folder, outside = replace(PART, keep=['predictions'], seeds=1), tmp_path/'s', tmp_path/'outside'
+    folder.mkdir(); outside.mkdir()
+    mine = outside/'mine' if '.' in name or name == 'lock' else outside
+    (folder/'study.toml').write_text(to_toml(c))
+    if mine != outside: mine.write_text(to_toml(c))
+    (folder/name).unlink(missing_ok=True)
+    (folder/name).symlink_to(mine)
+    before = {p: p.read_text() for p in outside.iterdir()}
+    if '.' in name: assert here(c, folder).results.equals(part) and not (folder/name).is_symlink()
+    else:
+        with refused(folder/name, 'symbolic link'): here(c, folder)
+    assert {p: p.read_text() for p in outside.iterdir()} == before
+
+@pytest.mark.parametrize('name', ['study.toml', 'cells.jsonl', 'holder.json', 'lock'])
+def test_a_folder_where_a_file_should_be(tmp_path, name):
+    if name != 'study.toml': (tmp_path/'study.toml').write_text(to_toml(PART))
+    (tmp_path/name).mkdir()
+    with refused(tmp_path/name): here(PART, tmp_path)
+
+def test_threads_are_a_setting(tmp_path):
+    seen = []
+    c = replace(PART, arms=dict(baseline={}), threads=2, updates=1, ae_steps=1, attack_n=4, eps=[],
+                corruptions=[])
+    before = torch.get_num_threads()
+    class Look(Here):
+        def call(self, task, a, cell, *rest):
+            import tsynd.experiments.worker as w
+            with w._alone(a): seen.append(torch.get_num_threads())
+            return task(a, cell, *rest)
+    s = run_study(c, tmp_path/'s', progress=False, executor=Look())
+    assert set(seen) == {2} and torch.get_num_threads() == before and s.cells.threads.tolist() == [2]
+    with refused('threads', found=2): here(replace(c, threads=1), tmp_path/'s')
+
+
+# Code of one's own
+
+MINE = """
+from tsynd.experiments import arm, callbacks
+
+@arm('mine', 'Every second epoch', 'a test')
+def mine(ae, seed, *, weight=1., words='x'): return callbacks('mi', ae, seed, gate=0.)
+"""
+
+def test_own_arms_run_in_other_processes(tmp_path, monkeypatch):
+    "those of a file, and those that this process has registered"
+    monkeypatch.delitem(ARMS, 'mine', raising=False)
+    monkeypatch.setitem(ARMS, 'ours', ARMS['baseline'])
+    @arm('ours', 'Nothing', 'this process')
+    def ours(ae, seed): return []
+    (tmp_path/'my_arms.py').write_text(MINE)
+    text = to_toml(replace(PART, arms=dict(ours={}, mine={}), imports=['my_arms.py']))
+    c = read_config(toml(tmp_path, text))
+    assert c.imports == [str(tmp_path/'my_arms.py')]
+    s = run_study(c, tmp_path/'s', jobs=1, progress=False)
+    assert s.cells.status.tolist() == ['done']*2 and s.cells.synthetic[1] > 0
+    assert s.cells.about.tolist() == [dict(sentence='Nothing', source='this process'),
+                                      dict(sentence='Every second epoch', source='a test')]
+    assert s.cells['my_arms.py'].nunique() == s.cells['arm ours'].nunique() == 1
+    del ARMS['mine'], ARMS['ours']
+    assert len(read_study(tmp_path/'s').cells) == 2                                     # without them
+    with refused('arm', found='ours'): run_study(replace(c, imports=[]), tmp_path/'t')
+
+@pytest.mark.parametrize('name, text', [('my.py', None), ('my.py', 'import'), ('my.py', '1/0'),
+                                        ('my.py', '\0'), ('no.such.module', None), ('', None), ('..', None)])
+def test_imports_that_cannot_be_run_are_named(tmp_path, name, text):
+    if text: (tmp_path/name).write_text(text)
+    with refused('imports'): read_config(toml(tmp_path, f'imports = ["{name}"]\n{GOOD}'))
+
+
+# Kept on request
+
+def test_what_is_kept_gives_the_measures_again(tmp_path):
+    label = 'an "arm", ../of one/ name'
+    c = replace(PART, arms={label: dict(arm='baseline')}, keep=['models','predictions'], attack_n=30)
+    s = here(c, tmp_path/'s')
+    i, = s.cells.id
+    kept, r = s.kept(i), s.results
+    for k,(positions, y, p) in kept.items():
+        found = r[(r.condition == k) & (r.measure == 'accuracy')].value
+        if len(found): assert abs((p.argmax(1) == y).mean()-found.item()) < 1e-6, k
+    assert {'clean', 'perturbed', 'PGD 2/255', 'corrupted speckle_noise 3'} <= {*kept}
+    bundle = load_bundle(kept_folder(s.folder, i)/'bundle')
+    assert kept_folder(s.folder, i).parent == s.folder/'kept' and bundle.facts['arm'] == label
+    path = kept_folder(s.folder, i)/'predictions.safetensors'
+    for broken in (b'', path.read_bytes()[:100], path.read_bytes().replace(b'/positions', b'/positiong')):
+        path.write_bytes(broken)
+        with refused(path): s.kept(i)
+    assert s.kept('phantom-20-0-other') is None
 
 def test_jobs_are_checked(tmp_path):
     with refused('jobs', found=0): run_study(TINY, tmp_path/'s', jobs=0)

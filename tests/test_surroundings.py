@@ -1,17 +1,17 @@
 """Nothing is lost to the surroundings: disks, links, streams, letters, somebody's settings of matplotlib,
 and files in the working folder that have the name of a module."""
-import errno, io, os, subprocess, sys
+import errno, io, json, os, subprocess, sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import matplotlib, pytest
 
 import tsynd
 from refused import refused
-from test_study import TINY
 from tsynd.cli import main
 from tsynd.core import (
     in_letters_of, InputError, make_folder, Steady, steady_streams, system_errors, write_whole)
-from tsynd.experiments import append, records, run_study
+from tsynd.experiments import append, Processes, read_records
 from tsynd.reports import demo_run, Plot, read_run, robustness_plot, write_report
 
 REFUSALS = [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG, errno.EIO]
@@ -85,16 +85,15 @@ def test_a_folder_that_is_a_link_is_refused(tmp_path):
 
 def test_records_are_never_written_through_a_link(tmp_path):
     "A link to the records of another study becomes a file of our own, with all that it led to"
+    def failed(arm):
+        return dict(id=f'phantom-9-0-{arm}', dataset='phantom', n=9, seed=0, arm=arm, status='failed')
     old = tmp_path/'old.jsonl'
-    old.write_text('{"id": "a"}\n')
+    old.write_text(json.dumps(failed('a'))+'\n')
     (tmp_path/'s').mkdir()
     (tmp_path/'s'/'cells.jsonl').symlink_to(old)
-    append(tmp_path/'s', dict(id='b'))
-    assert list(records(tmp_path/'s')) == ['a', 'b'] and old.read_text() == '{"id": "a"}\n'
-    (tmp_path/'s'/'cells.jsonl.lock').unlink(missing_ok=True)
-    (tmp_path/'s'/'cells.jsonl.lock').symlink_to(old)
-    with refused(tmp_path/'s'/'cells.jsonl.lock', 'symbolic link'): append(tmp_path/'s', dict(id='c'))
-    assert old.read_text() == '{"id": "a"}\n'
+    append(tmp_path/'s', failed('b'))
+    assert [r['arm'] for r in read_records(tmp_path/'s')[0].values()] == ['a', 'b']
+    assert old.read_text() == json.dumps(failed('a'))+'\n'
 
 
 # Streams and letters
@@ -170,25 +169,10 @@ def test_a_damaged_matplotlibrc_is_named(tmp_path):
     assert res.returncode == 2 and res.stderr.startswith('tsynd: matplotlib cannot be loaded')
     assert 'matplotlibrc' in res.stderr and res.stderr.count('\n') == 1
 
-def test_workers_take_modules_of_python_and_not_of_the_working_folder(tmp_path, monkeypatch):
-    started = []
-    class Seen:
-        returncode = 0
-        def __init__(self, command, env): started.append((command, env))
-        def poll(self): return 0
-        def wait(self, timeout=None): pass
-        def terminate(self): pass
-    with monkeypatch.context() as m:
-        m.setattr('tsynd.experiments.study.subprocess.Popen', Seen)
-        run_study(TINY, tmp_path/'s', jobs=1, progress=False)
-    (command, env), = started
-    here = tmp_path/'here'
-    here.mkdir()
-    for name in ('numbers', 'random', 'types'):
-        (here/f'{name}.py').write_text('raise SystemExit("of the working folder")')
-    *options, code = command
-    assert 'tsynd.experiments.study' in code
-    ask = code.split('; from ')[0] + '; import numbers, random, types, tsynd; print(tsynd.__file__)'
-    env = {k: v for k, v in env.items() if k != 'PYTHONPATH'}
-    res = subprocess.run([*options, ask], cwd=here, env=env, capture_output=True, text=True)
-    assert res.returncode == 0 and Path(res.stdout.strip()) == Path(tsynd.__file__), res.stderr
+def test_workers_take_modules_of_python_and_not_of_the_working_folder(tmp_path, monkeypatch, capfd):
+    for name in ('numbers', 'random', 'types', 'socket'):
+        (tmp_path/f'{name}.py').write_text('raise SystemExit("of the working folder")')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'path', [p for p in sys.path if p])
+    with Processes(1) as pool: found = pool.submit(find_spec, 'numbers').result()
+    assert found.origin == find_spec('numbers').origin and capfd.readouterr().err == ''

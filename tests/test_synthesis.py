@@ -17,9 +17,9 @@ from tsynd.targeting.bank import _fingerprint
 from tsynd.models import Autoencoder, train_autoencoder
 from tsynd.models import Classifier, mc_logits, MCDropout, train_classifier
 from tsynd.core import MultiLabel, seeded, SingleLabel
-from tsynd.data import check_pixels, load_medmnist, subset
+from tsynd.data import check_pixels, load_medmnist, phantom, subset
 from tsynd.targeting import (
-    cat, cross_entropy, OBJECTIVES, project, synthesize, Synthesizer, Synthetic)
+    cat, cross_entropy, objective, OBJECTIVES, project, synthesize, Synthesizer, Synthetic, TSynD)
 from tsynd.targeting import entropy, mutual_information
 
 ONE, SEVERAL = SingleLabel(), MultiLabel()
@@ -469,6 +469,40 @@ def test_objectives_are_what_they_are_called():
     logits = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0)); y = torch.tensor([0,1,2,0])
     for name,f in (('mi',mutual_information), ('entropy',entropy)):
         torch.testing.assert_close(OBJECTIVES[name](logits, y, ONE), f(logits))
+
+@pytest.fixture
+def own():
+    "Objectives of one's own, gone after the test"
+    before = dict(OBJECTIVES)
+    yield objective
+    OBJECTIVES.clear(); OBJECTIVES.update(before)
+
+@pytest.mark.parametrize('task', ['grey','labels'])
+def test_an_objective_of_ones_own_is_climbed_as_ours(own, task):
+    "The same function under another name makes the same images, and trains the same network"
+    @own('mine')
+    def mine(logits_T_B_C, y, kind): return entropy(logits_T_B_C, kind)
+    ae, model, x, y = made(task)
+    kind = TASKS[task][2]
+    one, two = (synthesize(ae, model, x, y, objective=o, T=4, task=kind) for o in ('entropy','mine'))
+    assert torch.equal(one.x, two.x) and (one.trace[-1] > one.trace[0]).all()
+    if kind.several: return
+    data = phantom(16, 8, 8, size=12)
+    nets = [train_classifier(data, epochs=1, bs=8, cbs=TSynD(ae, objective=o, gate=0., every=1))
+            for o in ('entropy','mine','mi')]
+    a, b, c = (dict(net.model.state_dict()) for net in nets)
+    assert same(a, b) and not same(a, c) and nets[1].tsynd.n_images > 0
+
+@pytest.mark.parametrize('f, words', [
+    (lambda logits, y, task: logits.sum(), '()'), (lambda logits, y, task: logits.sum(-1), '(4, 4)'),
+    (lambda logits, y, task: [1.]*4, 'list'),
+    (lambda logits, y, task: logits.sum(0).argmax(-1).float(), 'gradient')],
+    ids=['batch','draws','list','order'])
+def test_an_objective_that_cannot_be_climbed_is_refused(own, f, words):
+    assert own('mine')(f) is f
+    with refused('objective', 'mine', words): synthesize(*made(), objective='mine', T=4)
+    for name in (3, 'a\nb'):
+        with refused('name'): own(name)
 
 def test_twins_copy_each_distance():
     ae, model, x, y = made(dtype=torch.float64)

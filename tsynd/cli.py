@@ -96,8 +96,12 @@ def _more(sub, raw):
     s.add_argument('--out', metavar='DIR',
                    help='folder of the study (default: studies/ and the name of the configuration)')
     s.add_argument('--root', metavar='DIR', help=ROOT)
-    s.add_argument('--jobs', type=_reader(int), default=2, metavar='N',
-                   help='processes, one thread each (default: 2)')
+    s.add_argument('--jobs', type=_reader(int), metavar='N',
+                   help='trainings at once: processes (default: 2), or what a cluster is given '
+                        '(default: 100)')
+    s.add_argument('--scheduler', metavar='WHERE',
+                   help='run on a Dask cluster: tcp://HOST:PORT, or a scheduler file '
+                        '(pip install tsynd[cluster])')
     s.add_argument('--dry-run', action='store_true', help='only list the trainings and estimate the hours')
     v = sub.add_parser('report', help='draw the report of a run or a study anew, or put runs side by side',
                        description=REPORT, formatter_class=raw)
@@ -228,18 +232,21 @@ def _audit(synthetic, real, out=None, strict=False, anew=False, **asked):
     return int(strict and any(v.verdict == 'fails' for v in found.verdicts.values()))
 
 # %% ../nbs/cli.ipynb #bc7c1338
-def _study(config, out, root, jobs, dry_run):
+def _study(config, out, root, jobs, scheduler, dry_run):
     from tsynd.core import check_range, files_only
     files_only()
-    from tsynd.experiments import cells, estimate, read_config, run_study
-    check_range('jobs', jobs, lo=1, hi=256, integer=True)
+    from tsynd.experiments import cells, dask_executor, estimate, read_config, run_study
+    if jobs is not None: check_range('jobs', jobs, lo=1, hi=10**5 if scheduler else 256, integer=True)
     c = read_config(config)
-    if dry_run: return _forecast(cells(c), estimate(c, root), jobs)
+    if dry_run: return _forecast(cells(c), estimate(c, root), jobs or 2)
     out = Path(out) if out else Path('studies')/c.name
-    try: failed = run_study(c, out, root, jobs).cells.query("status == 'failed'")
+    executor = dask_executor(scheduler) if scheduler else None
+    try: study = run_study(c, out, root, jobs, executor=executor)
     except KeyboardInterrupt:
         raise KeyboardInterrupt('what is finished is kept, and the same command goes on') from None
-    for r in failed.itertuples(): print(f'tsynd: warning: {r.id} failed: {r.reason}', file=sys.stderr)
+    finally:
+        if executor: executor.client.close(timeout=5)
+    for r in study.cells.query("status == 'failed'").itertuples(): _warn(f'{r.id} failed: {r.reason}')
     _report([out])
 
 # %% ../nbs/cli.ipynb #3ea33d09
@@ -258,8 +265,8 @@ def _report(folders, out=None, format=''):
     formats = [k.strip() for k in format.split(',') if k.strip()]
     if len(folders) > 1: return print(write_comparison(folders, out, formats))
     if out: raise InputError('out is for the page about several runs; leave it out for one', 'out', out)
-    study = os.path.exists(Path(folders[0])/'study.toml')
-    print((study_report if study else write_report)(folders[0], formats))
+    if os.path.exists(Path(folders[0])/'study.toml'): print(study_report(folders[0], formats, _warn))
+    else: print(write_report(folders[0], formats))
 
 # %% ../nbs/cli.ipynb #24fff12b
 def _warn(message, *args, **kwargs): print(f'tsynd: warning: {message}', file=sys.stderr)

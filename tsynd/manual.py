@@ -54,7 +54,7 @@ said of privacy. Labels may be missing. One new folder is written: audit.html, a
   tsynd audit theirs.npz --real mine/train --test mine/test
   tsynd audit theirs --real pneumoniamnist --test pneumoniamnist --test-part val --utility'''
 
-STUDY = '''Run every arm of a study on every data set, subset size and seed, paired, in parallel processes.
+STUDY = '''Run every arm of a study on every data set, subset size and seed, paired, in parallel.
 Finished trainings are written at once: stop it at any time, the same command goes on. Add seeds, sizes, data
 sets or arms to the configuration, and the same command runs what is new. It looks like this:
 
@@ -66,7 +66,15 @@ sets or arms to the configuration, and the same command runs what is new. It loo
   weight = 4.0
   [arms."mi, further"]
   arm = "mi"
-  radius = 0.6'''
+  radius = 0.6
+
+Data sets are names or paths, as for tsynd run: "./mine", or a table with a patient column. More settings:
+
+  imports = ["my_arms.py"]       # arms, objectives or networks of your own
+  keep = ["models", "predictions"]
+  threads = 1                    # of each process; another number gives other results
+
+With --scheduler the trainings run on a Dask cluster. One process has the folder, and writes all of it.'''
 
 REPORT = '''Draw report.html and the figures of a folder anew. Several folders of runs on one data set are put
 side by side, on a page of its own.'''

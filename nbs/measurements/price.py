@@ -8,14 +8,13 @@ not counted. Writes price.csv beside it, a row per repeat, each divided by the b
 import os, sys
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 import pandas as pd
 import torch
 
 from tsynd.experiments import precision
-from tsynd.experiments import Cell, cell_data, group_autoencoder, read_config, train_cell
+from tsynd.experiments import Cell, cell_autoencoder, cell_data, read_config, train_cell
 
 HERE = Path(__file__).parent
 ARMS = 'baseline','fgsm','mi','mi_fgsm','mi_pgd','pgd'
@@ -25,8 +24,7 @@ def main(repeats=3):
     c = replace(read_config(HERE.parent/'studies'/'headline.toml'), updates=60)
     cells = {a: Cell('breastmnist', 100, 100, a) for a in ARMS}
     data,_ = cell_data(c, cells['baseline'])
-    with TemporaryDirectory() as folder:
-        ae,_ = group_autoencoder(replace(c, ae_steps=100), cells['mi'], data, folder)
+    ae,_ = cell_autoencoder(replace(c, ae_steps=100), cells['mi'], data)
     # what is only slow the first time
     train_cell(replace(c, updates=8), cells['mi'], data, ae)
     rows = [{a: train_cell(c, cell, data, ae)[1]['seconds'] for a,cell in cells.items()}

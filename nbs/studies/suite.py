@@ -24,17 +24,17 @@ from tsynd.robustness import attack_suite, masking_check
 from tsynd.core import metrics, probabilities
 from tsynd.models import predict
 from tsynd.data import stratified_order
-from tsynd.experiments import Busy, Cell, cell_data, group_autoencoder, read_study, records, train_cell
+from tsynd.experiments import Cell, cell_autoencoder, cell_data, read_records, read_study, train_cell
 
 HERE = Path(__file__).parent
 ARMS = ['baseline', 'mi', 'pgd', 'mi_fgsm', 'fgsm', 'fgsm, 8/255', 'pixel_mi']
 FOUR = ['baseline', 'mi', 'pgd', 'mi_fgsm']
 N,EPS,IMAGES = 100,4/255,200
 
-def trained(c, cell, folder, recorded):
+def trained(c, cell, recorded):
     "The network of a cell, its data, and the images it is tested on"
     data,held = cell_data(c, cell)
-    model,_ = train_cell(c, cell, data, group_autoencoder(c, cell, data, folder)[0])
+    model = train_cell(c, cell, data, cell_autoencoder(c, cell, data)[0])[0].model
     x,y = (t.to(c.device) for t in held.batch(slice(None)))
     now = metrics(y.cpu(), probabilities(predict(model, x)), data.task)['auc']
     if recorded and abs(now-recorded['measures']['clean']['auc']) > 5e-4:
@@ -44,8 +44,8 @@ def trained(c, cell, folder, recorded):
     i = stratified_order(y.cpu(), 0)[:IMAGES]
     return model, data, x[i], y[i]
 
-def attacked(c, cell, folder, recorded=None):
-    model,data,x,y = trained(c, cell, folder, recorded)
+def attacked(c, cell, recorded=None):
+    model,data,x,y = trained(c, cell, recorded)
     images = {}
     rows = attack_suite(model, x, y, data.task, EPS, seed=cell.seed, keep=images)
     check = masking_check(model, x, y, data.task, EPS, images=images, seed=cell.seed)
@@ -63,11 +63,11 @@ def write(out, rows):
 
 def main(seeds=1, *arms):
     out,study = HERE/'suite.csv',read_study(HERE/'headline')
-    c,found = study.config,records(study.folder)
+    c,found = study.config,read_records(study.folder)[0]
     todo = [Cell(d, N, s, a) for s in range(int(seeds)) for d in c.datasets for a in arms or ARMS
             if (d, s, a) not in done(out)]
     for cell in tqdm(todo, desc='attack suite', unit='network'):
-        write(out, attacked(c, cell, study.folder, found[cell.id]))
+        write(out, attacked(c, cell, found[cell.id]))
 
 def again(seed, *arms):
     out,folder = HERE/'suite_again.csv',HERE/'suite_again'
@@ -76,8 +76,8 @@ def again(seed, *arms):
     for cell in [Cell(d, N, int(seed), a) for d in c.datasets for a in arms or FOUR]:
         try:
             with FileLock(folder/f'.{cell.id}.lock', timeout=0):
-                if (cell.dataset, cell.seed, cell.arm) not in done(out): write(out, attacked(c, cell, folder))
-        except (Timeout, Busy): continue   # another process is at it
+                if (cell.dataset, cell.seed, cell.arm) not in done(out): write(out, attacked(c, cell))
+        except Timeout: continue   # another process is at it
 
 
 if __name__ == '__main__':

@@ -172,7 +172,8 @@ def _data(x, y): # to train on; what the validation in between says is not used
 
 # %% ../../nbs/audit/01_encoders.ipynb #29010018
 def _key(x, y, *asked):
-    sums = hashlib.sha256(json.dumps([code_checksum(), torch.__version__, list(x.shape), *asked]).encode())
+    code = code_checksum('tsynd.audit.encoders')
+    sums = hashlib.sha256(json.dumps([code, torch.__version__, list(x.shape), *asked]).encode())
     for part in x.split(512): sums.update(part.contiguous().numpy().tobytes())
     if y is not None: sums.update(y.double().numpy().tobytes())
     return sums.hexdigest()[:32]

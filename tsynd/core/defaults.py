@@ -29,9 +29,10 @@ class AutoencoderSettings(Settings):
 @dataclass(kw_only=True)
 class ClassifierSettings(Settings):
     "How a classifier is trained"
-    model: Annotated[Text, 'small_resnet, resnet18 or timm:NAME'] = 'small_resnet'
-    pretrained: Annotated[LongText|None, 'weights with which a timm:NAME begins: timm for its own, or a file '
-                                         '.safetensors or .pth'] = None
+    model: Annotated[LongText, 'small_resnet, resnet18, timm:NAME, a network of your own by its name, or the '
+                               'folder of a saved bundle to begin with'] = 'small_resnet'
+    pretrained: Annotated[LongText|bool|None, 'weights with which a timm:NAME begins: timm for its own, or a '
+                                              'file .safetensors or .pth'] = None
     updates: Annotated[whole(1, 10**7), 'weight updates, about: whole epochs, at least one'] = 300
     epochs: Annotated[whole(1, 10**5)|None, 'passes over the training images, instead of updates'] = None
     bs: Annotated[whole(1, 2**16), 'images in a batch at most'] = 32
@@ -43,7 +44,8 @@ class ClassifierSettings(Settings):
 @dataclass(kw_only=True)
 class SynthesisSettings(Settings):
     "How a targeted image is made"
-    objective: Annotated[Text, 'what to climb: mi, entropy, cross_entropy; or random, reconstruction'] = 'mi'
+    objective: Annotated[Text, 'what to climb: mi, entropy, cross_entropy, one of your own; '
+                               'or random, reconstruction'] = 'mi'
     T: Annotated[whole(1, 4096), 'dropout draws in the ascent, at least 2 for mi'] = 16
     steps: Annotated[whole(1, 1000), 'steps of the ascent; a single one is not looked at again'] = 4
     radius: Annotated[number(1e-4, 100),
@@ -135,7 +137,8 @@ class AuditSettings(Settings):
     utility: Annotated[bool, 'train classifiers on real and synthetic images: it takes minutes'] = False
     seeds: Annotated[whole(2, 1000), 'trainings of each kind of classifier'] = 5
     updates: Annotated[whole(1, 10**7), 'weight updates of each classifier'] = 300
-    model: Annotated[Text, 'the classifier: small_resnet, resnet18 or timm:NAME'] = 'small_resnet'
+    model: Annotated[LongText, 'the classifier: small_resnet, resnet18, timm:NAME, or the folder of a saved '
+                               'bundle to begin with'] = 'small_resnet'
     robustness: Annotated[bool, 'measure the classifiers on perturbed and attacked images, too'] = False
     jobs: Annotated[whole(1, 256), 'trainings at a time, one thread each'] = 2
     seed: Annotated[Seed, 'of everything that is drawn'] = 0

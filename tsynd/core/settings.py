@@ -83,8 +83,10 @@ def checked(settings:Settings)->Settings:
     except ValidationError as e: name,*deeper = e.errors(include_url=False, include_context=False)[0]['loc']
     else: return plain
     value,kind = getattr(plain, name),next(f.type for f in fields(plain) if f.name == name)
-    if deeper: value = value[deeper[0]] if isinstance(value, list) else deeper[0]
-    verb = 'holds' if deeper else 'is'
+    parts = dict(enumerate(value)) if isinstance(value, list) else value
+    inside = isinstance(parts, dict) and deeper[:1] and deeper[0] in parts  # else pydantic names a kind there
+    if inside: value = value[deeper[0]] if isinstance(value, list) else deeper[0]
+    verb = 'holds' if inside else 'is'
     raise InputError(f'{name} {verb} {shown(value)}, expected {expected(kind)}', name, value)
 
 # %% ../../nbs/core/05_settings.ipynb #896de6af

@@ -77,6 +77,12 @@ class StudyConfig(ReadingSettings, derived(TrainingSettings, bf16=True)):
     pgd_steps: Annotated[whole(1, 10**4), 'of PGD'] = 20
     corruptions: Annotated[Annotated[list[Text], Len(0, 100)]|None,
                            'by default those that the chapter on corruptions lists for the data set'] = None
+    threads: Annotated[whole(1, 256), 'of each process; another number gives other results'] = 1
+    imports: Annotated[list[LongText], Len(0, 100), 'files such as my_arms.py, beside this one, or modules, '
+                       'which enter arms, objectives or networks'] = field(default_factory=list)
+    keep: Annotated[list[Literal['models','predictions']], Len(0, 2),
+                    'of each cell: bundles, and probabilities of all images that it is measured on'
+                    ] = field(default_factory=list)
 
 # %% ../../nbs/experiments/00_configuration.ipynb #fda771b6
 @dataclass(kw_only=True)

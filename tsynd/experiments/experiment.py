@@ -86,7 +86,8 @@ def resolve(c:RunConfig,   # what was asked for
     if c.autoencoder: load_autoencoder(c.autoencoder, data.shape)
     if c.quick: c = replace(c, epochs=c.epochs or 1, gate=0., ae_steps=min(c.ae_steps, 30), T=min(c.T, 8),
                             steps=min(c.steps, 2), attack_n=min(c.attack_n, QUICK))
-    return replace(c, epochs=epochs_of(c, math.ceil(len(data.train)/c.bs)))
+    pretrained = {True: 'timm', False: None}.get(c.pretrained, c.pretrained)
+    return replace(c, epochs=epochs_of(c, math.ceil(len(data.train)/c.bs)), pretrained=pretrained)
 
 # %% ../../nbs/experiments/01_experiment.ipynb #6a625dbd
 def _check_model(c, data):

@@ -101,7 +101,8 @@ def about_run(c:RunConfig,   # resolved
     h = hashlib.sha256(repr((data.name, data.task.name, list(data.classes))).encode())
     for s in (data.train, data.val, data.test):
         for t in (s.x, s.y, s.index): h.update(t.cpu().contiguous().numpy())
-    return {**asdict(c), 'checksum of the images': h.hexdigest()[:16], 'code of tsynd': code_checksum(),
+    return {**asdict(c), 'checksum of the images': h.hexdigest()[:16],
+            'code of tsynd': code_checksum('tsynd.experiments.results'),
             **{f'version of {k}': v for k,v in versions().items()},
             'number of threads': torch.get_num_threads(), 'precision': precision(c)}
 

@@ -26,7 +26,9 @@ def save_model(path:str|Path,   # without suffix
                **facts          # further facts for the JSON file
               ):
     "Write `path`.safetensors and `path`.json"
-    facts = dict(kind=type(model).__name__, config=model.config, **facts)
+    # a classifier of anybody's class is built by its name in the configuration
+    kind = 'Classifier' if {'model','n_classes'} <= model.config.keys() else type(model).__name__
+    facts = dict(kind=kind, config=model.config, **facts)
     # copies, as a weight may be used twice
     weights = {k: v.clone(memory_format=torch.contiguous_format) for k,v in model.state_dict().items()}
     write_whole(f'{path}.safetensors', save(weights))

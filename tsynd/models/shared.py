@@ -6,7 +6,9 @@
 __all__ = ['code_checksum', 'train_once']
 
 # %% ../../nbs/models/06_shared.ipynb #a1c0de04
-import hashlib, os
+import ast, hashlib, os
+from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,13 +19,52 @@ from torch import nn
 from ..data.images import ImageData
 
 # %% ../../nbs/models/06_shared.ipynb #a1c0de06
-def code_checksum()->str: # 8 hexadecimal digits
-    "A checksum of tsynd itself"
-    files = sorted(Path(find_spec('tsynd').origin).parent.rglob('*.py'))
-    return hashlib.md5(b''.join(f.read_bytes() for f in files)).hexdigest()[:8]
+def _imports(tree, module): # names of modules, and of what is taken from them, which may be modules too
+    for n in ast.walk(tree):
+        if isinstance(n, ast.Import): yield from (a.name for a in n.names)
+        if not isinstance(n, ast.ImportFrom): continue
+        above = module.split('.')[:-n.level] if n.level else []
+        base = '.'.join([*above, *filter(None, [n.module])])
+        yield base
+        yield from (f'{base}.{a.name}' for a in n.names)
 
+# %% ../../nbs/models/06_shared.ipynb #d3759f44
+def _reached(root, *modules): # names and syntax trees of modules, and of all that they import
+    found,ahead = {},[*modules]
+    while ahead:
+        name = ahead.pop()
+        file = root.joinpath(*name.split('.')).with_suffix('.py')
+        if name in found or not name.startswith('tsynd.') or not file.is_file(): continue
+        found[name] = ast.parse(file.read_bytes())
+        ahead += _imports(found[name], name)
+    return found
+
+# %% ../../nbs/models/06_shared.ipynb #02cfc20d
+_DOCUMENTED = ast.Module,ast.ClassDef,ast.FunctionDef,ast.AsyncFunctionDef
+
+def _code(tree): # as text, without comments and docstrings
+    for n in ast.walk(tree):
+        if not isinstance(n, _DOCUMENTED) or ast.get_docstring(n, clean=False) is None: continue
+        n.body[:1] = [] if n.body[1:] else [ast.Pass()]
+    return ast.unparse(tree)
+
+@cache
+def code_checksum(module:str='tsynd.experiments.cell', # its dotted name
+                  root:Path=None # the folder that holds tsynd; default: of the tsynd that runs
+                 )->str:         # 8 hexadecimal digits
+    "A checksum of the code of tsynd that `module` reaches by its imports; of all of it for other code"
+    root = root or Path(find_spec('tsynd').origin).parents[1]
+    names = ['.'.join(f.relative_to(root).with_suffix('').parts) for f in root.glob('tsynd/**/*.py')]
+    try:
+        trees = _reached(root, module) or _reached(root, *names)
+        text = '\n'.join(f'{name}\n{_code(tree)}' for name,tree in sorted(trees.items()))
+    except (OSError, SyntaxError): text = ''
+    return hashlib.md5((text or version('tsynd')).encode()).hexdigest()[:8]
+
+# %% ../../nbs/models/06_shared.ipynb #3f9c1900
 def _key(train, data, settings):
-    name = f'{code_checksum()} {torch.__version__} {train.__qualname__} {sorted(settings.items())}'
+    code = code_checksum(train.__module__)
+    name = f'{code} {torch.__version__} {train.__qualname__} {sorted(settings.items())}'
     parts = [part.numpy().tobytes() for split in (data.train, data.val) for part in (split.x, split.y)]
     return hashlib.sha256(b''.join([name.encode(), *parts])).hexdigest()
 

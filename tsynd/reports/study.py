@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from ..experiments.arms import ARMS
 from .page import export, figure_html, render, style_sheet, write_page
-from .study_data import Findings, findings, study_caution, study_finding, verdicts
+from .study_data import Findings, findings, study_caution, study_finding, study_notes, verdicts
 from .study_figures import (
     attack_plot, auc_plot, cost_plot, costs, reliability_plot, severity_plot)
 from tsynd.reports.study_tables import (
@@ -109,10 +109,12 @@ def exported_tables(f:Findings)->dict: # name: data frame
     return {k: t for k, t in tables.items() if len(t)}
 
 def study_report(folder:str|Path, # of a study
-                 formats=()       # some of `FORMATS`, to export figures and tables as well
+                 formats=(),      # some of `FORMATS`, to export figures and tables as well
+                 tell=None        # called with each of `study_notes`
                 )->Path:          # of report.html
     "Write report.html into the folder of a study; raises `InputError`"
     folder,f = Path(folder),findings(read_study(folder))
+    for words in study_notes(f) if tell else (): tell(words)
     plots = {k: p for k, draw in STUDY_PLOTS.items() if (p := draw(f))}
     if formats: export(folder, formats, plots, exported_tables(f), 'study')
     return write_page(folder, lambda: study_html(f, plots), what='study')

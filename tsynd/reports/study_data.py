@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['synthesis_counts', 'Findings', 'nothing_made', 'findings', 'verdicts', 'table_columns', 'is_loss', 'asked_of',
-           'study_finding', 'study_caution']
+           'study_finding', 'study_caution', 'study_notes']
 
 # %% ../../nbs/reports/10_study_data.ipynb #ff27adc8
 import re
@@ -105,10 +105,17 @@ def _empty_shares(f): # of the declared contrasts, the larger one of both arms
 
 
 # %% ../../nbs/reports/10_study_data.ipynb #ad3897cf
+def _same_images(study, dataset):
+    "Were all cells of a data set measured on the same images?"
+    c, done = study.config, study.cells[study.cells.status == 'done']
+    held = done[done.dataset == dataset].get('held', pd.Series([None])).replace('', None)
+    drawn = c.test_n or c.split == 'val' or dataset == 'phantom'
+    return held.nunique() <= 1 and not (drawn and held.isna().any())
+
 def _predictions(study):
-    find, c = stored_predictions(study.cells, study.predictions), study.config
-    drawn = c.test_n or c.split == 'val'
-    return lambda dataset, *rest: None if drawn or dataset == 'phantom' else find(dataset, *rest)
+    find = stored_predictions(study.cells, study.predictions, getattr(study, 'kept', None))
+    same = {d: _same_images(study, d) for d in study.cells.dataset.unique()}
+    return lambda dataset, *rest: find(dataset, *rest) if same[dataset] else None
 
 def _asked_rows(results, family): # fewer are faster
     conditions, measures = ({q[i] for q in family or HEADLINE} for i in (2, 3))
@@ -229,3 +236,9 @@ def study_caution(f:Findings)->str:
     return (f'{first}Of {len(in_tables)} mean differences to {f.baseline} in the '
             f'tables below {lost} are losses, and marked ▾. Seeds redraw subset and training, not the test '
             'images, the scanner or the hospital.')
+
+def study_notes(f:Findings)->list: # of sentences
+    "What somebody who looks at no page has to know: lines that were left out, arms that synthesised nothing"
+    faults = getattr(f.study, 'faults', [])
+    more = [f'{len(faults)-10} more lines are left out'] if len(faults) > 10 else []
+    return [*faults[:10], *more, *filter(None, [_empty_arms(f).strip()])]

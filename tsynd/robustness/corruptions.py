@@ -195,19 +195,23 @@ def corruption_table(model:nn.Module, # images (B,ch,H,W) in [0,1] to logits (B,
                      n:int=None,      # use only so many images, stratified; default: all
                      seed:int=0,      # of the corruptions and the subset
                      bs:int=256,      # images at a time
-                     progress=None    # True: a bar with the time left; or a function of (done, total)
+                     progress=None,   # True: a bar with the time left; or a function of (done, total)
+                     keep:dict=None   # filled with corrupted NAME SEVERITY: (positions, probabilities)
                     )->list:          # of rows: corruption, severity, balanced_error, accuracy, auc, n
     "Errors on clean images and under each family and severity; dropout off"
     task,n = as_task(task),len(x) if n is None else n
     check_attack(x, y, 0, task, n=n, bs=bs)
     x,names = _check_corruptions(x, dataset, names, severities, lo=1)
-    if n < len(x): i = stratified_order(y.cpu(), seed)[:n]; x,y = x[i.to(x.device)],y[i.to(y.device)]
+    i = stratified_order(y.cpu(), seed)[:n] if n < len(x) else torch.arange(len(x))
+    if n < len(x): x,y = x[i.to(x.device)],y[i.to(y.device)]
     if isinstance(severities, int): severities = severities,
     todo,rows = [('clean',0), *((k,s) for k in names for s in severities)],[]
     with ticking(progress, len(x)*len(todo)) as tick:
         for name,s in todo:
             z = x if s == 0 else corrupt(x, name, s, dataset, seed)
-            rows.append(dict(corruption=name, severity=s, **_measured(model, z, y, task, bs)))
+            measures,p = _measured(model, z, y, task, bs)
+            rows.append(dict(corruption=name, severity=s, **measures))
+            if keep is not None and s: keep[f'corrupted {name} {s}'] = i.numpy(),p
             tick(len(x))
     return rows
 
@@ -215,8 +219,9 @@ def corruption_table(model:nn.Module, # images (B,ch,H,W) in [0,1] to logits (B,
 def _measured(model, x, y, task, bs):
     logits = predict(model, x, bs=bs)
     task.check(logits, y.cpu())
-    m = task.metrics(y.cpu(), task.probabilities(logits))
-    return dict(balanced_error=1-m['balanced_accuracy'], accuracy=m['accuracy'], auc=m['auc'], n=len(x))
+    p = np.asarray(task.probabilities(logits), dtype=np.float32)
+    m = task.metrics(y.cpu(), p)
+    return dict(balanced_error=1-m['balanced_accuracy'], accuracy=m['accuracy'], auc=m['auc'], n=len(x)), p
 
 # %% ../../nbs/robustness/03_corruptions.ipynb #49df193c
 def _family_means(rows, what):

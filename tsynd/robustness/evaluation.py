@@ -23,9 +23,11 @@ from .attacks import check_attack, linf_box, loss_and_gradient, pgd, random_poin
 from .perturbations import perturb
 
 # %% ../../nbs/robustness/02_evaluation.ipynb #dc8a9087
+def _measures(logits, y, task): return task.metrics(y, task.probabilities(logits)) | dict(n=len(y))
+
 def model_metrics(model, x, y, task, bs):
     "The task's measures of a model on some images, and how many they are"
-    return task.metrics(y.cpu(), task.probabilities(predict(model, x, bs=bs))) | dict(n=len(y))
+    return _measures(predict(model, x, bs=bs), y.cpu(), task)
 
 def _check_table(x, y, task, eps, strengths, ladder, restarts, **counts):
     for k,v in dict(eps=eps, strengths=strengths).items():
@@ -39,8 +41,15 @@ def _check_table(x, y, task, eps, strengths, ladder, restarts, **counts):
                      "leave ladder out", 'ladder', ladder)
 
 def _perturbed(s): return 'perturbed' if s == 1 else f'perturbed ×{s:g}'
+def _attacked(e): return f'PGD {e*255:.3g}/255'
 
 def _passes(eps, restarts, steps): return sum(e > 0 for e in eps)*(restarts*(steps+1)+1)
+
+def _each(model, x, y, task, eps, steps, seed, bs, tick, restarts):
+    "Radius by radius the logits of the attacked images"
+    for e in eps:
+        adv = pgd(model, x, y, e, steps, None, restarts, seed=seed, task=task, bs=bs, tick=tick)
+        yield e, predict(model, adv, bs=bs)
 
 # %% ../../nbs/robustness/02_evaluation.ipynb #a80af5df
 @limited(steps=Count, restarts=Count)
@@ -56,48 +65,57 @@ def robustness_table(model:nn.Module,     # images (B,ch,H,W) in [0,1] to logits
                      seed:int=0,          # of perturbations, subset and random starts
                      bs:int=256,          # images at a time
                      ladder:bool=False,   # climb the radii in turn, with the images that are left?
-                     progress=None        # True: a bar with the time left; or a function of (done, total)
+                     progress=None,       # True: a bar with the time left; or a function of (done, total)
+                     keep:dict=None       # filled with condition: (positions in `x`, probabilities)
                     )->dict:              # condition: measures and the number of images
     "Accuracy, AUC and balanced accuracy on clean, perturbed and attacked images; dropout off"
     model,task,n = as_network(model), as_task(task), len(x) if attack_n is None else attack_n
     x = _check_table(x, y, task, eps, strengths, ladder, steps=steps, restarts=restarts, bs=bs, attack_n=n)
-    def score(x, y): return model_metrics(model, x, y, task, bs)
     i = stratified_order(y.cpu(), seed)[:n] if n < len(x) else slice(None)
-    xa,ya,res = x[i],y[i],{'clean': score(x, y)}
+    xa,ya,every,res = x[i],y[i],torch.arange(len(x)),{}
+    def add(condition, logits, i=slice(None), measures=_measures):
+        res[condition] = measures(logits, y[i].cpu(), task)
+        if keep is None: return
+        keep[condition] = every[i].numpy(), np.asarray(task.probabilities(logits), dtype=np.float32)
+    add('clean', predict(model, x, bs=bs))
     with ticking(progress, len(x)*len(strengths) + len(xa)*_passes(eps, restarts, steps)) as tick:
-        for s in strengths: res[_perturbed(s)] = score(perturb(x, s, seed), y); tick(len(x))
-        if len(xa) < len(x): res['PGD 0/255'] = score(xa, ya)
-        if ladder: return res | _ladder(model, xa, ya, task, eps, steps, seed, bs, tick)
-        for e in eps:
-            adv = pgd(model, xa, ya, e, steps, None, restarts, seed=seed, task=task, bs=bs, tick=tick)
-            res[f'PGD {e*255:.3g}/255'] = score(adv, ya)
+        for s in strengths: add(_perturbed(s), predict(model, perturb(x, s, seed), bs=bs)); tick(len(x))
+        if n < len(x): add('PGD 0/255', predict(model, xa, bs=bs), i)
+        how = model, xa, ya, task, eps, steps, seed, bs, tick
+        for e,logits in _ladder(*how) if ladder else _each(*how, restarts):
+            add(_attacked(e), logits, i, _standing if ladder else _measures)
     return res
 
 # %% ../../nbs/robustness/02_evaluation.ipynb #18131af7
-def _standing(model, x, y, task, seeds, eps, steps):
-    "Positions of the images that stay right during one climb"
+def _climbed(model, x, y, task, seeds, eps, steps):
+    "Logits of each image where it was first wrong during one climb, or else at its end"
     lo,hi = linf_box(x, eps)
-    z,left = random_points(lo, hi, streams(seeds)), torch.arange(len(x), device=x.device)
+    z,left,last = random_points(lo, hi, streams(seeds)), torch.arange(len(x), device=x.device), None
     for k in range(steps+1):
         _,logits,g = loss_and_gradient(model, z, y, task, grad=k<steps)
+        last = logits if last is None else last.index_copy(0, left, logits)
         wrong = task.lost(logits, y)
         z = (z + 2.5*eps/steps*g.sign()).clamp(lo, hi)
         z,y,lo,hi,left = (t[~wrong] for t in (z,y,lo,hi,left))
         if not len(left): break
-    return left
+    return last.float().cpu()
 
 # %% ../../nbs/robustness/02_evaluation.ipynb #b037e1e3
 def _ladder(model, x, y, task, eps, steps, seed, bs, tick):
+    "Radius by radius the logits of all images, those of the lost ones from where they were lost"
     y,dev = y.cpu(),device_of(model, x)
-    right,seeds,res = ~task.lost(predict(model, x, bs=bs), y), image_seeds(len(x), seed), {}
+    logits,seeds = predict(model, x, bs=bs),image_seeds(len(x), seed)
     for e in sorted(eps):
+        right = ~task.lost(logits, y)
         with frozen(model), torch.inference_mode(False), torch.enable_grad():
             for i in right.nonzero()[:,0].split(bs) if e and right.any() else ():
-                right[i] = False
-                standing = _standing(model, x[i].to(dev), y[i].to(dev), task, [seeds[j] for j in i], e, steps)
-                right[i[standing.cpu()]] = True
-        recall = [right[y==c].double().mean().item() for c in y.unique()]
-        res[f'PGD {e*255:.3g}/255'] = dict(accuracy=right.double().mean().item(),
-                                           balanced_accuracy=float(np.mean(recall)), n=len(y))
+                climbed = _climbed(model, x[i].to(dev), y[i].to(dev), task, [seeds[j] for j in i], e, steps)
+                logits = logits.index_copy(0, i, climbed)
         tick(len(x)*(steps+2)*(e>0))
-    return res
+        yield e,logits
+
+def _standing(logits, y, task):
+    "Shares of images that are still right"
+    right = ~task.lost(logits, y)
+    recall = [right[y==c].double().mean().item() for c in y.unique()]
+    return dict(accuracy=right.double().mean().item(), balanced_accuracy=float(np.mean(recall)), n=len(y))

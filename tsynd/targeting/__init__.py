@@ -12,7 +12,7 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     uncertainties=['log_probabilities', 'mean_log_probability', 'entropy', 'expected_entropy',
                    'mutual_information', 'Uncertainty', 'uncertainty'],
     ascent=['norms', 'project', 'ascend'],
-    objectives=['cross_entropy', 'OBJECTIVES'],
+    objectives=['cross_entropy', 'OBJECTIVES', 'objective'],
     synthesis=['Synthesizer', 'random_direction', 'check_sources', 'Synthetic', 'PROVENANCE_COLUMNS',
                'cat', 'synthesize'],
     bank=['LatentBank'],
