@@ -218,13 +218,8 @@ def _empty_arms(f):
     if not arms: return ''
     more = f' and cells of {len(arms)-5} more arms' if len(arms) > 5 else ''
     return (f'(Nearly) nothing was synthesised in {", ".join(arms[:5])}{more}: these say nothing about their '
-<<<<<<< HEAD
-            'arms. Lower the gate or the radius, train for longer (epochs, updates), or, in an arm of your '
-            'own, look at its warm-up. ')
-=======
             'arms. Lower the gate or the radius, or train for longer (epochs, updates); in an arm of your '
             'own look at its warm-up, too. ')
->>>>>>> report
 
 def _left_out(f):
     n = len(getattr(f.study, 'faults', []))
