@@ -1212,6 +1212,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'tsynd/experiments/statistics.py'),
                                               'tsynd.experiments.statistics._sample': ( 'experiments/statistics.html#_sample',
                                                                                         'tsynd/experiments/statistics.py'),
+                                              'tsynd.experiments.statistics._weights': ( 'experiments/statistics.html#_weights',
+                                                                                         'tsynd/experiments/statistics.py'),
                                               'tsynd.experiments.statistics.auc': ( 'experiments/statistics.html#auc',
                                                                                     'tsynd/experiments/statistics.py'),
                                               'tsynd.experiments.statistics.class_profile': ( 'experiments/statistics.html#class_profile',

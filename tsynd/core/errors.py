@@ -42,7 +42,8 @@ def limits(lo=None, hi=None, open_lo:bool=False)->str:
     return ' and '.join(filter(None, (low, high)))
 
 # %% ../../nbs/core/00_errors.ipynb #ddbe6bc3
-def printable(text:str)->bool: return not any(unicodedata.category(c) in ('Cc','Cs','Zl','Zp') for c in text)
+def printable(text:str)->bool:
+    return text.isprintable() or not any(unicodedata.category(c) in ('Cc','Cs','Zl','Zp') for c in text)
 
 # %% ../../nbs/core/00_errors.ipynb #87efb0ea
 def as_path(name:str, # what the path is of, as the user typed it

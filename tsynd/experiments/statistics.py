@@ -7,6 +7,8 @@ __all__ = ['IMAGE_MEASURES', 't_margin', 't_interval', 'non_inferiority', 'equiv
            'score', 'image_bootstrap', 'class_profile']
 
 # %% ../../nbs/experiments/13_statistics.ipynb #1ef7d65b
+from functools import lru_cache
+
 import numpy as np
 import pandas as pd
 from scipy.special import stdtr, stdtrit
@@ -121,7 +123,7 @@ def _auc(p, y, w):
     if y.ndim == 1 and p.shape[2] == 2:
         p,y = p[...,1:]-p[...,:1], y[:,None] == 1   # near 0 and 1 finer than p, if stored in few digits
     elif y.ndim == 1: y = y[:,None] == np.arange(p.shape[2])
-    if len(p) > 30 and len(y) < 2000:
+    if len(p)*w.shape[1] > 1000 and len(y) < 2000:
         return np.mean([_auc_of_many(p[...,c], y[:,c] > .5, w) for c in range(p.shape[2])], axis=0)
     return np.mean([auc(q[:,c], y[:,c] > .5, w) for q in p for c in range(p.shape[2])], axis=0)
 
@@ -192,11 +194,19 @@ def _predicted(p, y):
     return p
 
 # %% ../../nbs/experiments/13_statistics.ipynb #bf35c172
+@lru_cache(4)
+def _weights(n, replicates, seed): # kept, as all contrasts of a study draw the same
+    w = np.random.default_rng(seed).multinomial(n, np.full(n, 1/n), replicates).T.astype(float)
+    w.flags.writeable = False
+    return w
+
 def _drawings(n, replicates, seed, most=2_000_000):
     "Weights (n,R) of images drawn with replacement, in pieces that fit into memory"
+    if n*replicates <= most: yield _weights(n, replicates, seed); return
     g,step = np.random.default_rng(seed), max(1, most//n)
     for i in range(0, replicates, step):
         yield g.multinomial(n, np.full(n, 1/n), min(step, replicates-i)).T.astype(float)
+
 
 # %% ../../nbs/experiments/13_statistics.ipynb #5b0c7d1e
 def _by_images(images, N):
