@@ -182,14 +182,15 @@ def _run(root=None, out=None, anew=False, **config):
     c = _asked(config)
     from tsynd.experiments import run
     from tsynd.reports.run import write_report
-    from tsynd.reports.run_data import NOTHING
+    from tsynd.reports.run_data import nothing_synthesised, synthesis_words
     out = Path(out) if out else default_out(**config)
     result = run(c, out, root, progress=True, finish=write_report, anew=anew)
-    d = result.data
-    if not result.metrics['arms']['tsynd']['synthetic_images']: _warn(NOTHING)
+    d,made,table = result.data,result.metrics['arms']['tsynd'],result.table()
+    if why := nothing_synthesised(made): table = table.drop(columns='difference'); _warn(why)
     if d.prep: print(d.prep)
-    print(f"{d}\n\n{result.table().to_string(na_rep='–')}\n")
-    print("percent; dropout off; difference in points; one seed is an illustration, not evidence\n\n"
+    print(f"{d}\n\n{table.to_string(na_rep='–')}\n\n{synthesis_words(made)}")
+    points = '' if why else 'difference in points; '
+    print(f"percent; dropout off; {points}one seed is an illustration, not evidence\n\n"
           f"report: {out/'report.html'}")
 
 # %% ../nbs/cli.ipynb #c96b3af3
@@ -197,7 +198,13 @@ def _train(root=None, out=None, anew=False, arm='tsynd', **config):
     c = _asked(config)
     from tsynd.experiments import train, training_words
     out = Path(out) if out else default_out(arm, **config)
+    from tsynd.core import read_json
+    from tsynd.reports.run_data import nothing_synthesised, synthesis_words
     bundle = train(c, out, arm, root, progress=True, anew=anew)
+    made = read_json(out/'training.json', 'train again')['classifier']
+    if 'trace' in made and nothing_synthesised(made):
+        _warn(f'{synthesis_words(made)}, so this is (nearly) the training without it; train longer (--epochs), '
+              'or lower --gate or --radius')
     print(f"{bundle}\n{training_words(out)}\n\nbundle: {out/'bundle'}")
 
 def _predict(bundle, images, out='predictions.csv', report=False, **asked):
