@@ -15,7 +15,7 @@ from tsynd.experiments.forecast import _steps
 from tsynd.experiments.study_configuration import _measured
 from tsynd.deployment import load_bundle
 from tsynd.experiments import ARMS, arm, kept_folder, Processes, run_cell, TRIES
-from tsynd.models import make_classifier, train_classifier
+from tsynd.models import make_classifier, NETWORKS, train_classifier
 from tsynd.data import phantom
 from tsynd.experiments import precision
 from tsynd.core import SingleLabel
@@ -496,6 +496,29 @@ def test_own_arms_run_in_other_processes(tmp_path, monkeypatch):
     del ARMS['mine'], ARMS['ours']
     assert len(read_study(tmp_path/'s').cells) == 2                                     # without them
     with refused('arm', found='ours'): run_study(replace(c, imports=[]), tmp_path/'t')
+
+NETWORK = """
+from torch import nn
+from tsynd.models import network
+
+@network('mine')
+def mine(ch, n_classes, p):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(p), nn.Linear(16*ch, n_classes))
+"""
+
+def test_own_networks_and_bundles_are_trained(tmp_path, monkeypatch):
+    monkeypatch.delitem(NETWORKS, 'mine', raising=False)
+    (tmp_path/'nets.py').write_text(NETWORK)
+    c = replace(PART, arms=dict(baseline={}), model='mine', imports=['nets.py'], keep=['models'],
+                corruptions=[])
+    first = here(read_config(toml(tmp_path, to_toml(c))), tmp_path/'s')
+    assert first.cells.status.tolist() == ['done'] and 'nets.py' in first.cells
+    start = kept_folder(first.folder, first.cells.id[0])/'bundle'
+    second = here(replace(c, model=str(start), imports=[], keep=[]), tmp_path/'t')
+    assert second.cells.status.tolist() == ['done'] and len(second.cells.model[0]) == 8
+    assert second.cells.weights[0] != first.cells.weights[0]
+    del NETWORKS['mine']
+    with refused('model'): run_study(replace(c, imports=[]), tmp_path/'u')
 
 @pytest.mark.parametrize('name, text', [('my.py', None), ('my.py', 'import'), ('my.py', '1/0'),
                                         ('my.py', '\0'), ('no.such.module', None), ('', None), ('..', None)])

@@ -23,8 +23,8 @@ from tsynd.experiments import append, cells, read_records, read_study, run_study
 
 HERE = Path(__file__).parent
 SMALL = StudyConfig(name='small', datasets=['phantom'], n=[20], seeds=3,
-                    arms=dict(baseline={}, mixup={}, mi={}), updates=60, ae_steps=60, attack_n=40,
-                    pgd_steps=5, eps=[2], corruptions=[])
+                    arms=dict(baseline={}, mixup={}, mi={}), updates=20, ae_steps=20, attack_n=20,
+                    pgd_steps=2, eps=[2], corruptions=[], test_n=60)
 
 def seconds(f, *args):
     start = time.perf_counter()

@@ -69,12 +69,10 @@ def run_imports(extensions:tuple # of `Extension`
                              e.name) from None
 
 def _run_file(e):
-    name = f'tsynd_import_{e.checksum}'
-    if name in sys.modules: return
+    name = f'tsynd_import_{e.checksum}'                 # which `own_entries` leaves out
     module = sys.modules[name] = ModuleType(name)
     module.__file__ = e.name
-    try: exec(compile(e.source, e.name, 'exec'), module.__dict__)
-    except BaseException: del sys.modules[name]; raise
+    exec(compile(e.source, e.name, 'exec'), module.__dict__)
 
 # %% ../../nbs/experiments/04_imports.ipynb #f753ceff
 _REGISTRIES = dict(arm=ARMS, objective=OBJECTIVES, network=NETWORKS)
