@@ -50,11 +50,11 @@ class _Driver:
     def run(self, tick):
         "Hand out and take in until nothing is left; `tick` is called for each record"
         while self.groups or self.flying:
-            while len(self.flying) < self.at_once and (task := self.next()): self.start(*task)
+            while len(self.flying) < self.at_once and (task := self._next()): self._start(*task)
             done,_ = wait(self.flying, return_when=FIRST_COMPLETED)
             for future in done:
                 task,cell,_ = self.flying.pop(future)
-                for record in self.take(future, task, cell): append(self.folder, record); tick()
+                for record in self._take(future, task, cell): append(self.folder, record); tick()
 
     def stop(self): # what others have not begun yet
         for *_,job in self.flying.values():
@@ -65,9 +65,9 @@ def _drawn(cell): # what decides about the images: of the phantom the seed as we
 
 # %% ../../nbs/experiments/10_study.ipynb #9b87b95d
 @patch
-def next(self:_Driver): # (function, cell), or None where all are under way
+def _next(self:_Driver): # (function, cell), or None where all are under way
     for group,left in self.groups.items():
-        if self.group(left[0]) is None: continue
+        if self._group(left[0]) is None: continue
         cell = left.pop(0)
         if not left: del self.groups[group]
         return run_cell, cell
@@ -76,10 +76,10 @@ def next(self:_Driver): # (function, cell), or None where all are under way
     return None if cell is None else (train_group, cell)
 
 @patch
-def start(self:_Driver, task, cell):
+def _start(self:_Driver, task, cell):
     given = [self.a, cell]
     if task is train_group: self.training.add(cell.group)
-    else: given.append(self.group(cell))
+    else: given.append(self._group(cell))
     try: job = self.executor.submit(task, *given, self.expected.get(_drawn(cell)))
     except (RuntimeError, OSError) as e:
         raise InputError(f'the executor takes no more tasks ({e}); start the study again to go on',
@@ -90,27 +90,27 @@ def start(self:_Driver, task, cell):
 TRIES = 5
 
 @patch
-def take(self:_Driver, future, task, cell): # gives the records to write
+def _take(self:_Driver, future, task, cell): # gives the records to write
     try: result = future.result()
     except (InputError, KeyboardInterrupt): raise                       # about all of the study
     except CancelledError:
         raise InputError('the executor has given up its tasks; start the study again to go on',
                          'executor') from None
-    except Exception as e: return self.again(task, cell, e)
+    except Exception as e: return self._again(task, cell, e)
     if task is run_cell:
         record,files = result
         self.expected.setdefault(_drawn(cell), record.get('data'))
         _keep(self.folder, cell, files)
         return [record]
     self.training.discard(cell.group)
-    if 'reason' in result: return self.give_up(cell, result['reason'])
+    if 'reason' in result: return self._give_up(cell, result['reason'])
     self.expected.setdefault(_drawn(cell), result['data'])
     _write_group(self.folder, cell, result['files'])
     return []
 
 # %% ../../nbs/experiments/10_study.ipynb #183db4b7
 @patch
-def again(self:_Driver, task, cell, error):
+def _again(self:_Driver, task, cell, error):
     key = task,cell.group if task is train_group else cell
     self.tries[key] += 1 + getattr(error, 'allowed_failures', 0)        # what a cluster has tried on its own
     self.training.discard(cell.group)
@@ -118,10 +118,10 @@ def again(self:_Driver, task, cell, error):
         if task is run_cell: self.groups.setdefault(cell.group, []).insert(0, cell)
         return []
     reason = f'its worker was lost {TRIES} times, at last by {type(error).__name__}: {error}'[:1000]
-    return self.give_up(cell, reason) if task is train_group else [_failed(cell, reason)]
+    return self._give_up(cell, reason) if task is train_group else [_failed(cell, reason)]
 
 @patch
-def give_up(self:_Driver, cell, reason): # on a group
+def _give_up(self:_Driver, cell, reason): # on a group
     return [_failed(c, reason) for c in self.groups.pop(cell.group, ())]
 
 def _failed(cell, reason): return dict(id=cell.id, **asdict(cell), status='failed', reason=reason)
@@ -145,7 +145,7 @@ def _read_group(folder, cell): # files and seconds; None if there are none
         return dict(files={k: (path/k).read_bytes() for k in _FILES}, seconds=seconds)
 
 @patch
-def group(self:_Driver, cell): # of the last one asked for, they are remembered
+def _group(self:_Driver, cell): # of the last one asked for, they are remembered
     name,there = self.trained
     if name != cell.group or there is None: self.trained = cell.group,_read_group(self.folder, cell)
     return self.trained[1]
