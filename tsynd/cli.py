@@ -245,7 +245,7 @@ def _study(config, out, root, jobs, scheduler, dry_run):
     from tsynd.experiments import cells, dask_executor, estimate, read_config, run_study
     if jobs is not None: check_range('jobs', jobs, lo=1, hi=10**5 if scheduler else 256, integer=True)
     c = read_config(config)
-    if dry_run: return _forecast(cells(c), estimate(c, root), jobs or 2)
+    if dry_run: return _forecast(cells(c), estimate(c, root), jobs or 2)        # on this machine
     out = Path(out) if out else Path('studies')/c.name
     executor = dask_executor(scheduler) if scheduler else None
     try: study = run_study(c, out, root, jobs, executor=executor)
@@ -276,7 +276,7 @@ def _report(folders, out=None, format=''):
     else: print(write_report(folders[0], formats))
 
 # %% ../nbs/cli.ipynb #24fff12b
-def _warn(message, *args, **kwargs): print(f'tsynd: warning: {message}', file=sys.stderr)
+def _warn(message, *args, **kwargs): print(f'tsynd: warning: {one_line(message)}', file=sys.stderr)
 
 # %% ../nbs/cli.ipynb #9532f3b9
 def _dispatch(args):

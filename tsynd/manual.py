@@ -68,7 +68,8 @@ sets or arms to the configuration, and the same command runs what is new. It loo
   arm = "mi"
   radius = 0.6
 
-Data sets are names or paths, as for tsynd run: "./mine", or a table with a patient column. More settings:
+Data sets are names or paths, as for tsynd run: "./mine", or a table with a patient column. Paths begin where
+this file lies. More settings:
 
   imports = ["my_arms.py"]       # arms, objectives or networks of your own
   keep = ["models", "predictions"]

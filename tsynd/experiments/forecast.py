@@ -19,7 +19,7 @@ from ..models.autoencoder import train_autoencoder
 from .cell import Cell, cell_data, measure_cell, train_cell
 from .configuration import StudyConfig
 from .experiment import epochs_of, precision_callbacks
-from .study_configuration import check_machine, data_names, make_arm
+from .study_configuration import check_machine, data_names, arm_schedule
 
 # %% ../../nbs/experiments/12_forecast.ipynb #a0085838
 @limited(updates=whole(1, 10**4), images=whole(1, 10**6))
@@ -46,7 +46,7 @@ def _estimated(c, d, root, updates, images): # rows of the table for data set `d
     for a in c.arms:
         step,measuring = _probe(short, replace(cell, arm=a), data, ae, few, held, c)
         for n in c.n:
-            training = step*_steps(c, d, n, root)*make_arm(c, a)[2]
+            training = step*_steps(c, d, n, root)*arm_schedule(c, a)[1]
             yield dict(dataset=d, n=n, arm=a, training=training, measuring=measuring, autoencoder=ae_seconds)
 
 # %% ../../nbs/experiments/12_forecast.ipynb #35e52233

@@ -61,8 +61,8 @@ def run_imports(extensions:tuple # of `Extension`
                ):
     "Let them register what they have to; raises `InputError`"
     for e in extensions:
-        try: _run_file(e) if e.source else importlib.import_module(e.name)
-        except Exception as error:
+        try: _run_file(e) if e.name.endswith('.py') else importlib.import_module(e.name)
+        except (Exception, SystemExit) as error:
             why = f'{type(error).__name__}: {error}'.splitlines()[0]
             if not printable(why): why = type(error).__name__
             raise InputError(f'imports names {e.name}, which cannot be run ({why})', 'imports',
@@ -80,16 +80,25 @@ _REGISTRIES = dict(arm=ARMS, objective=OBJECTIVES, network=NETWORKS)
 def _home(entry): # the module of the function that was registered
     return getattr(getattr(entry, 'make', entry), '__module__', None) or 'tsynd.'
 
-def own_entries()->dict: # (kind, name): entry
+def own_entries(imports:list=() # of a study's file
+               )->dict:         # (kind, name): entry
     "What was registered in this process and comes neither with tsynd nor from `imports`"
+    def sent(entry):
+        home = _home(entry)
+        return not home.startswith(('tsynd.', 'tsynd_import_')) and home.split('.')[0] not in parts
+    parts = {n.split('.')[0] for n in imports}
     return {(kind, name): entry for kind,known in _REGISTRIES.items() for name,entry in known.items()
-            if not _home(entry).startswith(('tsynd.', 'tsynd_import_'))}
+            if sent(entry)}
 
 def pack_entries(entries:dict)->bytes: # as `own_entries` gives them
     "The functions themselves, also where their module is nowhere else"
-    for module in {_home(e) for e in entries.values()} - {'__main__'}:
-        cloudpickle.register_pickle_by_value(sys.modules[module])
-    return cloudpickle.dumps(entries)
+    for name in {_home(e) for e in entries.values()} - {'__main__'}:
+        if name in sys.modules: cloudpickle.register_pickle_by_value(sys.modules[name])
+    try: return cloudpickle.dumps(entries)
+    except Exception as e:
+        names,why = ', '.join(f'{kind} {name}' for kind,name in entries),str(e).splitlines()[0]
+        raise InputError(f'{names}: what was registered cannot be sent to other processes ({why}); put it '
+                         'into a file, and name that under imports', 'imports') from None
 
 def unpack_entries(packed:bytes):
     "Register them here; only for what a driver of one's own has sent"

@@ -75,15 +75,16 @@ def unpack_probabilities(s, shape):
     return np.frombuffer(b64decode(s, validate=True), dtype=np.float16).reshape(shape).astype(np.float32)
 
 # %% ../../nbs/experiments/07_record.ipynb #7f7a7201
-_Value, _Unit = number(-1e30, 1e30)|None, number(0, 1)|None
+_Value, _Size, _Unit = number(-1e30, 1e30)|None, number(0, 1e30)|None, number(0, 1)|None
 _Words = Annotated[str, MaxLen(10**4)]|None             # with a length, letters are checked as well
 _Count,_Condition = whole(0, 10**12)|None,Annotated[str, MaxLen(300), Predicate(lru_cache(printable))]
 _Labels = Annotated[list[whole(0, 10**6)]|list[Annotated[list[whole(0, 1)], Len(1)]], Len(1)]
 _NAMED = 'auc','accuracy','balanced_accuracy','ece'
 
-def _in_range(measures): # of shares
-    "shares from 0 to 1 as auc, accuracy, balanced_accuracy and ece"
-    return all(d.get(k) is None or 0 <= d[k] <= 1 for d in measures.values() for k in _NAMED)
+def _in_range(measures):
+    "shares from 0 to 1 as auc, accuracy, balanced_accuracy and ece, and nll of at least 0"
+    shares = all(d.get(k) is None or 0 <= d[k] <= 1 for d in measures.values() for k in _NAMED)
+    return shares and all((d.get('nll') or 0) >= 0 for d in measures.values())
 
 # %% ../../nbs/experiments/07_record.ipynb #4b87cc46
 class CellResult(TypedDict, total=False):
@@ -105,15 +106,15 @@ class CellResult(TypedDict, total=False):
 # %% ../../nbs/experiments/07_record.ipynb #d919647e
 class CellRecord(CellResult, total=False):
     "A line of cells.jsonl, as far as it is used: cost, witnesses and checksums besides"
-    seconds: _Value
-    seconds_autoencoder: _Value
-    seconds_measuring: _Value
+    seconds: _Size
+    seconds_autoencoder: _Size
+    seconds_measuring: _Size
     precision: _Words
     steps: _Count
     images_seen: _Count
     synthetic: _Count
-    distance_latent: _Value
-    distance_pixel: _Value
+    distance_latent: _Size
+    distance_pixel: _Size
     gate: _Unit
     weights: _Words
     order: _Words
@@ -142,7 +143,8 @@ def _predictions_fit(r):
     try: y,p = np.array(r['y']),unpack_probabilities(r['p'], r['shape'])
     except ValueError: return False                     # not of this shape, or no base 64
     top = p.shape[1]-1 if y.ndim == 1 else 1            # several labels are 0 or 1 each
-    return y.shape in (p.shape, p.shape[:1]) and y.max() <= top and bool(((p >= 0) & (p <= 1)).all())
+    fit = y.shape in (p.shape, p.shape[:1]) and y.max() <= top and ((p >= 0) & (p <= 1)).all()
+    return bool(fit and (y.ndim > 1 or np.abs(p.sum(1)-1).max() < .01))
 
 # %% ../../nbs/experiments/07_record.ipynb #784bfc4f
 def read_records(folder:Path)->tuple: # {cell id: record}, and a sentence for each line that is left out
@@ -156,7 +158,9 @@ def read_records(folder:Path)->tuple: # {cell id: record}, and a sentence for ea
 
 def _checked(line, where):
     try: r = adapter(CellRecord).validate_json(line, strict=True)
-    except ValueError: r = conform(parse_json(line, where, _ADVICE), CellRecord, where, _ADVICE)
+    except ValueError:
+        conform(parse_json(line, where, _ADVICE), CellRecord, where, _ADVICE)
+        raise InputError(f'{where} has NaN, which is no number; {_ADVICE}', where) from None
     _fits(r, where)
     return r
 

@@ -92,15 +92,15 @@ TRIES = 5
 @patch
 def _take(self:_Driver, future, task, cell): # gives the records to write
     try: result = future.result()
-    except (InputError, KeyboardInterrupt): raise                       # about all of the study
     except CancelledError:
         raise InputError('the executor has given up its tasks; start the study again to go on',
                          'executor') from None
     except Exception as e: return self._again(task, cell, e)
+    if 'changed' in result: raise InputError(result['changed'], cell.dataset)
     if task is run_cell:
-        record,files = result
-        self.expected.setdefault(_drawn(cell), record.get('data'))
-        _keep(self.folder, cell, files)
+        record = result['record']
+        if 'data' in record: self.expected.setdefault(_drawn(cell), record['data'])
+        _keep(self.folder, cell, result['files'])
         return [record]
     self.training.discard(cell.group)
     if 'reason' in result: return self._give_up(cell, result['reason'])
@@ -130,11 +130,12 @@ def _failed(cell, reason): return dict(id=cell.id, **asdict(cell), status='faile
 class _Cost(TypedDict):
     seconds: number(0, 1e9)
 
+_ROOM = 'make room, and start the study again'
 _FILES = 'autoencoder.safetensors','autoencoder.json'      # the second says that both are there
 
 def _write_group(folder, cell, files):
     path = make_folder(make_folder(folder/'autoencoders')/cell.group)
-    for name in _FILES: write_whole(path/name, files[name])
+    for name in _FILES: write_whole(path/name, files[name], _ROOM)
 
 def _read_group(folder, cell): # files and seconds; None if there are none
     path = folder/'autoencoders'/cell.group
@@ -157,7 +158,7 @@ def _keep(folder, cell, files):
     for p in (path.parent, path): make_folder(p)
     for name,content in files.items():
         if '/' in name: make_folder((path/name).parent)
-        write_whole(path/name, content)
+        write_whole(path/name, content, _ROOM)
 
 # %% ../../nbs/experiments/10_study.ipynb #fe407c8f
 class _Holder(TypedDict):
@@ -212,7 +213,7 @@ def _check_folder(c, folder): # made where it is not there
 def _assignment(c, root):
     extensions = find_imports(c.imports)
     run_imports(extensions)
-    c,entries = check_config(c),own_entries()
+    c,entries = check_config(c),own_entries(c.imports)
     named = dict(model=c.model, pretrained=str(c.pretrained))
     files = {k: os.path.abspath(v) for k,v in named.items() if v not in NETWORKS and os.path.exists(v)}
     checksums = import_checksums(extensions, entries) | {k: files_checksum(p) for k,p in files.items()}
@@ -258,5 +259,10 @@ def _say_older(driver): # on standard error, of finished cells
         older = [str(s.get(k)) for s in finished if s.get(k) != checksum]
         if older: print(f"tsynd: {len(older)} finished cells are of another {k} ({', '.join({*older})}; now "
                         f"{checksum}); they are kept, and the page lists both", file=sys.stderr)
+
+    keep = [r for r in driver.found.values() if r['status'] == 'done'] if driver.a.config.keep else []
+    if n := sum(not kept_folder(driver.folder, r['id']).exists() for r in keep):
+        print(f'tsynd: of {n} finished cells nothing was kept, as they were not asked to; only the others keep '
+              'theirs', file=sys.stderr)
 
 def _sums(r): return (r.get('versions') or {}) | (r.get('imports') or {})

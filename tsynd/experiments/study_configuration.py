@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MOST', 'MEASURES', 'read_config', 'read_folder', 'data_names', 'corruptions_of', 'check_config', 'check_machine',
-           'arm_name', 'make_arm', 'to_toml']
+           'arm_name', 'arm_schedule', 'make_arm', 'to_toml']
 
 # %% ../../nbs/experiments/05_study_configuration.ipynb #7d156a40
-import math, tomllib
+import math, os, tomllib
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from ..data.loading import check_there, data_name, is_path, known_names
 from ..data.named import medmnist_info
 from ..models.classifier import make_classifier
 from ..robustness.corruptions import families
-from .arms import ARMS, callbacks
+from .arms import ARMS, callbacks, check_arm
 from .configuration import ArmSettings, StudyConfig, UNWRITTEN
 from .imports import find_imports, run_imports
 
@@ -57,7 +57,8 @@ def read_config(path:str|Path # a TOML file
     path = as_path('configuration', path)
     try:
         c = checked(_settings(path, {}))
-        c = replace(c, imports=[_beside(n, path.parent) for n in c.imports])
+        c = replace(c, imports=[_beside(n, path.parent, n.endswith('.py')) for n in c.imports],
+                    datasets=[_beside(d, path.parent, is_path(d)) for d in c.datasets])
         run_imports(find_imports(c.imports))
         return check_config(c)
     except InputError as e: raise _of(path, e) from None
@@ -69,7 +70,9 @@ def read_folder(folder:Path # of a study, by whatever version
     try: return check_config(_settings(path, UNWRITTEN), unknown=True)
     except InputError as e: raise _of(path, e) from None
 
-def _beside(name, folder): return str(folder/name) if name.endswith('.py') else name
+def _beside(name, folder, file): # a file that is named from where the study's file lies
+    plain = not file or str(folder) == '.' or name.startswith('~')
+    return name if plain else os.path.join(folder, name)
 
 def _of(path, e): # the error, with the file that it is about
     return e if str(path) in e.message else InputError(f'{path}: {e}', e.field, e.found)
@@ -99,7 +102,9 @@ def check_config(c:StudyConfig,
     for d in data_names(c):
         check_known(f'{d}: corruption', c.corruptions or (), corruptions_of(d), 'corruption')
     for label in c.arms:
-        if not unknown or arm_name(c, label) in [*ARMS]: make_arm(c, label)
+        name = arm_name(c, label)
+        if not unknown or name in [*ARMS]: arm_schedule(c, label)
+        if name in [*ARMS] and not ARMS[name].own: make_arm(c, label)       # all of its settings are checked
     for q in c.headline: _check_question(c, q)
     return c
 
@@ -145,13 +150,20 @@ def arm_name(c:StudyConfig, label)->str: # a key of `ARMS`, if it is known here
                          f'arm {label}', c.arms[label])
     return c.arms[label].get('arm', label)
 
-def make_arm(c:StudyConfig, label, ae=None, seed=0)->tuple: # (callbacks, lr, length)
-    "The callbacks of an arm, its learning rate, and how much longer than the others it trains"
+def arm_schedule(c:StudyConfig, label)->tuple: # (lr, length)
+    "The learning rate of an arm, and how much longer than the others it trains; its settings are checked"
     name,s = arm_name(c, label),{k: v for k,v in c.arms[label].items() if k != 'arm'}
     lr,longer = s.pop('lr', c.lr),s.pop('longer', ArmSettings.longer)
     check_range(f'lr of arm {label}', lr, **bounds(StudyConfig, 'lr'))
     check_range(f'longer of arm {label}', longer, **bounds(ArmSettings, 'longer'))
-    return callbacks(name, ae, seed, **s), lr, longer
+    check_arm(name, s)
+    return lr, longer
+
+def make_arm(c:StudyConfig, label, ae=None, seed=0)->tuple: # (callbacks, lr, length)
+    "The callbacks of an arm, its learning rate, and how much longer than the others it trains"
+    schedule = arm_schedule(c, label)
+    settings = {k: v for k,v in c.arms[label].items() if k not in ('arm','lr','longer')}
+    return callbacks(arm_name(c, label), ae, seed, **settings), *schedule
 
 # %% ../../nbs/experiments/05_study_configuration.ipynb #0688c42b
 def to_toml(c:StudyConfig)->str:

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from ..core.devices import device
-from ..core.errors import InputError
 from ..core.writing import write_whole
 from ..deployment.bundle import make_bundle, save_bundle
 from .arms import ARMS
@@ -62,31 +61,35 @@ def _register(a):
     _prepared.add(key)
 
 # %% ../../nbs/experiments/08_worker.ipynb #227f1326
+class _Changed(Exception): pass
+
 def _check_data(data, cell, expected): # the checksum
     found = data_checksum(data)
     if expected in (None, found): return found
-    raise InputError(f"the images of {cell.dataset} are not those that this study began with (checksum "
+    raise _Changed(f"the images of {cell.dataset} are not those that this study began with (checksum "
                      f"{found}, in its records {expected}); put them back, or choose another folder "
-                     "with --out",
-                     cell.dataset, found)
+                   "with --out")
 
 def _contents(folder): # of all its files
     files = (p for p in sorted(Path(folder).rglob('*')) if p.is_file())
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
 
-def _reason(e): return f'{type(e).__name__}: {e}'
+def _reason(e): return f'{type(e).__name__}: {e}'[:10**4]
+
+_WRONG = Exception,SystemExit           # what code of one's own may raise
 
 def train_group(a:Assignment,
                 cell:Cell,     # any of the group
                 expected:str|None=None # checksum of the data; default: any
-               )->dict:        # files, seconds, data; or a reason
-    "The autoencoder of a group; raises `InputError` if the data are not as expected"
+               )->dict:        # files, seconds and data; or a reason; or changed
+    "The autoencoder of a group, or why there is none"
     with _alone(a), tempfile.TemporaryDirectory() as tmp:
-        try: data = source_data(a.config, cell, a.root, a.where)
-        except Exception as e: return dict(reason=_reason(e))
-        checksum = _check_data(data, cell, expected)
-        try: ae,seconds = cell_autoencoder(a.config, cell, cell_data(a.config, cell, data=data)[0])
-        except Exception as e: return dict(reason=_reason(e))
+        try:
+            data = source_data(a.config, cell, a.root, a.where)
+            checksum = _check_data(data, cell, expected)
+            ae,seconds = cell_autoencoder(a.config, cell, cell_data(a.config, cell, data=data)[0])
+        except _Changed as e: return dict(changed=str(e))
+        except _WRONG as e: return dict(reason=_reason(e))
         save_model(Path(tmp)/'autoencoder', ae, seconds=seconds)
         return dict(files=_contents(tmp), seconds=seconds, data=checksum)
 
@@ -95,21 +98,21 @@ def run_cell(a:Assignment,
              cell:Cell,
              group:dict,       # files and seconds, as `train_group` gives them
              expected:str|None=None # checksum of the data; default: any
-            )->tuple:          # the record; {name: bytes} of the files to keep
-    "Train and measure one cell; raises `InputError` if the data are not as expected"
+            )->dict:           # record, and files to keep {name: bytes}; or changed
+    "Train and measure one cell; what goes wrong is in its record"
     with _alone(a), tempfile.TemporaryDirectory() as tmp:
-        try: whole = source_data(a.config, cell, a.root, a.where)
-        except Exception as e: return _failed(cell, e), {}
-        checksum = _check_data(whole, cell, expected)
         try:
+            whole = source_data(a.config, cell, a.root, a.where)
+            checksum = _check_data(whole, cell, expected)
             data,held = cell_data(a.config, cell, data=whole)
             ae = _autoencoder(group['files'], data, a.config, Path(tmp)/'autoencoder')
             facts,files = _trained(a.config, cell, data, held, ae, Path(tmp)/'bundle')
-        except Exception as e: return _failed(cell, e), {}
+        except _Changed as e: return dict(changed=str(e))
+        except _WRONG as e: return dict(record=_failed(cell, e), files={})
         known = _about(a, cell) | dict(data=checksum, seconds_autoencoder=group['seconds'])
-        return known | facts, files
+        return dict(record=known | facts, files=files)
 
-def _failed(cell, e): return dict(id=cell.id, **asdict(cell), status='failed', reason=_reason(e)[:10**4])
+def _failed(cell, e): return dict(id=cell.id, **asdict(cell), status='failed', reason=_reason(e))
 
 def _autoencoder(files, data, c, path): # from its bytes
     for name,content in files.items(): write_whole(path.parent/name, content)
@@ -118,8 +121,7 @@ def _autoencoder(files, data, c, path): # from its bytes
 # %% ../../nbs/experiments/08_worker.ipynb #d6daa27d
 def _about(a, cell): # what a record says before anything is trained
     c,entry = a.config,ARMS[arm_name(a.config, cell.arm)]
-    own = not entry.make.__module__.startswith('tsynd.')
-    about = dict(about=dict(sentence=entry.sentence, source=entry.source)) if own else {}
+    about = dict(about=dict(sentence=entry.sentence, source=entry.source)) if entry.own else {}
     imports = dict(imports=a.checksums) if a.checksums else {}
     code = dict(code=code_checksum('tsynd.experiments.worker'))
     return dict(id=cell.id, **asdict(cell), status='done', settings=c.arms[cell.arm], threads=c.threads,

@@ -234,8 +234,12 @@ def study_caution(f:Findings)->str:
     lost = sum(is_loss(r.difference, r.measure) for r in in_tables)
     first = ''.join(say(f) for say in (_empty_arms, _left_out, _unfinished, _out_of_reach))
     return (f'{first}Of {len(in_tables)} mean differences to {f.baseline} in the '
-            f'tables below {lost} are losses, and marked ▾. Seeds redraw subset and training, not the test '
-            'images, the scanner or the hospital.')
+            f'tables below {lost} are losses, and marked ▾. {_redrawn(f)}')
+
+def _redrawn(f):
+    same = all(_same_images(f.study, d) for d in f.datasets)
+    what = 'subset and training, not the test images,' if same else 'training and test images, not'
+    return f'Seeds redraw {what} the scanner or the hospital.'
 
 def study_notes(f:Findings)->list: # of sentences
     "What somebody who looks at no page has to know: lines that were left out, arms that synthesised nothing"
