@@ -203,8 +203,8 @@ def _train(root=None, out=None, anew=False, arm='tsynd', **config):
     bundle = train(c, out, arm, root, progress=True, anew=anew)
     made = read_json(out/'training.json', 'train again')['classifier']
     if 'trace' in made and nothing_synthesised(made):
-        _warn(f'{synthesis_words(made)}, so this is (nearly) the training without it; train longer (--epochs), '
-              'or lower --gate or --radius')
+        _warn(f'{synthesis_words(made)}, so this is (nearly) the training without it; train longer '
+              '(--epochs), or lower --gate or --radius')
     print(f"{bundle}\n{training_words(out)}\n\nbundle: {out/'bundle'}")
 
 def _predict(bundle, images, out='predictions.csv', report=False, **asked):

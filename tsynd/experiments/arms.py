@@ -57,8 +57,7 @@ def arm(name:str, sentence:str, source:str):
         new = Arm(name, sentence, source, make)
         if ARMS.get(name, new).own < new.own:
             raise InputError(f'arm {name} comes with tsynd; choose another name', 'arm', name)
-        ARMS[name] = new
-        return make
+        ARMS[name] = new; return make
     return enter
 
 # %% ../../nbs/experiments/03_arms.ipynb #58efe4ce
@@ -122,7 +121,7 @@ class RandomTwin(TSynD):
     def _instead(self, s):
         k = self.times
         if k != 1: s = replace(s, z=s.z0+k*(s.z-s.z0), distance_latent=k*s.distance_latent)
-        return self.engine.at_distance(s, seed=self._batch_seed()+7921)     # the stream of the cells on record
+        return self.engine.at_distance(s, seed=self._batch_seed()+7921)   # the stream of the cells on record
 
 # %% ../../nbs/experiments/03_arms.ipynb #47576ad1
 @arm('random', 'Random directions, each as far as MI would have gone',

@@ -262,7 +262,6 @@ def _say_older(driver): # on standard error, of finished cells
 
     keep = [r for r in driver.found.values() if r['status'] == 'done'] if driver.a.config.keep else []
     if n := sum(not kept_folder(driver.folder, r['id']).exists() for r in keep):
-        print(f'tsynd: of {n} finished cells nothing was kept, as they were not asked to; only the others keep '
-              'theirs', file=sys.stderr)
+        print(f'tsynd: {n} cells were finished before `keep` was set, and keep nothing', file=sys.stderr)
 
 def _sums(r): return (r.get('versions') or {}) | (r.get('imports') or {})
