@@ -377,6 +377,8 @@ def test_a_folder_that_cannot_be_made(tmp_path, out):
 
 BROKEN = {'half': b'{"id": "a", "sta', 'empty': b'', 'bytes': b'\xff', 'number': b'3', 'list': b'[]',
           'nothing': b'{}', 'deep': b'['*10**5,
+          'no seconds': json.dumps(failed('a', seconds=float('nan'))).encode(),
+          'less than none': json.dumps(failed('a', seconds=-1.)).encode(),
           'other id': json.dumps(failed('a') | dict(id='phantom-20-0-b')).encode(),
           'other seed': json.dumps(failed('a') | dict(seed=1)).encode(),
           'text': json.dumps(failed('a') | dict(seed='0')).encode(),
@@ -481,7 +483,6 @@ def mine(ae, seed, *, weight=1., words='x'): return callbacks('mi', ae, seed, ga
 def test_own_arms_run_in_other_processes(tmp_path, monkeypatch):
     "those of a file, and those that this process has registered"
     monkeypatch.delitem(ARMS, 'mine', raising=False)
-    monkeypatch.setitem(ARMS, 'ours', ARMS['baseline'])
     @arm('ours', 'Nothing', 'this process')
     def ours(ae, seed): return []
     (tmp_path/'my_arms.py').write_text(MINE)
@@ -519,6 +520,21 @@ def test_own_networks_and_bundles_are_trained(tmp_path, monkeypatch):
     assert second.cells.weights[0] != first.cells.weights[0]
     del NETWORKS['mine']
     with refused('model'): run_study(replace(c, imports=[]), tmp_path/'u')
+
+def test_an_arm_that_goes_wrong_fails_its_own_cells(tmp_path, monkeypatch):
+    "one that ends its process, too; and no arm is made before there is an autoencoder"
+    for name in ('exits', 'uses'): monkeypatch.delitem(ARMS, name, raising=False)
+    @arm('exits', 'Leaves', 'a test')
+    def exits(ae, seed): raise SystemExit(4)
+    @arm('uses', 'Looks at the autoencoder', 'a test')
+    def uses(ae, seed): next(ae.parameters()); return []
+    try: s = here(replace(PART, arms=dict(exits={}, uses={})), tmp_path/'s')
+    finally: del ARMS['exits'], ARMS['uses']
+    assert s.cells.status.tolist() == ['failed', 'done'] and s.cells.reason[0] == 'SystemExit: 4'
+    with refused('arm', found='mi'):
+        @arm('mi', 'Another', 'a test')
+        def mi(ae, seed): return []
+    assert not ARMS['mi'].own
 
 @pytest.mark.parametrize('name, text', [('my.py', None), ('my.py', 'import'), ('my.py', '1/0'),
                                         ('my.py', '\0'), ('no.such.module', None), ('', None), ('..', None)])
