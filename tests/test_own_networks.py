@@ -61,8 +61,9 @@ def colour(tmp_path_factory):
     "A trained classifier of colour images with five outputs, saved"
     with seeded(1): net = make_classifier('small_resnet', 3, 5, p=.25, size=(12,12), mean=[.1]*3, std=[.2]*3)
     net(torch.rand(8, 3, 12, 12))                       # moves the running statistics
-    save_model(tmp_path_factory.mktemp('colour')/'clf', net)
-    return net, tmp_path_factory.getbasetemp().joinpath('colour0', 'clf')
+    path = tmp_path_factory.mktemp('colour')/'clf'
+    save_model(path, net)
+    return net, path
 
 
 # By name
