@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'FACTS', 'append', 'pack_probabilities', 'unpack_probabilities', 'CellResult', 'CellRecord', 'read_records',
-           'Study', 'read_study', 'kept_folder', 'pack_predictions']
+           'Study', 'read_study', 'checksums_of', 'kept_folder', 'pack_predictions']
 
 # %% ../../nbs/experiments/07_record.ipynb #1cfac67f
 import hashlib, json, lzma, os, re
@@ -195,12 +195,13 @@ def read_study(folder:str|Path)->Study:
             for r in done for condition,d in r['measures'].items() for m,v in d.items() if v is not None]
     preds = {r['id']: (np.array(r['y']), unpack_probabilities(r['p'], r['shape'])) for r in done}
     columns = 'id', *KEYS, *FACTS
-    more = [{k: v for k,v in _versions(r).items() if k not in columns} for r in rs]
+    more = [{k: v for k,v in checksums_of(r).items() if k not in columns} for r in rs]
     facts = [{k: r.get(k) for k in columns} | v for r,v in zip(rs, more)]
     return Study(folder, c, pd.DataFrame(facts),
                  pd.DataFrame(rows, columns=[*KEYS,'condition','measure','value']), preds, faults)
 
-def _versions(r): return (r.get('versions') or {}) | (r.get('imports') or {})
+def checksums_of(r:dict)->dict: # name: version or checksum, of all that a record's numbers depend on
+    return (r.get('versions') or {}) | (r.get('imports') or {})
 
 # %% ../../nbs/experiments/07_record.ipynb #408fd5da
 def kept_folder(folder:Path, # of the study

@@ -27,9 +27,10 @@ from .configuration import StudyConfig
 from .executors import as_future, Processes
 from .imports import (
     files_checksum, find_imports, import_checksums, own_entries, pack_entries, run_imports)
-from .record import append, kept_folder, read_records, read_study, Study
+from .record import (
+    append, checksums_of, kept_folder, read_records, read_study, Study)
 from .study_configuration import check_config, check_machine, read_folder, to_toml
-from .worker import Assignment, run_cell, train_group
+from .worker import Assignment, failed_record, run_cell, train_group
 from ..models.classifier import NETWORKS
 from ..models.shared import code_checksum
 
@@ -118,13 +119,11 @@ def _again(self:_Driver, task, cell, error):
         if task is run_cell: self.groups.setdefault(cell.group, []).insert(0, cell)
         return []
     reason = f'its worker was lost {TRIES} times, at last by {type(error).__name__}: {error}'[:1000]
-    return self._give_up(cell, reason) if task is train_group else [_failed(cell, reason)]
+    return self._give_up(cell, reason) if task is train_group else [failed_record(cell, reason)]
 
 @patch
 def _give_up(self:_Driver, cell, reason): # on a group
-    return [_failed(c, reason) for c in self.groups.pop(cell.group, ())]
-
-def _failed(cell, reason): return dict(id=cell.id, **asdict(cell), status='failed', reason=reason)
+    return [failed_record(c, reason) for c in self.groups.pop(cell.group, ())]
 
 # %% ../../nbs/experiments/10_study.ipynb #460f81ff
 class _Cost(TypedDict):
@@ -210,15 +209,15 @@ def _check_folder(c, folder): # made where it is not there
                              f"folder with --out{', or add to it only' if k in GROW else ''}", k, v)
 
 # %% ../../nbs/experiments/10_study.ipynb #a9d0a46b
-def _assignment(c, root):
+def _assignment(c, root): # and the configuration, checked
     extensions = find_imports(c.imports)
     run_imports(extensions)
     c,entries = check_config(c),own_entries(c.imports)
     named = dict(model=c.model, pretrained=str(c.pretrained))
     files = {k: os.path.abspath(v) for k,v in named.items() if v not in NETWORKS and os.path.exists(v)}
     checksums = import_checksums(extensions, entries) | {k: files_checksum(p) for k,p in files.items()}
-    return Assignment(replace(c, **files), root and os.path.abspath(root), os.getcwd(), extensions,
-                      pack_entries(entries) if entries else b'', checksums)
+    return c, Assignment(replace(c, **files), root and os.path.abspath(root), os.getcwd(), extensions,
+                         pack_entries(entries) if entries else b'', checksums)
 
 # %% ../../nbs/experiments/10_study.ipynb #6588541f
 def run_study(c:StudyConfig,
@@ -231,8 +230,7 @@ def run_study(c:StudyConfig,
     "Run what is left of a study, in parallel; raises `InputError`"
     jobs = (2 if executor is None else 100) if jobs is None else jobs
     check_range('jobs', jobs, lo=1, hi=256 if executor is None else 10**5, integer=True)
-    a,folder = _assignment(c, root),as_path('folder', folder)
-    c = check_config(c)
+    (c,a),folder = _assignment(c, root),as_path('folder', folder)
     if executor is None: check_machine(c)
     _check_folder(c, folder)
     with _held(folder):
@@ -254,7 +252,7 @@ def _drive(driver, progress):
 # %% ../../nbs/experiments/10_study.ipynb #03d5afda
 def _say_older(driver): # on standard error, of finished cells
     now = dict(driver.a.checksums, code=code_checksum('tsynd.experiments.worker'))
-    finished = [_sums(r) for r in driver.found.values() if r['status'] == 'done']
+    finished = [checksums_of(r) for r in driver.found.values() if r['status'] == 'done']
     for k,checksum in now.items():
         older = [str(s.get(k)) for s in finished if s.get(k) != checksum]
         if older: print(f"tsynd: {len(older)} finished cells are of another {k} ({', '.join({*older})}; now "
@@ -263,5 +261,3 @@ def _say_older(driver): # on standard error, of finished cells
     keep = [r for r in driver.found.values() if r['status'] == 'done'] if driver.a.config.keep else []
     if n := sum(not kept_folder(driver.folder, r['id']).exists() for r in keep):
         print(f'tsynd: {n} cells were finished before `keep` was set, and keep nothing', file=sys.stderr)
-
-def _sums(r): return (r.get('versions') or {}) | (r.get('imports') or {})

@@ -72,7 +72,7 @@ def study_facts_html(f:Findings)->Markup:
     own = [k for k in cells if k not in ('id', *KEYS, *FACTS)]
     versions = sorted({(k, v) for k in own for v in cells[k].dropna().map(str).unique()})
     return render('study_facts.html', arms=arms_table(f).to_numpy(), cells=_cell_counts(f), failed=failed,
-                  faults=getattr(f.study, 'faults', []), pairing=pairing(cells, longer), versions=versions,
+                  faults=f.study.faults, pairing=pairing(cells, longer), versions=versions,
                   settings=_settings(f))
 
 # %% ../../nbs/reports/13_study.ipynb #33b8e794

@@ -113,7 +113,7 @@ def _same_images(study, dataset):
     return held.nunique() <= 1 and not (drawn and held.isna().any())
 
 def _predictions(study):
-    find = stored_predictions(study.cells, study.predictions, getattr(study, 'kept', None))
+    find = stored_predictions(study.cells, study.predictions, study.kept)
     same = {d: _same_images(study, d) for d in study.cells.dataset.unique()}
     return lambda dataset, *rest: find(dataset, *rest) if same[dataset] else None
 
@@ -222,7 +222,7 @@ def _empty_arms(f):
             'own look at its warm-up, too. ')
 
 def _left_out(f):
-    n = len(getattr(f.study, 'faults', []))
+    n = len(f.study.faults)
     return f"{n} line{'s'*(n != 1)} of cells.jsonl {'is' if n == 1 else 'are'} left out. " if n else ''
 
 
@@ -243,6 +243,6 @@ def _redrawn(f):
 
 def study_notes(f:Findings)->list: # of sentences
     "What somebody who looks at no page has to know: lines that were left out, arms that synthesised nothing"
-    faults = getattr(f.study, 'faults', [])
+    faults = f.study.faults
     more = [f'{len(faults)-10} more lines are left out'] if len(faults) > 10 else []
     return [*faults[:10], *more, *filter(None, [_empty_arms(f).strip()])]
