@@ -1435,6 +1435,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'tsynd/generation/protocol.py'),
                                            'tsynd.generation.protocol.generators': ( 'generation/protocol.html#generators',
                                                                                      'tsynd/generation/protocol.py'),
+                                           'tsynd.generation.protocol.interpolate': ( 'generation/protocol.html#interpolate',
+                                                                                      'tsynd/generation/protocol.py'),
                                            'tsynd.generation.protocol.labels_like': ( 'generation/protocol.html#labels_like',
                                                                                       'tsynd/generation/protocol.py'),
                                            'tsynd.generation.protocol.load_generator': ( 'generation/protocol.html#load_generator',

@@ -9,7 +9,7 @@ __all__ = []
 import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
-    protocol=['Generator', 'sample', 'labels_like', 'nearest_training', 'GeneratorEntry', 'GENERATORS',
+    protocol=['Generator', 'sample', 'interpolate', 'labels_like', 'nearest_training', 'GeneratorEntry', 'GENERATORS',
               'generator', 'ENTERED_BY', 'generators', 'make_generator', 'GeneratorFacts',
               'save_generator', 'load_generator'],
     controls=['MOVES', 'Control', 'control'],
