@@ -169,7 +169,8 @@ def save_generator(generator:Generator, # fitted
     "Write generator.json and generator.safetensors; raises `InputError`"
     folder = make_folder(as_path('folder', folder))
     facts = dict(kind='generator', name=generator.name, task=generator.task, shape=list(generator.shape),
-                 n_classes=generator.n_classes, settings=generator.settings(), history=list(generator.history))
+                 n_classes=generator.n_classes, settings=generator.settings(),
+                 history=list(generator.history))
     weights = {k: v.detach().contiguous().clone() for k,v in generator.state().items()}
     write_whole(folder/'generator.safetensors', save(weights))
     write_whole(folder/'generator.json', (json.dumps(facts, indent=1)+'\n').encode())
