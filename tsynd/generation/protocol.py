@@ -36,7 +36,7 @@ class Generator:
     keep = None         # a folder for unfinished learning
     progress = False    # show bars?
     def fit(self, data:ImageData, seed:int=0, keep:str|Path=None, progress:bool=False):
-        "Learn from `data.train`; with `keep` the same call goes on where it was stopped; raises `InputError`"
+        "Learn from `data.train`, or go on where the same call was stopped; raises `InputError`"
         check_parts(data, 'train')
         self.data,self.task,self.shape = data,data.task.name,tuple(data.shape)
         self.n_classes,self.keep,self.progress = data.n_classes,keep,progress
