@@ -9,8 +9,11 @@ __all__ = []
 import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
-    protocol=['Generator', 'sample', 'interpolate', 'labels_like', 'nearest_training', 'GeneratorEntry', 'GENERATORS',
-              'generator', 'ENTERED_BY', 'generators', 'make_generator', 'GeneratorFacts',
+    protocol=['Generator', 'sample', 'interpolate', 'labels_like', 'nearest_training', 'GeneratorEntry',
+              'GENERATORS', 'generator', 'ENTERED_BY', 'generators', 'make_generator', 'GeneratorFacts',
               'save_generator', 'load_generator'],
     controls=['MOVES', 'Control', 'control'],
-    gaussian=['ClassGaussian']))
+    gaussian=['ClassGaussian'],
+    spaces=['Pixels', 'Latents', 'make_space', 'space_config'],
+    learning=['LOOKS', 'FEWEST', 'MOST', 'Learned', 'shifted'],
+    diffusion=['Denoiser', 'LatentDiffusion', 'AT_ONCE', 'LOOKED_AT', 'as_bytes']))
