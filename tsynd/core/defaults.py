@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LongText', 'AutoencoderSettings', 'ClassifierSettings', 'SynthesisSettings', 'TargetingSettings', 'ReadingSettings',
-           'PredictionSettings', 'AuditSettings', 'LearningSettings', 'DiffusionSettings']
+           'PredictionSettings', 'AuditSettings', 'LearningSettings', 'DiffusionSettings', 'GANSettings']
 
 # %% ../../nbs/core/06_defaults.ipynb #7f4d76cd
 from dataclasses import dataclass
@@ -170,4 +170,19 @@ class DiffusionSettings(LearningSettings):
     steps: Annotated[whole(1, 1000), 'of drawing'] = 20
     patch: Annotated[whole(8, 4096)|None, 'side of the patches to learn from, pixels, a multiple of 16; by '
                                           'default the whole image'] = None
+
+@dataclass(kw_only=True)
+class GANSettings(derived(LearningSettings, passes=27., shift=0.)):
+    "How `ConditionalGAN` learns and draws"
+    lr: Annotated[number(1e-6, 1), 'learning rate of the generator; that of the discriminator is twice as '
+                                   'high'] = 2e-4
+    loss: Annotated[Literal['hinge','wgan_gp'], 'hinge with spectral norm, or Wasserstein with a gradient '
+                                                'penalty'] = 'hinge'
+    head: Annotated[Literal['projection','classifier'], 'how the discriminator sees labels'] = 'projection'
+    label_weight: Annotated[number(0, 1000), 'of the loss of the classifier in the discriminator'] = 1.
+    conditioning: Annotated[Literal['norm','input'], 'how the generator sees labels: in every normalisation, '
+                                                     'or beside the noise'] = 'norm'
+    growing: Annotated[bool, 'begin on a coarse grid?'] = False
+    noise: Annotated[whole(1, 4096), 'numbers of noise for an image'] = 64
+    augment: Annotated[bool, 'shift images and cut holes into them, real and drawn ones alike?'] = True
 

@@ -15,5 +15,6 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     controls=['MOVES', 'Control', 'control'],
     gaussian=['ClassGaussian'],
     spaces=['Pixels', 'Latents', 'make_space', 'space_config'],
-    learning=['LOOKS', 'FEWEST', 'MOST', 'Learned', 'shifted'],
-    diffusion=['Denoiser', 'LatentDiffusion', 'AT_ONCE', 'LOOKED_AT', 'as_bytes']))
+    learning=['LOOKS', 'Learned', 'shifted'],
+    diffusion=['Denoiser', 'LatentDiffusion', 'AT_ONCE', 'LOOKED_AT', 'as_bytes'],
+    gans=['ConditionalGAN', 'energy_distance', 'LOOKED_AT_ONCE']))
