@@ -13,4 +13,6 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
               'generator', 'ENTERED_BY', 'generators', 'make_generator', 'GeneratorFacts',
               'save_generator', 'load_generator'],
     controls=['MOVES', 'Control', 'control'],
-    gaussian=['ClassGaussian']))
+    gaussian=['ClassGaussian'],
+    gan_networks=['pixel_norm', 'GANGenerator', 'minibatch_deviation', 'GANDiscriminator', 'hinge_d', 'hinge_g',
+                  'wasserstein_d', 'wasserstein_g', 'gradient_penalty', 'label_loss', 'diff_augment']))
