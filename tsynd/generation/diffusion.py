@@ -107,7 +107,7 @@ def look(self:LatentDiffusion, k)->dict:
     if 'validation' in found: found |= dict(onset=found['validation']-found['training'])
     return found | dict(score=found.get('validation', 0.))
 
-# %% ../../nbs/generation/06_diffusion.ipynb #3ec2c50b
+# %% ../../nbs/generation/06_diffusion.ipynb #cea2c9e6
 @patch
 def velocity(self:LatentDiffusion, x, t, y)->Tensor: # (B,Z,h,w) of noisy x at step t, labels y (B,C)
     "What the network says, with guidance"
@@ -132,9 +132,8 @@ def denoise(self:LatentDiffusion,
             begin=0     # the first of the `steps`, where x is a noisy image
            )->Tensor:   # (B,Z,h,w)
     "From noise to an image in the space"
-    solver = _diffusers().DPMSolverMultistepScheduler(
-        beta_schedule='squaredcos_cap_v2', prediction_type='v_prediction')
-    solver.set_timesteps(self.s.steps)
+    solver = _solver(self.s.steps)
+    solver.set_begin_index(begin)
     for k,t in list(enumerate(solver.timesteps))[begin:]:
         a = self.noise.alphas_cumprod[t].sqrt(); s = (1-a*a).sqrt()
         v = self.velocity(x, t.to(x.device), y)
@@ -142,7 +141,18 @@ def denoise(self:LatentDiffusion,
         x = solver.step(v, t, x).prev_sample
     return x
 
-# %% ../../nbs/generation/06_diffusion.ipynb #3914c483
+# %% ../../nbs/generation/06_diffusion.ipynb #8ff93417
+def _solver(steps):
+    solver = _diffusers().DPMSolverMultistepScheduler(
+        beta_schedule='squaredcos_cap_v2', prediction_type='v_prediction')
+    solver.set_timesteps(steps)
+    return solver
+
+@patch
+def noised(self:LatentDiffusion, z, k, g)->Tensor: # as noisy as before step `k` of drawing
+    t = _solver(self.s.steps).timesteps[k]
+    return self.noise.add_noise(z, torch.randn(z.shape, generator=g).to(z), t.expand(len(z)))
+
 @patch
 def noises(self:LatentDiffusion, m, g)->Tensor:
     return torch.randn(m, *self.space.shape, generator=g).to(self.s.device)

@@ -9,6 +9,7 @@ __all__ = ['TSynD']
 import math
 from contextlib import nullcontext
 from dataclasses import fields
+from functools import partial
 
 import pandas as pd
 import torch
@@ -39,13 +40,17 @@ class TSynD(TrainingCallback):
     order,name = -5,'tsynd'
     @takes(TargetingSettings)
     def __init__(self,
-                 autoencoder:Autoencoder, # trained on the same images
-                 settings
+                 autoencoder:Autoencoder=None, # trained on the same images
+                 settings=None,
+                 generator=None # instead: one whose images begin as noise, such as latent diffusion
                 ):
-        self.engine = Synthesizer(autoencoder,
-                                  **{f.name: getattr(settings, f.name) for f in fields(SynthesisSettings)})
+        if autoencoder is generator is None:
+            raise InputError('TSynD needs a trained autoencoder, or a generator; give one', 'autoencoder')
+        make = partial(Synthesizer, autoencoder) if generator is None else generator.synthesizer
+        self.engine = make(**{f.name: getattr(settings, f.name) for f in fields(SynthesisSettings)})
         vars(self).update(vars(settings))
         self._check(); self._reset()
+
 
 # %% ../../nbs/targeting/08_callback.ipynb #d599dc8f
 @patch

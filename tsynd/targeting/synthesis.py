@@ -48,18 +48,23 @@ class Synthesizer:
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #ddd3a1e1
 @patch
-def _move(self:Synthesizer, mc, z0, start, y, seed):
+def move(self:Synthesizer, mc, z0, start, y, seed): # from latents to others, and what was seen on the way
     objective,r = OBJECTIVES[self.objective],self.length(z0)
     if objective is None:
         return z0 + random_direction(z0, seed)*r*(self.objective == 'random'), z0.new_zeros(0, len(z0))
     near = norms(start-z0) <= r*(1+1e-4)  # a bank may remember a wider ball, or another image of this source
     start = torch.where(near, start, z0)
     if self.jitter: start = project(start + random_direction(z0, seed)*r*self.jitter, z0, r)
+    return self.climb(mc, y, z0, self.steps, self.step, start)
+
+@patch
+def climb(self:Synthesizer, mc, y, z0, steps, step, start=None):
+    "From latents up the objective, at most as far as the radius; as `ascend`"
     def U(z):
         logits_T_B_C = mc(self.look(self.ae.decode(z)))
         self.task.check(logits_T_B_C[0], y)
-        return objective(logits_T_B_C, y, self.task)
-    z,trace = ascend(U, z0, r, self.steps, self.step, start)
+        return OBJECTIVES[self.objective](logits_T_B_C, y, self.task)
+    z,trace = ascend(U, z0, self.length(z0), steps, step, start)
     if not torch.isfinite(trace).all():
         raise InputError(f"{self.objective} of the classifier is not finite; did its training diverge?",
                          'classifier', self.objective)
@@ -117,21 +122,24 @@ def __call__(self:Synthesizer,
              bank=None        # a `LatentBank`, which remembers latents by `index`
             )->Synthetic:
     "Synthetic images, one for each real one"
-    x = check_sources(x)
     if self.prepare is None: model = as_network(model)
     if bank is not None and index is None:
         raise InputError("a bank is given, but no index, by which it remembers the images; "
                          "give index, one number for each image", 'index')
     index,y = None if index is None else torch.as_tensor(index), y if y.is_floating_point() else y.long()
-    with torch.inference_mode(False), frozen(self.ae), self.cast(x), MCDropout(model, self.T, seed) as mc:
-        with torch.no_grad():
-            z0,start = (self.ae.encode(x),)*2 if bank is None else bank.recall(self.ae, x, index)
-        z,trace = self._move(mc, z0, start, y, seed)
+    with torch.inference_mode(False), frozen(self.ae), self.cast(y), MCDropout(model, self.T, seed) as mc:
+        with torch.no_grad(): x,z0,start = self.begin(x, y, index, bank, seed)
+        z,trace = self.move(mc, z0, start, y, seed)
         with torch.no_grad(): x_syn,gate = self.ae.decode(z),z.new_ones(len(z))
         if judge is not None: z,x_syn,gate = self._move_back(judge, z0, z, x_syn, y)
         if bank is not None: bank.store(index, torch.where(gate.view(-1,1,1,1) > 0, z, z0))
         return Synthetic(x_syn, y, x, z0, z, trace, index, gate,
                          distance_latent=(norms(z-z0)/self.length(z0)*self.radius).flatten())
+
+@patch
+def begin(self:Synthesizer, x, y, index, bank, seed): # sources, their latents, and where the way begins
+    x = check_sources(x)
+    return x, *((self.ae.encode(x),)*2 if bank is None else bank.recall(self.ae, x, index))
 
 # %% ../../nbs/targeting/03_synthesis.ipynb #17093004
 @patch
