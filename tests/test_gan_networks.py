@@ -94,12 +94,14 @@ def test_spectral_norm_holds_while_the_network_learns(head):
         for _ in range(20):
             down = torch.autograd.grad(net(normal(4, 1, 8, 8), several(4))[0].mean(), weights)
             with torch.no_grad():
-                for p, d in zip(weights, down): p -= .01*d.sign()
+                for p, d in zip(weights, down): p -= .003*d.sign()
+        with torch.no_grad():                               # each pass improves the estimate, too
+            for _ in range(20): net(normal(4, 1, 8, 8), several(4))
     steepest = lambda net: max(torch.linalg.matrix_norm(m.weight.detach().flatten(1), 2).item()
                                for n, m in net.named_modules()
                                if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))
                                and not (n == 'labels' and head == 'classifier'))
-    assert .95 < steepest(D) < 1.1 and steepest(plain) > 1.5
+    assert .98 < steepest(D) < 1.02 and steepest(plain) > 1.5
 
 def test_minibatch_deviation_grows_with_variety():
     x = normal(8, 3, 4, 4)
