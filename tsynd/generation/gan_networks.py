@@ -104,7 +104,7 @@ def forward(self:GANGenerator,
         if k >= top: images.append(_enlarged(self.to_image[str(k)](h), self.grids[-1]))
     return torch.lerp(*images, share) if share else images[0]
 
-# %% ../../nbs/generation/07_gan_networks.ipynb #a0193305
+# %% ../../nbs/generation/07_gan_networks.ipynb #b981df40
 def minibatch_deviation(x:Tensor,   # (B,C,H,W)
                         group:int=4 # images that are compared; the last group may have up to 2·group-1
                        )->Tensor:   # (B,)
@@ -117,7 +117,11 @@ def minibatch_deviation(x:Tensor,   # (B,C,H,W)
         deviations.append(d.flatten(1).mean(1).repeat_interleave(p.shape[1]))
     return torch.cat(deviations)
 
-# %% ../../nbs/generation/07_gan_networks.ipynb #2ceb20ea
+# %% ../../nbs/generation/07_gan_networks.ipynb #eb8e71a4
+class _Active(nn.Module): # a leaky rectifier that leaves a normal signal about as strong as it was
+    def forward(self, x): return 2**.5*F.leaky_relu(x, .2)
+
+# %% ../../nbs/generation/07_gan_networks.ipynb #7bdbb05b
 class GANDiscriminator(_Levels):
     "Images or latents (B,Z,h,w) and labels (B,n_labels) to scores (B,) and logits of labels, or None"
     @limited(n_labels=whole(1, 10**6), width=whole(1, 1024), head=Literal['projection','classifier'])
@@ -133,7 +137,7 @@ class GANDiscriminator(_Levels):
         self.config = dict(shape=tuple(shape), n_labels=n_labels, width=width, head=head,
                            spectral=spectral, growing=growing)
         sn = spectral_norm if spectral else nn.Identity()
-        c,f,last,act = self.widths,4*width,self.n_levels-1,nn.LeakyReLU(.2)
+        c,f,last,act = self.widths,4*width,self.n_levels-1,_Active()
         conv = lambda i,o: nn.Sequential(sn(nn.Conv2d(i, o, 3, 1, 1)), act)
         self.from_image = nn.ModuleDict({str(k): conv(shape[0], c[k]) for k in self._shown()})
         self.from_image[str(last)].append(conv(c[-1], c[-1]))
@@ -141,9 +145,10 @@ class GANDiscriminator(_Levels):
         self.together = conv(c[0]+1, f)
         self.features = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), sn(nn.Linear(16*f, f)), act)
         self.score = sn(nn.Linear(f, 1))
-        self.labels = nn.Linear(f, n_labels) if head == 'classifier' else sn(nn.Linear(n_labels, f, bias=False))
+        self.labels = (nn.Linear(f, n_labels) if head == 'classifier' else
+                       sn(nn.Linear(n_labels, f, bias=False)))
 
-# %% ../../nbs/generation/07_gan_networks.ipynb #6b4d88af
+# %% ../../nbs/generation/07_gan_networks.ipynb #106c43e9
 @patch
 def _enter(self:GANDiscriminator, x, k): # the features of level k
     return self.from_image[str(k)](F.adaptive_avg_pool2d(x, self.grids[k]))
@@ -164,7 +169,7 @@ def forward(self:GANDiscriminator,
     if self.config['head'] == 'classifier': return score, told(f)
     return score+(told(labels)*f).sum(1), None
 
-# %% ../../nbs/generation/07_gan_networks.ipynb #b1ea8a9d
+# %% ../../nbs/generation/07_gan_networks.ipynb #ac4ad27d
 def hinge_d(real:Tensor, # (B,) scores of real images
             fake:Tensor  # (B,) scores of made ones
            )->Tensor:
@@ -176,7 +181,7 @@ def hinge_g(fake:Tensor # (B,) scores of made images
     "What the generator lowers"
     return -fake.mean()
 
-# %% ../../nbs/generation/07_gan_networks.ipynb #139180de
+# %% ../../nbs/generation/07_gan_networks.ipynb #81355ef3
 def wasserstein_d(real:Tensor, # (B,) scores of real images
                   fake:Tensor  # (B,) scores of made ones
                  )->Tensor:
@@ -200,7 +205,7 @@ def gradient_penalty(discriminator, # (images, labels) to (scores, anything)
     slope, = torch.autograd.grad(discriminator(x, labels)[0].sum(), x, create_graph=True)
     return ((slope.flatten(1).square().sum(1)+1e-12).sqrt()-1).square().mean()
 
-# %% ../../nbs/generation/07_gan_networks.ipynb #481cef56
+# %% ../../nbs/generation/07_gan_networks.ipynb #53f6be65
 def label_loss(logits:Tensor, # (B,n_labels)
                labels:Tensor, # (B,n_labels), zeros and ones
                several:bool   # may an image have several labels, or none?
@@ -209,7 +214,7 @@ def label_loss(logits:Tensor, # (B,n_labels)
     if not several: return F.cross_entropy(logits, labels)
     return F.binary_cross_entropy_with_logits(logits, labels, reduction='none').sum(1).mean()
 
-# %% ../../nbs/generation/07_gan_networks.ipynb #dff4240a
+# %% ../../nbs/generation/07_gan_networks.ipynb #fd4058a5
 def _moved(x, m, g): # each by up to m cells, zeros come in
     B,Z,h,w = x.shape
     dy,dx = torch.randint(2*m+1, (2,B,1), generator=g, device=g.device).to(x.device)
@@ -225,7 +230,7 @@ def _cut(x, side, g): # a square about a cell of the image; it may reach over th
         there.append((at >= first)&(at < first+side))
     return x*~(there[0][:,None,:,None]&there[1][:,None,None])
 
-# %% ../../nbs/generation/07_gan_networks.ipynb #562f7ca2
+# %% ../../nbs/generation/07_gan_networks.ipynb #fa480a7c
 def diff_augment(x:Tensor,          # (B,Z,h,w)
                  g:torch.Generator, # the same seed moves and cuts alike
                  shift:float=1/8,   # of the shorter side, either way
