@@ -14,7 +14,7 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
               'save_generator', 'load_generator'],
     controls=['MOVES', 'Control', 'control'],
     gaussian=['ClassGaussian'],
-    spaces=['Pixels', 'Latents', 'make_space', 'space_config'],
+    spaces=['ImageSpace', 'LatentSpace', 'make_space', 'space_config'],
     learning=['LOOKS', 'Learned', 'shifted'],
     diffusion=['Denoiser', 'LatentDiffusion', 'AT_ONCE', 'LOOKED_AT', 'as_bytes'],
     gan_networks=['pixel_norm', 'GANGenerator', 'minibatch_deviation', 'GANDiscriminator', 'hinge_d',
