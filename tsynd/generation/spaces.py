@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['ImageSpace', 'LatentSpace', 'make_space', 'space_config']
 
-# %% ../../nbs/generation/03_spaces.ipynb #bb85fb0b
+# %% ../../nbs/generation/03_spaces.ipynb #a530b9fc
 from typing import Literal
 
+import torch
 from torch import nn, Tensor
 
 from ..core.defaults import AutoencoderSettings
@@ -59,7 +60,7 @@ class LatentSpace(ImageSpace):
     def _arrays(self, x): return encode_all(self.ae, x)
     def _images(self, z): return self.ae.decode(z)
 
-# %% ../../nbs/generation/03_spaces.ipynb #106f599a
+# %% ../../nbs/generation/03_spaces.ipynb #74757182
 def _state(self): # tensors
     ae = {f'ae.{k}': v for k,v in self.ae.state_dict().items()} if self.kind == 'latents' else {}
     return ae | dict(mean=self.mean, std=self.std)
@@ -77,8 +78,8 @@ def make_space(kind:Literal['latents','pixels'], # where to work
                device='cpu')->ImageSpace:
     "A space by its name; raises `InputError`"
     if kind == 'pixels': return ImageSpace(device)
-    space = LatentSpace(steps, Autoencoder(**ae).to(known_device(device)).eval() if isinstance(ae, dict) else ae,
-                    device)
+    if isinstance(ae, dict): ae = Autoencoder(**ae).to(memory_format=torch.channels_last)
+    space = LatentSpace(steps, ae and ae.to(known_device(device)).eval(), device)
     space.given = ae is not None
     return space
 
