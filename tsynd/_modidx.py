@@ -317,6 +317,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'tsynd/core/defaults.py'),
                                      'tsynd.core.defaults.ClassifierSettings': ( 'core/defaults.html#classifiersettings',
                                                                                  'tsynd/core/defaults.py'),
+                                     'tsynd.core.defaults.GenerateSettings': ( 'core/defaults.html#generatesettings',
+                                                                               'tsynd/core/defaults.py'),
                                      'tsynd.core.defaults.PredictionSettings': ( 'core/defaults.html#predictionsettings',
                                                                                  'tsynd/core/defaults.py'),
                                      'tsynd.core.defaults.ReadingSettings': ( 'core/defaults.html#readingsettings',
