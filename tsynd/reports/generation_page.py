@@ -7,7 +7,7 @@ __all__ = ['SHARING', 'SHOWN', 'COMPARED', 'MOST_CLASSES', 'WAYS', 'STEPS', 'Gen
            'onset_words', 'losses_plot', 'memory_plot', 'learning_html', 'by_class_html', 'ways_html', 'seconds_words',
            'made_words', 'generation_html', 'write_generation']
 
-# %% ../../nbs/reports/19_generation_page.ipynb #e0814da0
+# %% ../../nbs/reports/19_generation_page.ipynb #f3c21b44
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from ..core.defaults import GenerateSettings
 from ..core.errors import as_path
 from ..core.writing import write_whole
 from ..data.images import ImageData, Split
+from ..experiments.experiment import versions
 from ..generation.protocol import Generator, generators, interpolate
 from .audit_figures import image_uri
 from .audit_page import verdicts_html
@@ -31,7 +32,7 @@ from .figures import figure_style, Plot
 from .page import figure_html, render, style_sheet
 from .words import finite, fixed
 
-# %% ../../nbs/reports/19_generation_page.ipynb #810efa18
+# %% ../../nbs/reports/19_generation_page.ipynb #1cee56b4
 @dataclass
 class Generation:
     "A synthetic set, the generator that made it, and what the short audit says"
@@ -41,8 +42,8 @@ class Generation:
     audit: Audit|None = None
     why_not: str = ''           # why there is no audit
     settings: GenerateSettings = field(default_factory=GenerateSettings)
+    options: dict = field(default_factory=dict) # settings of the generator that were given
     seconds: dict = field(default_factory=dict) # training, sampling, audit
-    facts: dict = field(default_factory=dict)   # more of them, in words
     notes: list = field(default_factory=list)   # sentences
 
     @property
@@ -217,7 +218,16 @@ def made_words(found:Generation)->str:
     return (f"{n:,} image{'s'*(n != 1)} made by {found.name} ({found.sentence}) from {len(d.train):,} training "
             f'images of {d.name}, {len(d.classes)} classes ({names}){took}.')
 
-# %% ../../nbs/reports/19_generation_page.ipynb #fe25181a
+# %% ../../nbs/reports/19_generation_page.ipynb #8658212f
+def _facts(found): # names and values
+    s,d = found.settings,found.data
+    asked = dict(proportions=s.proportions, seed=s.seed, subset=s.subset or 'all')
+    own = {f'{found.name}: {k}': v for k,v in found.options.items()}
+    times = {k: seconds_words(v) for k,v in found.seconds.items()}
+    images = {'size': '×'.join(map(str, d.shape)), 'training images': f'{len(d.train):,}'}
+    known = {k: v for k,v in dict(source=d.source, licence=d.licence, md5=d.md5).items() if v}
+    return [(k, str(v)) for k,v in (dict(data=d.name) | images | known | asked | own | times | versions()).items()]
+
 def generation_html(found:Generation)->Markup:
     "The whole page"
     word,sentence = sharing(found.audit, found.why_not)
@@ -226,8 +236,7 @@ def generation_html(found:Generation)->Markup:
                   sentence=sentence, made=made_words(found), notes=found.notes, classes=by_class_html(found),
                   ways=ways_html(found), learning=learning_html(found),
                   verdicts=verdicts_html(found.audit) if found.audit else '', why_not=found.why_not,
-                  files=_files(found), facts=list(found.facts.items()),
-                  version=found.facts.get('tsynd', ''))
+                  files=_files(found), facts=_facts(found), version=versions()['tsynd'])
 
 def write_generation(found:Generation,
                      folder:str|Path # exists
