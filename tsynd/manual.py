@@ -82,8 +82,8 @@ REPORT = '''Draw report.html and the figures of a folder anew. Several folders o
 side by side, on a page of its own.'''
 
 # %% ../nbs/manual.ipynb #bcae120e
-GENERATE = '''Make a synthetic data set: train a generator on the training images of DATA (or take a saved one), draw
-new images with the class proportions that are asked for, and let a short audit judge them.
+GENERATE = '''Make a synthetic data set: train a generator on the training images of DATA (or take a saved
+one), draw new images in the class proportions that are asked for, and let a short audit judge them.
 
   tsynd generate phantom --with class_gaussian --n 200
   tsynd generate mine.csv --n 500 --proportions benign=.5,malignant=.5 --png --out generated/mine
@@ -94,13 +94,13 @@ DATA is a name, a folder, a table or an npz file, as for tsynd run. One new fold
   synthetic.npz      the images and labels, in MedMNIST's layout; with --png also as files in images/
   provenance.csv     of every image: label, seed, origin, and the nearest training image with its distance
   generator/         for more images: --generator DIR/generator
-  audit/             the short audit; a longer one: tsynd audit DIR --real … --test …
+  audit/             the short audit; for a longer one: tsynd audit DIR --real … --test …
   generation.json    settings, times, verdicts
 
-The first line says whether the set may be shared. "Not safe to share": images are copies of training images, or
-betray which ones those were. "Nothing shows that it is safe": there were too few images, or no test images, to
-tell. The images are written in any case, and the exit status is 0; with --strict it is 1 if a verdict is: fails.
-Stopped work goes on: give the command again.'''
+The first line says whether the set may be shared. "Not safe to share": its images are copies of training
+images, or betray which ones those were. "Nothing shows that it is safe to share": there were too few images,
+or no test images, to tell. The images are written in any case, and the exit status is 0; with --strict it is
+1 if a verdict of the audit is: fails. Stopped work goes on: give the command again.'''
 
 # %% ../nbs/manual.ipynb #d62c07c9
 ARM = 'tsynd, with the options below; or another way to train, such as baseline or fgsm (default: tsynd)'

@@ -35,7 +35,7 @@ from .audit_page import audit_record, write_audit
 from .generation_page import (
     Generation, made_words, onset_words, overfitting_onset, sharing, SHARING, write_generation)
 
-# %% ../../nbs/reports/20_generate_command.ipynb #712492ad
+# %% ../../nbs/reports/20_generate_command.ipynb #947a2f0e
 def _shares(text, data): # of a text such as benign=.3,malignant=.7
     number = {str(c): c for c in range(data.n_classes)} | {k: c for c,k in enumerate(data.classes)}
     shares,seen = torch.zeros(data.n_classes, dtype=torch.float64),set()
@@ -44,8 +44,9 @@ def _shares(text, data): # of a text such as benign=.3,malignant=.7
         try: share = float(value)
         except ValueError: share = math.nan
         if name not in number or name in seen or not 0 <= share <= 1:
-            raise InputError(f'proportions hold {shown(part)}, expected real, equal, or a share for each class '
-                             f'by its name or number: {shown(", ".join(data.classes[:20]))}', 'proportions', text)
+            known = shown(', '.join(data.classes[:20]))
+            raise InputError(f'proportions hold {shown(part)}, expected real, equal, or a share for each '
+                             f'class by its name or number: {known}', 'proportions', text)
         seen.add(name)
         shares[number[name]] = share
     if abs(shares.sum()-1) > .001:
@@ -58,7 +59,7 @@ def _counted(shares, n): # whole numbers, of sum n
     counts[(exact-counts).argsort(descending=True, stable=True)[:n-int(counts.sum())]] += 1
     return counts
 
-# %% ../../nbs/reports/20_generate_command.ipynb #b30fca39
+# %% ../../nbs/reports/20_generate_command.ipynb #749ef4d2
 def proportioned(proportions:str, # real, equal, or shares by class
                  data:ImageData,
                  n:int, seed:int=0 # images; of their order
@@ -66,18 +67,19 @@ def proportioned(proportions:str, # real, equal, or shares by class
     "Labels for new images; raises `InputError`"
     if proportions == 'real': return labels_like(data.train.y, n, seed)
     if data.task.several:
-        raise InputError(f'proportions are {shown(proportions)}, but images of {data.name} have several labels, '
-                         'which come as in real images; give real, or leave it out', 'proportions', proportions)
+        raise InputError(f'proportions are {shown(proportions)}, but images of {data.name} have several '
+                         'labels, which come as in real images; give real, or leave it out', 'proportions',
+                         proportions)
     equal = torch.ones(data.n_classes, dtype=torch.float64)/data.n_classes
     counts = _counted(equal if proportions == 'equal' else _shares(proportions, data), n)
     for c in counts.nonzero()[:,0].tolist():
         if (data.train.y == c).any(): continue
-        raise InputError(f'proportions ask for {counts[c]} images of {shown(data.classes[c])}, of which there '
-                         'is no training image', 'proportions', proportions)
+        raise InputError(f'proportions ask for {counts[c]} images of {shown(data.classes[c])}, of which '
+                         'there is no training image', 'proportions', proportions)
     y = torch.arange(data.n_classes).repeat_interleave(counts)
     return y[torch.randperm(n, generator=torch.Generator().manual_seed(seed))]
 
-# %% ../../nbs/reports/20_generate_command.ipynb #f8b1b565
+# %% ../../nbs/reports/20_generate_command.ipynb #f8daca55
 def _value(text): # a number, true, false, none, or the text
     known = dict(true=True, false=False, none=None)
     if text.lower() in known: return known[text.lower()]
@@ -94,19 +96,20 @@ def generator_options(texts # such as ['steps=500', 'guidance=1.5']
     for t in texts:
         name,sign,value = (v.strip() for v in t.partition('='))
         if not (sign and name.isidentifier() and value and printable(t)) or name in found:
-            raise InputError(f'set is {shown(t)}, expected name=value, each name once, such as steps=500', 'set', t)
+            raise InputError(f'set is {shown(t)}, expected name=value, each name once, such as steps=500',
+                             'set', t)
         found[name] = _value(value)
     return found
 
-# %% ../../nbs/reports/20_generate_command.ipynb #1595999f
+# %% ../../nbs/reports/20_generate_command.ipynb #168da3c3
 def _check_fits(g, data, folder):
     pairs = dict(task=(g.task, data.task.name), classes=(g.n_classes or data.n_classes, data.n_classes),
                  shape=('×'.join(map(str, g.shape)), '×'.join(map(str, data.shape))))
     for what,(own,other) in pairs.items():
         if own == other: continue
         more = '; see --size' if what == 'shape' else ''
-        raise InputError(f'generator in {folder} has {what} {own}, but {data.name} has {other}; give it the data '
-                         f'that it was trained on{more}', 'generator', own)
+        raise InputError(f'generator in {folder} has {what} {own}, but {data.name} has {other}; give it the '
+                         f'data that it was trained on{more}', 'generator', own)
 
 # %% ../../nbs/reports/20_generate_command.ipynb #30ef8ebd
 def _texts(y, data): # labels in a table
@@ -188,7 +191,7 @@ def _judged(g, s, options, made, data, saved, seconds, progress): # a `Generatio
     if found.audit: seconds['audit'] = time.perf_counter()-begin
     return found
 
-# %% ../../nbs/reports/20_generate_command.ipynb #20218b57
+# %% ../../nbs/reports/20_generate_command.ipynb #e207ee14
 def generation_record(found:Generation)->dict:
     "What generation.json holds"
     word,sentence = sharing(found.audit, found.why_not)
@@ -201,9 +204,11 @@ def generation_record(found:Generation)->dict:
                 seconds={k: round(v, 2) for k,v in found.seconds.items()}, versions=versions(),
                 verdicts=audit_record(found.audit)['verdicts'] if found.audit else None)
 
+# %% ../../nbs/reports/20_generate_command.ipynb #c68b8586
 def _archive(made, data): # bytes of an npz file
     f = io.BytesIO()
-    np.savez_compressed(f, train_images=to_numpy(made.x), train_labels=data.task.to_file(made.y, data.n_classes))
+    np.savez_compressed(f, train_images=to_numpy(made.x),
+                        train_labels=data.task.to_file(made.y, data.n_classes))
     return f.getvalue()
 
 def _write_pictures(made, folder, progress):
@@ -226,11 +231,11 @@ def _write_all(found, folder, progress):
     write_whole(folder/'generation.json', (record+'\n').encode())
     write_generation(found, folder)
 
-# %% ../../nbs/reports/20_generate_command.ipynb #68c102e1
+# %% ../../nbs/reports/20_generate_command.ipynb #4bf05d0e
 def _checked_generator(s, options, saved): # (generator, settings)
     if saved is None: return make_generator(s.generator, **options), s
-    if options: raise InputError(f'set is {shown(", ".join(options))}, but a saved generator has its settings; '
-                                 'leave --set out', 'set', options)
+    if options: raise InputError(f'set is {shown(", ".join(options))}, but a saved generator has its '
+                                 'settings; leave --set out', 'set', options)
     g = load_generator(saved)
     return g, replace(s, generator=g.name)
 
@@ -239,6 +244,7 @@ def _begin(work, about, everything, progress):
     work.begin(everything or {}, about)
     if progress: work.say_so_far()
 
+# %% ../../nbs/reports/20_generate_command.ipynb #9a4e5dd0
 def run_generation(dataset:str|Path,  # as for `load_data`
                    out:str|Path,      # a new folder
                    settings:GenerateSettings=None,
@@ -270,7 +276,7 @@ def run_generation(dataset:str|Path,  # as for `load_data`
         work.finish(lambda folder: _write_all(found, folder, progress))
     return found
 
-# %% ../../nbs/reports/20_generate_command.ipynb #61c58763
+# %% ../../nbs/reports/20_generate_command.ipynb #d82befa2
 def generation_words(found:Generation)->str:
     "What the command prints: first of all, whether the set may be shared"
     word,sentence = sharing(found.audit, found.why_not)

@@ -51,7 +51,7 @@ class Generation:
     @property
     def sentence(self): return generators()[self.name].sentence
 
-# %% ../../nbs/reports/19_generation_page.ipynb #c1f9ea13
+# %% ../../nbs/reports/19_generation_page.ipynb #ca19c9ca
 _FOUND = dict(copies='it copies training images', membership='it betrays which images it was trained on')
 SHARING = {FAILS: 'Not safe to share', UNKNOWN: 'Nothing shows that it is safe to share',
            HOLDS: 'Nothing found against sharing'}
@@ -65,11 +65,13 @@ def sharing(audit:Audit|None, # of the set
     bad = [_FOUND[k] for k,v in memory.items() if v.verdict == FAILS]
     if bad: return FAILS, f"The set must not be shared: {', and '.join(bad)}."
     unsaid = next((v for v in memory.values() if v.verdict == UNKNOWN), None)
+    if unsaid and audit.test is None:
+        return UNKNOWN, 'There were no test images, or too few of them, to tell memory from likeness.'
     if unsaid: return UNKNOWN, unsaid.sentence
     return HOLDS, ('The short audit found no copies, and could not tell who was in training. '
                    'That is no proof of privacy.')
 
-# %% ../../nbs/reports/19_generation_page.ipynb #53fe47a9
+# %% ../../nbs/reports/19_generation_page.ipynb #94f66842
 def _looks(history, key): # (updates, value) of those that have it
     pairs = [(int(r['updates']), finite(r.get(key))) for r in history]
     return [(t, v) for t,v in pairs if not math.isnan(v)]
@@ -90,13 +92,14 @@ def onset_words(history:list)->str: # empty without a validation loss
     if not looks: return ''
     onset,(at,least) = overfitting_onset(history),looks[_least(looks)]
     if onset is None:
-        return (f'Onset of overfitting: not seen. The validation loss was least at the last look, after {at:,} '
-                f'updates ({fixed(least)}).')
+        return (f'Onset of overfitting: not seen. The validation loss was least at the last look, after '
+                f'{at:,} updates ({fixed(least)}).')
+    last,end = looks[-1]
     return (f'Onset of overfitting: {onset:,} updates. The validation loss was least after {at:,} '
-            f'({fixed(least)}); from then on it stays above that ({fixed(looks[-1][1])} at the last look, after '
-            f'{looks[-1][0]:,}).')
+            f'({fixed(least)}), and from then on it stays above that; at the last look, after {last:,}, it '
+            f'was {fixed(end)}.')
 
-# %% ../../nbs/reports/19_generation_page.ipynb #1244084e
+# %% ../../nbs/reports/19_generation_page.ipynb #9c3f3e56
 def _kept(history): return [int(r['updates']) for r in history if r.get('kept')]
 
 def _legend(fig): fig.legend(loc='outside upper left', ncols=2, borderaxespad=0, columnspacing=1.2)
@@ -116,7 +119,8 @@ def losses_plot(history:list, dark:bool=False)->Plot|None: # None where there ar
         ax.set(xlabel='updates', ylabel='loss', ylim=_limits(looks))
         _legend(fig)
     said = '; '.join(f'{k} from {p[0][1]:.3f} to {p[-1][1]:.3f}' for k,p in looks.items() if p)
-    return Plot(fig, 'The losses', f'Of training and of validation images. {onset_words(history)}'.strip(),
+    return Plot(fig, 'The losses', 'Of training and of validation images. Shaded: from the onset of overfitting '
+                'on, where there is one.',
                 f'Line chart of losses over {last} updates: {said}.')
 
 def _limits(looks): # of the axis: a first value may be far above all others
@@ -125,7 +129,7 @@ def _limits(looks): # of the axis: a first value may be far above all others
     if len(values) > 10: high = min(high, 2.5*values[int(.8*len(values))])
     return (low-.08*(high-low), high+.05*(high-low)) if high > low else None
 
-# %% ../../nbs/reports/19_generation_page.ipynb #ba161913
+# %% ../../nbs/reports/19_generation_page.ipynb #e311d0b8
 def memory_plot(history:list, dark:bool=False)->Plot|None: # None where it was not measured
     "The onset measure over the updates"
     looks = _looks(history, 'onset')
@@ -139,8 +143,8 @@ def memory_plot(history:list, dark:bool=False)->Plot|None: # None where it was n
         for t in _kept(history)[:1]: ax.axvline(t, color=c.ink, lw=1.2, ls=':', label='weights kept')
         ax.set(xlabel='updates', ylabel='onset measure')
         _legend(fig)
-    return Plot(fig, 'Does it memorise?', 'The onset measure: about 0 while nothing of the training images is '
-                'memorised, 1 for a generator that copies them.',
+    return Plot(fig, 'Does it memorise?', 'The onset measure: about 0 while nothing of the training images '
+                'is memorised, 1 for a generator that copies them.',
                 f'Line chart of the onset measure, from {looks[0][1]:.2f} to {looks[-1][1]:.2f}.')
 
 def _both(draw, history): # for a light and a dark page
@@ -192,10 +196,10 @@ def ways_html(found:Generation)->Markup:
         ways.append((*names, [image_uri(im) for im in x]))
     return render('generation_ways.html', ways=ways)
 
-# %% ../../nbs/reports/19_generation_page.ipynb #06d4b132
+# %% ../../nbs/reports/19_generation_page.ipynb #ed8b4a16
 _FILES = {'synthetic.npz': "images and labels, in MedMNIST's layout",
           'images': 'the same images as PNG',
-          'provenance.csv': 'of every image: its label, seed and origin, and the training image nearest to it',
+          'provenance.csv': 'of every image: label, seed, origin, and the training image nearest to it',
           'generator': 'the generator, for more images: tsynd generate … --generator',
           'audit/audit.html': 'the short audit', 'generation.json': 'what stands on this page, for programs'}
 
@@ -212,13 +216,13 @@ def seconds_words(seconds:float)->str:
 def made_words(found:Generation)->str:
     "What was made, in one sentence"
     n,d = len(found.made),found.data
-    names = ', '.join(d.classes[:8]) + (' …' if len(d.classes) > 8 else '')
+    names = '; '.join(d.classes[:8]) + (' …' if len(d.classes) > 8 else '')
     own = {k: v for k,v in found.seconds.items() if k != 'audit'}
     took = f', in {seconds_words(sum(own.values()))}' if own else ''
-    return (f"{n:,} image{'s'*(n != 1)} made by {found.name} ({found.sentence}) from {len(d.train):,} training "
-            f'images of {d.name}, {len(d.classes)} classes ({names}){took}.')
+    return (f"{n:,} image{'s'*(n != 1)} made by {found.name} ({found.sentence}) from {len(d.train):,} "
+            f'training images of {d.name}, {len(d.classes)} classes ({names}){took}.')
 
-# %% ../../nbs/reports/19_generation_page.ipynb #8658212f
+# %% ../../nbs/reports/19_generation_page.ipynb #71269f0d
 def _facts(found): # names and values
     s,d = found.settings,found.data
     asked = dict(proportions=s.proportions, seed=s.seed, subset=s.subset or 'all')
@@ -226,7 +230,8 @@ def _facts(found): # names and values
     times = {k: seconds_words(v) for k,v in found.seconds.items()}
     images = {'size': '×'.join(map(str, d.shape)), 'training images': f'{len(d.train):,}'}
     known = {k: v for k,v in dict(source=d.source, licence=d.licence, md5=d.md5).items() if v}
-    return [(k, str(v)) for k,v in (dict(data=d.name) | images | known | asked | own | times | versions()).items()]
+    facts = dict(data=d.name) | images | known | asked | own | times | versions()
+    return [(k, str(v)) for k,v in facts.items()]
 
 def generation_html(found:Generation)->Markup:
     "The whole page"
