@@ -99,7 +99,7 @@ def onset_words(history:list)->str: # empty without a validation loss
             f'({fixed(least)}), and from then on it stays above that; at the last look, after {last:,}, it '
             f'was {fixed(end)}.')
 
-# %% ../../nbs/reports/19_generation_page.ipynb #9c3f3e56
+# %% ../../nbs/reports/19_generation_page.ipynb #b993e701
 def _kept(history): return [int(r['updates']) for r in history if r.get('kept')]
 
 def _legend(fig): fig.legend(loc='outside upper left', ncols=2, borderaxespad=0, columnspacing=1.2)
@@ -119,8 +119,8 @@ def losses_plot(history:list, dark:bool=False)->Plot|None: # None where there ar
         ax.set(xlabel='updates', ylabel='loss', ylim=_limits(looks))
         _legend(fig)
     said = '; '.join(f'{k} from {p[0][1]:.3f} to {p[-1][1]:.3f}' for k,p in looks.items() if p)
-    return Plot(fig, 'The losses', 'Of training and of validation images. Shaded: from the onset of overfitting '
-                'on, where there is one.',
+    return Plot(fig, 'The losses', 'Of training and of validation images. Shaded: from the onset of '
+                'overfitting on, where there is one.',
                 f'Line chart of losses over {last} updates: {said}.')
 
 def _limits(looks): # of the axis: a first value may be far above all others
