@@ -250,17 +250,16 @@ def run_generation(dataset:str|Path,  # as for `load_data`
                    settings:GenerateSettings=None,
                    options:dict=None, # settings of the generator
                    saved:str|Path=None, # the folder of a saved generator, instead of training one
-                   root=None,         # for `load_data`
                    anew:bool=False,   # give up what is finished?
                    everything:dict=None, # as typed, to be found again
                    progress:bool=False, # show bars?
-                   **reading          # for `load_data`
+                   **reading          # and `root`, for `load_data`
                   )->Generation:
     "Train, sample, audit, write; raises `InputError`"
     options,saved = options or {},None if saved is None else as_path('generator', saved)
     g,s = _checked_generator(checked(settings or GenerateSettings()), options, saved)
     with resumable(as_path('out', out), anew) as work:
-        data = load_data(dataset, root, s.size, s.seed, progress=progress, **reading)
+        data = load_data(dataset, size=s.size, seed=s.seed, progress=progress, **reading)
         data = subset(data, s.subset, s.seed) if s.subset else data
         check_parts(data, 'train')
         if saved: _check_fits(g, data, saved)
