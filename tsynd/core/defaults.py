@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LongText', 'AutoencoderSettings', 'ClassifierSettings', 'SynthesisSettings', 'TargetingSettings', 'ReadingSettings',
-           'PredictionSettings', 'AuditSettings', 'GenerateSettings']
+           'PredictionSettings', 'AuditSettings', 'LearningSettings', 'DiffusionSettings', 'GANSettings',
+           'GenerateSettings']
 
 # %% ../../nbs/core/06_defaults.ipynb #7f4d76cd
 from dataclasses import dataclass
@@ -142,6 +143,50 @@ class AuditSettings(Settings):
     robustness: Annotated[bool, 'measure the classifiers on perturbed and attacked images, too'] = False
     jobs: Annotated[whole(1, 256), 'trainings at a time, one thread each'] = 2
     seed: Annotated[Seed, 'of everything that is drawn'] = 0
+
+# %% ../../nbs/core/06_defaults.ipynb #03ac6bb1
+@dataclass(kw_only=True)
+class LearningSettings(Settings):
+    "How a generator learns that learns in steps"
+    space: Annotated[Literal['latents','pixels'], 'where it works: in the latents of an autoencoder, or in '
+                                                  'the pixels'] = 'latents'
+    ae_steps: Annotated[whole(1, 10**6), 'updates of the autoencoder'] = 600
+    updates: Annotated[whole(1, 10**7)|None, 'weight updates; by default as many as passes asks for, 400 to '
+                                             '3,000'] = None
+    passes: Annotated[number(.01, 10**6), 'over the training images'] = 34.
+    bs: Annotated[whole(2, 2**16), 'images in a batch'] = 64
+    width: Annotated[whole(8, 1024), 'channels of the finest layer, a multiple of 8'] = 32
+    shift: Annotated[number(0, .5), 'largest random shift of an image, in parts of its side'] = .07
+    balanced: Annotated[bool, 'draw every class equally often?'] = True
+    device: Annotated[Text, 'cpu, cuda or mps'] = 'cpu'
+
+@dataclass(kw_only=True)
+class DiffusionSettings(LearningSettings):
+    "How `LatentDiffusion` learns and draws"
+    lr: Annotated[number(1e-6, 1), 'highest learning rate of the one-cycle schedule'] = 1e-3
+    drop: Annotated[number(0, 1), 'share of images whose label is hidden, so that guidance can tell what a '
+                                  'label adds'] = .1
+    guidance: Annotated[number(0, 100), 'how much more than its share the label counts: 1 as learned, more '
+                                        'is more typical and less varied'] = 1.
+    steps: Annotated[whole(1, 1000), 'of drawing'] = 20
+    patch: Annotated[whole(8, 4096)|None, 'side of the patches to learn from, pixels, a multiple of 16; by '
+                                          'default the whole image'] = None
+
+@dataclass(kw_only=True)
+class GANSettings(derived(LearningSettings, passes=27., shift=0.)):
+    "How `ConditionalGAN` learns and draws"
+    lr: Annotated[number(1e-6, 1), 'learning rate of the generator; that of the discriminator is twice as '
+                                   'high'] = 2e-4
+    loss: Annotated[Literal['hinge','wgan_gp'], 'hinge with spectral norm, or Wasserstein with a gradient '
+                                                'penalty'] = 'hinge'
+    head: Annotated[Literal['projection','classifier'], 'how the discriminator sees labels'] = 'projection'
+    label_weight: Annotated[number(0, 1000), 'of the loss of the classifier in the discriminator'] = 1.
+    conditioning: Annotated[Literal['norm','input'], 'how the generator sees labels: in every normalisation, '
+                                                     'or beside the noise'] = 'norm'
+    growing: Annotated[bool, 'begin on a coarse grid?'] = False
+    noise: Annotated[whole(1, 4096), 'numbers of noise for an image'] = 64
+    augment: Annotated[bool, 'shift images and cut holes into them, real and drawn ones alike?'] = True
+
 
 # %% ../../nbs/core/06_defaults.ipynb #af5a21b3
 @dataclass(kw_only=True)

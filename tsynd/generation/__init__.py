@@ -9,8 +9,14 @@ __all__ = []
 import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
-    protocol=['Generator', 'sample', 'interpolate', 'labels_like', 'nearest_training', 'GeneratorEntry', 'GENERATORS',
-              'generator', 'ENTERED_BY', 'generators', 'make_generator', 'GeneratorFacts',
+    protocol=['Generator', 'sample', 'interpolate', 'labels_like', 'nearest_training', 'GeneratorEntry',
+              'GENERATORS', 'generator', 'ENTERED_BY', 'generators', 'make_generator', 'GeneratorFacts',
               'save_generator', 'load_generator'],
     controls=['MOVES', 'Control', 'control'],
-    gaussian=['ClassGaussian']))
+    gaussian=['ClassGaussian'],
+    spaces=['Pixels', 'Latents', 'make_space', 'space_config'],
+    learning=['LOOKS', 'Learned', 'shifted'],
+    diffusion=['Denoiser', 'LatentDiffusion', 'AT_ONCE', 'LOOKED_AT', 'as_bytes'],
+    gan_networks=['pixel_norm', 'GANGenerator', 'minibatch_deviation', 'GANDiscriminator', 'hinge_d',
+                  'hinge_g', 'wasserstein_d', 'wasserstein_g', 'gradient_penalty', 'label_loss', 'diff_augment'],
+    gans=['ConditionalGAN', 'energy_distance', 'LOOKED_AT_ONCE']))
