@@ -152,9 +152,11 @@ def _fitted(g, s, data, work, progress): # (generator, seconds)
     keep.mkdir(exist_ok=True)
     def fit():
         begin = time.perf_counter()
-        return g.fit(data, s.seed, keep=keep, progress=progress), time.perf_counter()-begin
-    def kept(fitted, folder): save_generator(fitted[0], folder); return fitted[1]
-    return work.stage('generator', fit, kept, lambda seconds, folder: (load_generator(folder), seconds))
+        g.fit(data, s.seed, keep=keep, progress=progress)
+        return time.perf_counter()-begin
+    def kept(seconds, folder): save_generator(g, folder); return seconds
+    seconds = work.stage('generator', fit, kept)
+    return load_generator(work.folder/'generator'), seconds     # as it is when work goes on, to the last bit
 
 def _sampled(g, s, y, work): # (Split, seconds)
     def draw():
