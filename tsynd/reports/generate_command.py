@@ -147,7 +147,7 @@ def _about(g, s, options, data, saved): # all that the images depend on
                     'checksum of the images': md5.hexdigest(), 'number of threads': torch.get_num_threads(),
                     'code of tsynd': code_checksum(type(g).__module__)}
 
-def _fitted(g, s, data, work, progress): # (generator, seconds)
+def _fitted(g, s, options, data, work, progress): # (generator, seconds)
     keep = work.folder/'training'
     keep.mkdir(exist_ok=True)
     def fit():
@@ -156,7 +156,8 @@ def _fitted(g, s, data, work, progress): # (generator, seconds)
         return time.perf_counter()-begin
     def kept(seconds, folder): save_generator(g, folder); return seconds
     seconds = work.stage('generator', fit, kept)
-    return load_generator(work.folder/'generator'), seconds     # as it is when work goes on, to the last bit
+    elsewhere = g.data is not None and options.get('device', 'cpu') != 'cpu'    # what is loaded is on the CPU
+    return g if elsewhere else load_generator(work.folder/'generator'), seconds
 
 def _sampled(g, s, y, work): # (Split, seconds)
     def draw():
@@ -268,7 +269,7 @@ def run_generation(dataset:str|Path,  # as for `load_data`
         y = proportioned(s.proportions, data, s.n, s.seed)
         _begin(work, _about(g, s, options, data, saved), everything, progress)
         work.stage('reading', lambda: len(data.train))      # from now on a training that is stopped is kept
-        g,trained = (g, None) if saved else _fitted(g, s, data, work, progress)
+        g,trained = (g, None) if saved else _fitted(g, s, options, data, work, progress)
         g.progress = progress
         made,drawn = _sampled(g, s, y, work)
         made.table = provenance(made, data, s.png)
