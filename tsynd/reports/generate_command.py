@@ -147,6 +147,7 @@ def _about(g, s, options, data, saved): # all that the images depend on
                     'checksum of the images': md5.hexdigest(), 'number of threads': torch.get_num_threads(),
                     'code of tsynd': code_checksum(type(g).__module__)}
 
+# %% ../../nbs/reports/20_generate_command.ipynb #33bc03a0
 def _fitted(g, s, options, data, work, progress): # (generator, seconds)
     keep = work.folder/'training'
     keep.mkdir(exist_ok=True)
