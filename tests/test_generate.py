@@ -16,7 +16,7 @@ from tsynd.data import ImageData, phantom, save_npz, Split
 from tsynd.generation import Generator, generators, labels_like
 from tsynd.reports import (
     generator_options, learning_html, made_words, onset_words, overfitting_onset, Plot, proportioned,
-    run_generation, SHARING, sharing, ways_html)
+    provenance, run_generation, SHARING, sharing, ways_html)
 
 SIZE,REAL,COMMAND = 12,'real.npz','tsynd.reports.generate_command'
 
@@ -124,6 +124,14 @@ def test_where_images_come_from():
     x,real = (np.load(f)['train_images'] for f in ('out/synthetic.npz', REAL))
     assert (x[copied] == real[t.nearest[copied]]).all()
     assert t.label.tolist() == arrays('out')['train_labels'][:,0].tolist()
+
+def test_a_generator_may_have_columns_of_the_same_name():
+    d = phantom(n_train=20, n_val=2, n_test=2, size=SIZE)
+    own = pd.DataFrame(dict(generator='x', label='its own', distance=7., nearest=-1), index=[0])
+    made = Split(d.train.x, d.train.y, d.train.index, pd.concat([own]*20, ignore_index=True))
+    t = provenance(made, d)
+    assert t.columns.is_unique and (t.distance == 0).all() and t.nearest.tolist() == list(range(20))
+    assert (t.distance_drawn == 7).all() and (t.label_drawn == 'its own').all()
 
 def test_images_as_files_from_files(here):
     "Paths and patients of the nearest training image; PNG by class, which the audit reads as well"

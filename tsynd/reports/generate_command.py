@@ -134,7 +134,9 @@ def provenance(made:Split,     # as of `sample`
     origins = data.train.origins(near.nearest).add_prefix('nearest_')
     paths = dict(path=_pictures(data, made)) if png else {}
     first = pd.DataFrame(dict(image=range(len(made)), label=_texts(made.y, data)) | paths)
-    return first.join(made.table, rsuffix='_drawn').join(near, lsuffix='_drawn').join(origins)
+    ours = [*first, *near, *origins]
+    said = made.table.rename(columns={k: f'{k}_drawn' for k in made.table if k in ours})
+    return pd.concat([first, said, near, origins], axis=1)
 
 # %% ../../nbs/reports/20_generate_command.ipynb #e8f6d785
 def _about(g, s, options, data, saved): # all that the images depend on
