@@ -3,6 +3,7 @@ import io, json, os, signal
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
@@ -97,7 +98,7 @@ def test_nothing_shows_that_it_is_safe(why, archive):
         Path(REAL).unlink()
         np.savez(REAL, **{k: v[:10] if k.startswith('test') else v for k,v in parts.items()})
     found = make('copycat', n=10 if why == 'few images' else 40, audit=why != 'not asked for')
-    word,sentence = sharing(found.audit, found.why_not)
+    word,sentence = found.answer
     assert word == 'cannot say' and (found.audit is None) == (why != 'no test images')
     assert sentence in Path('out/generation.html').read_text() and Path('out/synthetic.npz').exists()
     if why == 'few images': assert '10' in sentence and '20' in sentence
@@ -178,7 +179,7 @@ def test_a_saved_generator():
     again = make('copycat', 'again', seed=3, saved='out/generator')
     assert again.name == 'half_copies' and torch.equal(again.made.x, made.made.x)
     assert (again.made.table.distance == made.made.table.distance).all()
-    assert 'training' not in again.seconds and len(again.notes) == len(made.notes)+1
+    assert 'training' not in again.seconds and again.notes == made.notes and not again.trained_on
     save_npz('large.npz', phantom(n_train=30, n_val=20, n_test=20, size=16))
     with refused('generator', '16', '12', '--size'):
         run_generation('large.npz', 'no', GenerateSettings(size=16), saved='out/generator')
@@ -191,6 +192,21 @@ def test_a_saved_generator():
     with refused('set', 'noise'): make(out='no', saved='out/generator', options=dict(noise=.1))
     assert not Path('no').exists()
 
+
+def test_a_saved_generator_beside_images_that_it_never_saw():
+    "clears nobody, also in the second generation; another seed is no other data"
+    make('fresh', n=20, subset=40)
+    for seed,subset in ((0, 40), (1, 40), (1, 50)):
+        out = f'{seed}-{subset}'
+        found = make(out=out, n=20, audit=subset == 50, subset=subset, seed=seed, saved='out/generator')
+        assert (found.trained_on == {}) == (subset == 40)
+    assert found.answer[0] == 'cannot say' and 'other images' in found.answer[1]
+    assert found.trained_on['images'] == 40 and any('40 images' in n for n in found.notes)
+    again = make(out='third', n=20, subset=50, saved=f'{out}/generator')
+    assert again.trained_on == found.trained_on
+    holds = SimpleNamespace(verdict='holds')
+    audit = SimpleNamespace(verdicts=dict(copies=holds, membership=holds))
+    assert sharing(audit)[0] == 'holds' and sharing(audit, others=True)[0] == 'cannot say'
 
 # Proportions and settings
 

@@ -200,4 +200,5 @@ class GenerateSettings(Settings):
                                      'such as benign=.3,malignant=.7'] = 'real'
     png: Annotated[bool, 'write every image as a PNG, in a folder for each class, as well'] = False
     audit: Annotated[bool, 'let a short audit judge the images'] = True
-    seed: Annotated[Seed, 'of the training, and of everything that is drawn'] = 0
+    seed: Annotated[Seed, 'of the training, and of what is drawn; not of splits and subset, which are '
+                          'always the same'] = 0

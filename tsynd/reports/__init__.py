@@ -52,5 +52,5 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
                      'memory_plot', 'learning_html', 'SHOWN', 'COMPARED', 'MOST_CLASSES', 'by_class_html',
                      'WAYS', 'STEPS', 'ways_html', 'seconds_words', 'made_words', 'generation_html',
                      'write_generation'],
-    generate_command=['proportioned', 'generator_options', 'provenance', 'generation_record',
+    generate_command=['proportioned', 'generator_options', 'TrainedOn', 'provenance', 'generation_record',
                       'run_generation', 'generation_words']))

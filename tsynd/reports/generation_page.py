@@ -37,7 +37,7 @@ from .words import finite, fixed
 class Generation:
     "A synthetic set, the generator that made it, and what the short audit says"
     generator: Generator        # fitted or loaded
-    data: ImageData             # it learned from `data.train`
+    data: ImageData             # whose training images it is compared with
     made: Split                 # images and labels; in the table `nearest` and `distance`
     audit: Audit|None = None
     why_not: str = ''           # why there is no audit
@@ -45,7 +45,10 @@ class Generation:
     options: dict = field(default_factory=dict) # settings of the generator that were given
     seconds: dict = field(default_factory=dict) # training, sampling, audit
     notes: list = field(default_factory=list)   # sentences
+    trained_on: dict = field(default_factory=dict) # name, number and checksum of other training images
 
+    @property
+    def answer(self): return sharing(self.audit, self.why_not, bool(self.trained_on))
     @property
     def name(self): return self.generator.name
     @property
@@ -57,13 +60,15 @@ SHARING = {FAILS: 'Not safe to share', UNKNOWN: 'Nothing shows that it is safe t
            HOLDS: 'Nothing found against sharing'}
 
 def sharing(audit:Audit|None, # of the set
-            why_not:str=''    # why there is none
+            why_not:str='',   # why there is none
+            others:bool=False # was the generator trained on other images than those of the audit?
            )->tuple:          # holds, fails or cannot say; a sentence
     "May the images be shared, as far as the audit can say?"
     if audit is None: return UNKNOWN, f'There was no audit. {why_not}'.strip()
     memory = {k: audit.verdicts[k] for k in CONVICTING}
     bad = [_FOUND[k] for k,v in memory.items() if v.verdict == FAILS]
     if bad: return FAILS, f"The set must not be shared: {', and '.join(bad)}."
+    if others: return UNKNOWN, 'The generator was trained on other images, of which nothing is known here.'
     unsaid = next((v for v in memory.values() if v.verdict == UNKNOWN), None)
     if unsaid and audit.test is None:
         return UNKNOWN, 'There were no test images, or too few of them, to tell memory from likeness.'
@@ -235,7 +240,7 @@ def _facts(found): # names and values
 
 def generation_html(found:Generation)->Markup:
     "The whole page"
-    word,sentence = sharing(found.audit, found.why_not)
+    word,sentence = found.answer
     return render('generation.html', style=style_sheet('predictions.css', 'audit.css', 'generation.css'),
                   heading=f'{found.data.name}, by {found.name}', word=word, said=SHARING[word],
                   sentence=sentence, made=made_words(found), notes=found.notes, classes=by_class_html(found),
