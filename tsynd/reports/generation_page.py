@@ -146,7 +146,9 @@ def memory_plot(history:list, dark:bool=False)->Plot|None: # None where it was n
         ax.axhline(1, color=c.lost, lw=1.2, ls='--', label='a copyist')
         ax.plot(*zip(*looks), 'o-', color=c.tsynd, ms=3.5, label='this generator')
         for t in _kept(history)[:1]: ax.axvline(t, color=c.ink, lw=1.2, ls=':', label='weights kept')
-        ax.set(xlabel='updates', ylabel='onset measure')
+        values = [v for _,v in looks]       # early ones may be anything
+        ax.set(xlabel='updates', ylabel='onset measure',
+               ylim=(max(-.6, min(-.1, *values)), min(1.6, max(1.1, *values))))
         _legend(fig)
     return Plot(fig, 'Does it memorise?', 'The onset measure: about 0 while nothing of the training images '
                 'is memorised, 1 for a generator that copies them.',
