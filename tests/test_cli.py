@@ -12,12 +12,13 @@ from layouts import make_arrays, write_npz
 from processes import Here, process, wait_for
 
 import tsynd
-from tsynd.models import Autoencoder, save_model
-from tsynd.models import make_classifier
-from tsynd.cli import default_out, EXAMPLES, main, options, parser
+from tsynd.arguments import options, parser
+from tsynd.cli import default_out, main
 from tsynd.core import begun, InputError, resumable
 from tsynd.data import load_npz, medmnist_info, phantom
 from tsynd.experiments import run, RunConfig
+from tsynd.manual import EXAMPLES
+from tsynd.models import Autoencoder, make_classifier, save_model
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = Path(sys.executable).parent
@@ -120,7 +121,7 @@ def test_help_teaches_with_examples_that_are_commands():
              if line.startswith('  tsynd')]
     assert len(lines) >= 5
     commands = {parser().parse_args(shlex.split(line)[1:]).command for line in lines}
-    assert commands == {'run', 'train', 'predict', 'audit', 'study', 'report'}
+    assert commands == {'run', 'train', 'predict', 'audit', 'generate', 'study', 'report'}
     assert all(name in EXAMPLES for name in medmnist_info())
 
 def test_version_and_no_command():

@@ -258,7 +258,7 @@ def test_a_training_that_was_stopped_goes_on(tmp_path, monkeypatch):
         assert f.read_bytes() == (tmp_path/'b'/'bundle'/f.name).read_bytes()
 
 def test_help_loads_nothing_heavy():
-    say = ("import sys; from tsynd.cli import parser; parser(); "
+    say = ("import sys; from tsynd.arguments import parser; parser(); "
            "print(*{'torch', 'numpy', 'pandas'} & set(sys.modules))")
     out = subprocess.run([sys.executable, '-c', say], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == ''

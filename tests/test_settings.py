@@ -15,7 +15,8 @@ from annotated_types import Len
 from fastcore.docments import docments
 
 from refused import refused
-from tsynd.cli import main, options
+from tsynd.arguments import options
+from tsynd.cli import main
 from tsynd.core import (
     AutoencoderSettings, bounds, check_range, checked, ClassifierSettings, derived, expected, InputError,
     number, rows, Settings, shown, SynthesisSettings, takes, TargetingSettings, type_of, whole)
@@ -40,7 +41,7 @@ NUMBERS = [(k, f.name) for k in (*RECORDS, StudyConfig) for f in fields(k) if ty
 
 SHOW = '''
     import json, inspect
-    from tsynd.cli import options
+    from tsynd.arguments import options
     from tsynd.data import image_dls
     from tsynd.experiments import ARMS, RunConfig, StudyConfig, to_toml
     from tsynd.targeting import Synthesizer, TSynD

@@ -23,7 +23,8 @@ def exports(notebook):
 
 def chapters(part): return sorted((ROOT/'nbs'/part).glob('[0-9][0-9]_*.ipynb'))
 
-def reading_order(): return [m for p in PARTS for f in chapters(p) if (m := exports(f))] + ['manual', 'cli']
+def reading_order():
+    return [m for p in PARTS for f in chapters(p) if (m := exports(f))] + ['manual', 'arguments', 'cli']
 
 def public(tree):
     "What `__all__` of a generated module holds"

@@ -186,6 +186,7 @@ def read_set(what:str,        # synthetic, real, test or more: for messages
     if name in known_names():
         s = _known(what, name, part, root, size)
         return _like(s, prep, reading.resize)
+    if (inside := as_path(what, name)/'synthetic.npz').is_file(): name = str(inside)
     if Path(name).suffix.lower() == '.npz':
         return _npz(what, name, part, prep, size, reading.class_names, reading.resize)
     return _files(what, name, part, prep, root, size, reading, progress)

@@ -20,7 +20,7 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
               'derived', 'takes', 'limited'],
     defaults=['AutoencoderSettings', 'ClassifierSettings', 'SynthesisSettings', 'TargetingSettings',
               'LongText', 'ReadingSettings', 'PredictionSettings', 'AuditSettings',
-              'LearningSettings', 'DiffusionSettings', 'GANSettings'],
+              'LearningSettings', 'DiffusionSettings', 'GANSettings', 'GenerateSettings'],
     devices=['device', 'has_bf16'],
     writing=['system_errors', 'write_whole', 'no_link', 'make_folder'],
     schemas=['parse_json', 'read_json', 'conform'],

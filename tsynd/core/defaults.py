@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LongText', 'AutoencoderSettings', 'ClassifierSettings', 'SynthesisSettings', 'TargetingSettings', 'ReadingSettings',
-           'PredictionSettings', 'AuditSettings', 'LearningSettings', 'DiffusionSettings', 'GANSettings']
+           'PredictionSettings', 'AuditSettings', 'LearningSettings', 'DiffusionSettings', 'GANSettings',
+           'GenerateSettings']
 
 # %% ../../nbs/core/06_defaults.ipynb #7f4d76cd
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Annotated, Literal
 from annotated_types import MaxLen, Predicate
 
 from .errors import printable
-from .settings import derived, number, Seed, Settings, Text, whole
+from .settings import derived, Images, number, Seed, Settings, Text, whole
 
 # %% ../../nbs/core/06_defaults.ipynb #8465d8ad
 LongText = Annotated[str, MaxLen(4096), Predicate(printable)]      # a path, or many names
@@ -186,3 +187,18 @@ class GANSettings(derived(LearningSettings, passes=27., shift=0.)):
     noise: Annotated[whole(1, 4096), 'numbers of noise for an image'] = 64
     augment: Annotated[bool, 'shift images and cut holes into them, real and drawn ones alike?'] = True
 
+
+# %% ../../nbs/core/06_defaults.ipynb #af5a21b3
+@dataclass(kw_only=True)
+class GenerateSettings(Settings):
+    "What is asked of a generator"
+    generator: Annotated[Text, 'which generator'] = 'diffusion'
+    n: Annotated[whole(1, 10**6), 'images to make'] = 1000
+    size: Annotated[whole(4, 1024), 'height and width, pixels'] = 28
+    subset: Annotated[Images|None, 'train on so many images, stratified; by default on all'] = None
+    proportions: Annotated[LongText, 'of the classes: real, as among the training images; equal; or shares '
+                                     'such as benign=.3,malignant=.7'] = 'real'
+    png: Annotated[bool, 'write every image as a PNG, in a folder for each class, as well'] = False
+    audit: Annotated[bool, 'let a short audit judge the images'] = True
+    seed: Annotated[Seed, 'of the training, and of what is drawn; not of splits and subset, which are '
+                          'always the same'] = 0

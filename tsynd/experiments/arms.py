@@ -4,31 +4,28 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'Arm', 'arm', 'check_arm', 'callbacks', 'RandomTwin', 'PixelSpace', 'adversarial', 'AdversarialTraining',
-           'Joint', 'TrivialAugment', 'TargetedAttack', 'RandomAttack', 'extra_images']
+           'Joint', 'TrivialAugment', 'TargetedAttack', 'RandomAttack']
 
 # %% ../../nbs/experiments/03_arms.ipynb #df5fd302
 import inspect, math
 from dataclasses import dataclass, fields, replace
 
 import torch
-from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.mixup import MixUp
-from fastai.data.core import DataLoaders
 from torch import nn, Tensor
 
 from ..core.errors import InputError, shown
 from ..core.seeds import seeded
 from ..core.settings import checked, limited, stated, whole
 from ..core.tasks import Task, task_of
-from ..data.images import check_pixels, ImageData
-from ..data.loaders import ImageDL
-from ..models.classifier import classifier_learner
+from ..data.images import check_pixels
 from ..models.dropout import mc_logits
 from ..models.fitting import TrainingCallback
-from ..models.prediction import device_of, frozen
+from ..models.prediction import frozen
 from ..targeting.callback import TSynD
 from ..targeting.uncertainties import mutual_information
 from ..robustness.attacks import loss_and_gradient
+from ..generation.mixtures import SyntheticImages, TargetedDiffusion
 from .configuration import ArmSettings as A   # its defaults stand in every arm
 
 # %% ../../nbs/experiments/03_arms.ipynb #242818df
@@ -322,29 +319,29 @@ class RandomAttack(TargetedAttack):
 def _random_pgd(ae, seed, *, weight=A.weight, eps=A.eps, steps=7, part=A.part):
     return [RandomAttack(eps, steps, weight, seed, part=part)]
 
-# %% ../../nbs/experiments/03_arms.ipynb #f8b79596
-def extra_images(name:str,        # a key of `ARMS`
-                 ae,              # trained `Autoencoder`
-                 model:nn.Module, # classifier
-                 data:ImageData,  # its training images are the sources
-                 i,               # positions of the images to use
-                 **settings       # of the arm
-                )->Tensor:        # (N,ch,H,W) in [0,1]
-    "What an arm makes of some training images for a classifier as it is, also what the gate would drop"
-    seen = []
-    class Look(Callback):
-        order = 10**6
-        def before_batch(self):
-            extra = [c.syn.x if isinstance(c, TSynD) else c.attacked for c in self.learn.cbs
-                     if isinstance(c, (TSynD, AdversarialTraining))]
-            seen.append((extra or [self.learn.xb[0]])[-1].detach())
-            raise CancelFitException
-    dev = device_of(model, data.train.x)
-    dl,cbs = ImageDL(data.train.select(list(i)), bs=len(i), device=dev),callbacks(name, ae, **settings)
-    for c in cbs: c.warmup,c.share = 0,1.                   # of TSynD; the others have none
-    learn = classifier_learner(data, model, cbs=[*cbs, Look()])
-    learn.dls = DataLoaders(dl, dl, device=dev)
-    modes = {m: m.training for m in model.modules()}
-    with seeded(0), learn.no_bar(), learn.no_logging(): learn.fit(1)
-    for m,t in modes.items(): m.training = t
-    return seen[0].as_subclass(Tensor)
+# %% ../../nbs/experiments/03_arms.ipynb #39159f2a
+def _beside(name, sentence, source):
+    @arm(name, sentence, source)
+    def make(ae, seed, *, weight=A.weight, ratio=A.ratio, generator_updates=A.generator_updates):
+        return [SyntheticImages(name, ae, ratio, weight, seed, updates=generator_updates)]
+
+_beside('diffusion', 'A batch of images of latent diffusion beside every batch',
+        'Sagers et al. 2023, arXiv 2308.12453')
+_beside('cpd_gan', 'The same with a GAN: projection discriminator', 'DuMont Schütte et al. 2020, arXiv 2012.03769')
+_beside('prog_gan', 'The same with a GAN: classifier in the discriminator, growing',
+        'DuMont Schütte et al. 2020, arXiv 2012.03769')
+_beside('two_generators', 'The same with diffusion and a GAN in turn', 'Embryo 2.0, 2024')
+
+
+# %% ../../nbs/experiments/03_arms.ipynb #b864e4f5
+@arm('targeted_diffusion', 'Images of latent diffusion, drawn anew and steered up the mutual information', 'tsynd')
+def _targeted_diffusion(ae, seed, *, weight=A.weight, radius=A.radius, gate=A.gate,
+                        generator_updates=A.generator_updates, objective='mi'):
+    return [TargetedDiffusion(ae, dict(updates=generator_updates), objective=objective, seed=seed, keep=0,
+                              weight=weight, radius=radius, gate=gate)]
+
+@arm('untargeted_diffusion', 'The same, not steered', 'control')
+def _untargeted_diffusion(ae, seed, *, weight=A.weight, generator_updates=A.generator_updates):
+    return _targeted_diffusion(ae, seed, weight=weight, gate=0., generator_updates=generator_updates,
+                               objective='reconstruction')
+

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Cell', 'cells', 'source_data', 'cell_data', 'data_checksum', 'cell_autoencoder', 'cpu_time', 'fit_steps', 'Witness',
-           'train_cell', 'measure_cell', 'corrupted']
+           'train_cell', 'measure_cell', 'corrupted', 'extra_images']
 
 # %% ../../nbs/experiments/06_cell.ipynb #de519aa3
 import hashlib, os, time
@@ -14,20 +14,26 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback.core import CancelValidException
+from fastai.callback.core import Callback, CancelFitException, CancelValidException
 from fastai.callback.schedule import ParamScheduler
+from fastai.data.core import DataLoaders
 from fastai.optimizer import Adam
+from torch import nn, Tensor
 
 from ..core.devices import device
+from ..core.seeds import seeded
 from ..data.images import ImageData
+from ..data.loaders import ImageDL
 from ..data.loading import data_name, is_path, known_names, load_data, reading
 from ..data.subsets import stratified_order, subset
 from ..models.autoencoder import train_autoencoder
-from ..models.classifier import train_classifier
+from ..models.classifier import classifier_learner, train_classifier
 from ..models.fitting import fit_one_cycle, TrainingCallback
-from ..models.prediction import predict
+from ..models.prediction import device_of, predict
+from ..targeting.callback import TSynD
 from ..robustness.corruptions import corruption_table
 from ..robustness.evaluation import robustness_table
+from .arms import AdversarialTraining, callbacks
 from .configuration import StudyConfig
 from .experiment import BatchOrder, epochs_of, precision, precision_callbacks
 from .study_configuration import data_names, make_arm
@@ -161,3 +167,30 @@ def corrupted(rows:list # as `corruption_table` makes them
     mean = lambda d: {k: float(d[k].mean()) for k in ('accuracy','balanced_accuracy','auc')}
     return {'corrupted': mean(t), **{f'corrupted {k}': mean(d) for k,d in t.groupby('corruption')},
             **{f'severity {k}': mean(d) for k,d in t.groupby('severity')}}
+
+# %% ../../nbs/experiments/06_cell.ipynb #402c6823
+def extra_images(name:str,        # a key of `ARMS`
+                 ae,              # trained `Autoencoder`
+                 model:nn.Module, # classifier
+                 data:ImageData,  # its training images are the sources
+                 i,               # positions of the images to use
+                 **settings       # of the arm
+                )->Tensor:        # (N,ch,H,W) in [0,1]
+    "What an arm makes of some training images for a classifier as it is, also what the gate would drop"
+    seen = []
+    class Look(Callback):
+        order = 10**6
+        def before_batch(self):
+            extra = [c.syn.x if isinstance(c, TSynD) else c.attacked for c in self.learn.cbs
+                     if isinstance(c, (TSynD, AdversarialTraining))]
+            seen.append((extra or [self.learn.xb[0]])[-1].detach())
+            raise CancelFitException
+    dev = device_of(model, data.train.x)
+    dl,cbs = ImageDL(data.train.select(list(i)), bs=len(i), device=dev),callbacks(name, ae, **settings)
+    for c in cbs: c.warmup,c.share = 0,1.                   # of TSynD; the others have none
+    learn = classifier_learner(data, model, cbs=[*cbs, Look()])
+    learn.dls = DataLoaders(dl, dl, device=dev)
+    modes = {m: m.training for m in model.modules()}
+    with seeded(0), learn.no_bar(), learn.no_logging(): learn.fit(1)
+    for m,t in modes.items(): m.training = t
+    return seen[0].as_subclass(Tensor)

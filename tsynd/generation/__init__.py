@@ -14,10 +14,11 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
               'save_generator', 'load_generator'],
     controls=['MOVES', 'Control', 'control'],
     gaussian=['ClassGaussian'],
-    spaces=['Pixels', 'Latents', 'make_space', 'space_config'],
+    spaces=['ImageSpace', 'LatentSpace', 'make_space', 'space_config'],
     learning=['LOOKS', 'Learned', 'shifted'],
     diffusion=['Denoiser', 'LatentDiffusion', 'AT_ONCE', 'LOOKED_AT', 'as_bytes'],
     gan_networks=['pixel_norm', 'GANGenerator', 'minibatch_deviation', 'GANDiscriminator', 'hinge_d',
                   'hinge_g', 'wasserstein_d', 'wasserstein_g', 'gradient_penalty', 'label_loss', 'diff_augment'],
     gans=['ConditionalGAN', 'energy_distance', 'LOOKED_AT_ONCE'],
-    targeted=['NoiseSynthesizer', 'targeted_sample', 'counterfactuals']))
+    targeted=['NoiseSynthesizer', 'targeted_sample', 'counterfactuals'],
+    mixtures=['TwoGenerators', 'SyntheticImages', 'fit_beside', 'TargetedDiffusion']))

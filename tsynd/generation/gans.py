@@ -20,7 +20,7 @@ from tsynd.generation.gan_networks import (
 from .learning import Learned
 from .protocol import generator
 
-# %% ../../nbs/generation/08_gans.ipynb #91c8dae8
+# %% ../../nbs/generation/08_gans.ipynb #f808f091
 class ConditionalGAN(Learned):
     "A generator against a discriminator, both of which see the label (Goodfellow et al. 2014)"
     Settings = GANSettings
@@ -39,6 +39,7 @@ class ConditionalGAN(Learned):
         self._grow(k)
         real,y = self.batch(g)
         for opt,loss in ((self.opt_d, self.critic_loss), (self.opt_g, self.generator_loss)):
+            self.critic.requires_grad_(opt is self.opt_d)
             opt.zero_grad()
             loss(real, y, g).backward()
             opt.step()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOOKS', 'Learned', 'shifted']
 
-# %% ../../nbs/generation/04_learning.ipynb #e277ea71
+# %% ../../nbs/generation/04_learning.ipynb #4326f125
 import io
 from dataclasses import asdict
 from pathlib import Path
@@ -13,16 +13,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from torch import nn, Tensor
+from torch import Tensor
 
 from ..core.defaults import LearningSettings
-from ..core.errors import InputError
 from ..core.progress import ticking
 from ..core.seeds import seeded
 from ..core.settings import checked
 from ..core.writing import make_folder, write_whole
 from ..data.subsets import strata
-from ..targeting.moving_average import MovingAverage
 from .protocol import Generator
 from .spaces import make_space, space_config
 

@@ -5,10 +5,8 @@
 # %% auto #0
 __all__ = ['NoiseSynthesizer', 'targeted_sample', 'counterfactuals']
 
-# %% ../../nbs/generation/11_targeted.ipynb #470ab298
-import pandas as pd
+# %% ../../nbs/generation/11_targeted.ipynb #7540874c
 import torch
-from fastcore.basics import patch
 from torch import nn, Tensor
 
 from ..core.errors import check_range, InputError
@@ -19,16 +17,19 @@ from ..data.images import Split
 from ..models.prediction import as_network, frozen, logits_of
 from ..targeting.ascent import ascend
 from ..targeting.objectives import OBJECTIVES
-from ..targeting.synthesis import cat, random_direction, Synthesizer, Synthetic
+from ..targeting.synthesis import cat, random_direction, Synthesizer
 from .diffusion import as_bytes, LatentDiffusion
 
-# %% ../../nbs/generation/11_targeted.ipynb #92b62575
+# %% ../../nbs/generation/11_targeted.ipynb #35e0f683
 class NoiseSynthesizer(Synthesizer):
     "Targeted images from noise; `radius` is the length of the move at each step, in deviations of the space"
     part = .6           # of the steps, the last ones, that are steered: before, there is nothing to see
     def __init__(self, generator, **settings):
         super().__init__(_Decoder(generator.space), **settings)
         self.generator = generator
+
+    def __call__(self, model, x, y, seed=0, index=None, judge=None, bank=None):
+        return super().__call__(model, x, y, seed, None, judge)          # nobody's image, so without an index
 
     def begin(self, x, y, index, bank, seed): # the twins, and the noise; the real images do not matter
         noise = self.generator.noises(len(y), torch.Generator().manual_seed(seed))

@@ -47,4 +47,10 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
                    'differences_plot'],
     audit_page=['verdicts_html', 'audit_finding', 'drawn_html', 'pairs_html', 'utility_html', 'MOST_ROWS',
                 'numbers_html', 'audit_html', 'audit_record', 'write_audit'],
-    audit_command=['run_audit', 'audit_words']))
+    audit_command=['run_audit', 'audit_words'],
+    generation_page=['Generation', 'SHARING', 'sharing', 'overfitting_onset', 'onset_words', 'losses_plot',
+                     'memory_plot', 'learning_html', 'SHOWN', 'COMPARED', 'MOST_CLASSES', 'by_class_html',
+                     'WAYS', 'STEPS', 'ways_html', 'seconds_words', 'made_words', 'generation_html',
+                     'write_generation'],
+    generate_command=['proportioned', 'generator_options', 'TrainedOn', 'provenance', 'generation_record',
+                      'run_generation', 'generation_words']))
