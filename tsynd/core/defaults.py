@@ -160,6 +160,8 @@ class LearningSettings(Settings):
     balanced: Annotated[bool, 'draw every class equally often?'] = True
     device: Annotated[Text, 'cpu, cuda or mps'] = 'cpu'
 
+
+# %% ../../nbs/core/06_defaults.ipynb #20a97d07
 @dataclass(kw_only=True)
 class DiffusionSettings(LearningSettings):
     "How `LatentDiffusion` learns and draws"
@@ -172,6 +174,8 @@ class DiffusionSettings(LearningSettings):
     patch: Annotated[whole(8, 4096)|None, 'side of the patches to learn from, pixels, a multiple of 16; by '
                                           'default the whole image'] = None
 
+
+# %% ../../nbs/core/06_defaults.ipynb #e63a30ba
 @dataclass(kw_only=True)
 class GANSettings(derived(LearningSettings, passes=27., shift=0.)):
     "How `ConditionalGAN` learns and draws"

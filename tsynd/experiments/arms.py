@@ -327,14 +327,15 @@ def _beside(name, sentence, source):
 
 _beside('diffusion', 'A batch of images of latent diffusion beside every batch',
         'Sagers et al. 2023, arXiv 2308.12453')
-_beside('cpd_gan', 'The same with a GAN: projection discriminator', 'DuMont Schütte et al. 2020, arXiv 2012.03769')
-_beside('prog_gan', 'The same with a GAN: classifier in the discriminator, growing',
-        'DuMont Schütte et al. 2020, arXiv 2012.03769')
+_TWO_GANS = 'DuMont Schütte et al. 2020, arXiv 2012.03769'
+_beside('cpd_gan', 'The same with a GAN: projection discriminator', _TWO_GANS)
+_beside('prog_gan', 'The same with a GAN: classifier in the discriminator, growing', _TWO_GANS)
 _beside('two_generators', 'The same with diffusion and a GAN in turn', 'Embryo 2.0, 2024')
 
 
 # %% ../../nbs/experiments/03_arms.ipynb #b864e4f5
-@arm('targeted_diffusion', 'Images of latent diffusion, drawn anew and steered up the mutual information', 'tsynd')
+@arm('targeted_diffusion',
+     'Images of latent diffusion, drawn anew and steered up the mutual information', 'tsynd')
 def _targeted_diffusion(ae, seed, *, weight=A.weight, radius=A.radius, gate=A.gate,
                         generator_updates=A.generator_updates, objective='mi'):
     return [TargetedDiffusion(ae, dict(updates=generator_updates), objective=objective, seed=seed, keep=0,

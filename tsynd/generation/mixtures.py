@@ -63,7 +63,7 @@ def restore(self:TwoGenerators, state):
         g.task,g.shape,g.n_classes = self.task,self.shape,self.n_classes
         g.restore({n[2:]: t for n,t in state.items() if n[0] == k})
 
-# %% ../../nbs/generation/12_mixtures.ipynb #fa87b42b
+# %% ../../nbs/generation/12_mixtures.ipynb #c297b9ff
 class SyntheticImages(TrainingCallback):
     "A generator learns from a `Learner`'s training images; a batch of its images joins every batch"
     order = -4
@@ -81,24 +81,6 @@ class SyntheticImages(TrainingCallback):
         self.kind,self.ae,self.ratio,self.weight = kind,ae,ratio,weight
         self.seed,self.settings,self.n_images = seed,settings,0
 
-    def before_fit(self):
-        data = as_image_data(self.learn.dls)
-        self.generator = fit_beside(self.kind, self.ae, data, self.seed, self.settings)
-        n = max(2, round(self.ratio*len(data.train)))
-        self.made,self.base_loss = sample(self.generator, labels_like(data.train.y, n, self.seed), self.seed), \
-            self.learn.loss_func
-        self.chance,self.norm = _even(self.made.y),normalisation(self.learn.dls.train)
-
-    def before_batch(self):
-        n = min(len(self.learn.xb[0]), len(self.made))
-        g = torch.Generator().manual_seed((1000003*self.seed + 7919*int(self.learn.train_iter) + 13) % 2**31)
-        i,like = torch.multinomial(self.chance, n, replacement=True, generator=g),self.learn.yb[0]
-        x,y = self.made.x[i],self.made.y[i]
-        x = to_float(x).to(self.learn.xb[0].device)
-        if self.norm: x = (x-self.norm[0].to(x))/self.norm[1].to(x)
-        self.x,self.y = x,y.to(like.as_subclass(Tensor))
-        self.n_images += n
-
     def after_loss(self):
         extra = self.base_loss(self.learn.model(self.x), self.y)
         self.learn.loss_grad = self.learn.loss_grad + self.weight*extra
@@ -107,7 +89,26 @@ class SyntheticImages(TrainingCallback):
         if self.learn.epoch == self.learn.n_epoch-1:
             renew_batch_norm(self.learn.model, self.learn.dls.train, self.seed)
 
-# %% ../../nbs/generation/12_mixtures.ipynb #9a7784c7
+# %% ../../nbs/generation/12_mixtures.ipynb #11cddd87
+@patch
+def before_fit(self:SyntheticImages):
+    data = as_image_data(self.learn.dls)
+    self.generator = fit_beside(self.kind, self.ae, data, self.seed, self.settings)
+    n = max(2, round(self.ratio*len(data.train)))
+    self.made = sample(self.generator, labels_like(data.train.y, n, self.seed), self.seed)
+    self.base_loss,self.chance = self.learn.loss_func,_even(self.made.y)
+    self.norm = normalisation(self.learn.dls.train)
+
+@patch
+def before_batch(self:SyntheticImages):
+    n,like = min(len(self.learn.xb[0]), len(self.made)),self.learn.xb[0]
+    g = torch.Generator().manual_seed((1000003*self.seed + 7919*int(self.learn.train_iter) + 13) % 2**31)
+    i = torch.multinomial(self.chance, n, replacement=True, generator=g)
+    x = to_float(self.made.x[i]).to(like.device)
+    self.x = (x-self.norm[0].to(x))/self.norm[1].to(x) if self.norm else x
+    self.y = self.made.y[i].to(self.learn.yb[0].as_subclass(Tensor))
+    self.n_images += n
+
 def _even(y): # the chance of an image, so that every class is drawn equally often
     _,at,n = strata(y).unique(return_inverse=True, return_counts=True)
     return (1/n[at]).double()
@@ -117,9 +118,9 @@ def fit_beside(kind, ae, data, seed, settings)->Generator:
     learns = issubclass(type(make_generator(kind)), (Learned, TwoGenerators))
     return make_generator(kind, **(dict(ae=ae) if learns else {}), **settings).fit(data, seed)
 
-# %% ../../nbs/generation/12_mixtures.ipynb #329b7dcd
+# %% ../../nbs/generation/12_mixtures.ipynb #c409c8b3
 class TargetedDiffusion(TSynD):
-    "Latent diffusion learns from a `Learner`'s training images; its images are then steered for the classifier"
+    "Latent diffusion learns from a `Learner`'s training images; then its images are steered"
     def __init__(self, ae=None, settings=None, **kwargs): # settings: of the generator
         self.ae,self.settings = ae,settings or {}
         super().__init__(generator=make_generator('diffusion', ae=ae, **self.settings), **kwargs)

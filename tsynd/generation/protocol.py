@@ -130,7 +130,8 @@ def generator(name:str, sentence:str, control:bool=False):
     def enter(make): GENERATORS[name] = GeneratorEntry(name, sentence, make, control); return make
     return enter
 
-ENTERED_BY = 'controls','gaussian','diffusion','gans','targeted','mixtures'      # modules of this part, loaded when a generator is asked for
+# modules of this part, loaded when a generator is asked for
+ENTERED_BY = 'controls','gaussian','diffusion','gans','targeted','mixtures'
 
 def generators()->dict: # name: `GeneratorEntry`
     "All that are known"

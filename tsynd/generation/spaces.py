@@ -18,7 +18,7 @@ from ..core.settings import limited, Seed, stated
 from ..data.images import ImageData, to_float
 from ..models.autoencoder import Autoencoder, encode_all, train_autoencoder
 
-# %% ../../nbs/generation/03_spaces.ipynb #0b985e58
+# %% ../../nbs/generation/03_spaces.ipynb #a13b39f5
 class ImageSpace:
     "Grey values or colours, standardised by channel"
     kind = 'pixels'
@@ -42,7 +42,15 @@ class ImageSpace:
     def decode(self, z:Tensor)->Tensor: # to (N,ch,H,W) floats in [0,1]; with gradients
         return self._images(z*self.std.clamp(min=1e-3)+self.mean)
 
-# %% ../../nbs/generation/03_spaces.ipynb #b2b5d191
+    @torch.no_grad()
+    def draw(self, z:Tensor)->Tensor: # to (N,ch,H,W) uint8
+        x = torch.cat([self.decode(b).cpu() for b in z.split(_some(z.shape[-2:], 4))])
+        return (255*x).round().clamp(0, 255).to(torch.uint8)
+
+def _some(shape, times=1): # so many images that networks hold little at a time
+    return max(1, 2**18//(times**2*shape[0]*shape[1]))
+
+# %% ../../nbs/generation/03_spaces.ipynb #8d0ec3aa
 class LatentSpace(ImageSpace):
     "Latents of an autoencoder, standardised by channel"
     kind = 'latents'
@@ -57,7 +65,7 @@ class LatentSpace(ImageSpace):
         else: self.ae = train_autoencoder(data, self.steps, seed=seed, progress=progress, device=self.device)
         return super().fit(data, seed)
 
-    def _arrays(self, x): return encode_all(self.ae, x)
+    def _arrays(self, x): return encode_all(self.ae, x, _some(x.shape[-2:]))
     def _images(self, z): return self.ae.decode(z)
 
 # %% ../../nbs/generation/03_spaces.ipynb #74757182

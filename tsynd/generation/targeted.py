@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['NoiseSynthesizer', 'targeted_sample', 'counterfactuals']
 
-# %% ../../nbs/generation/11_targeted.ipynb #7540874c
+# %% ../../nbs/generation/11_targeted.ipynb #e0159021
 import torch
+from fastcore.basics import patch
 from torch import nn, Tensor
 
 from ..core.errors import check_range, InputError
@@ -18,9 +19,17 @@ from ..models.prediction import as_network, frozen, logits_of
 from ..targeting.ascent import ascend
 from ..targeting.objectives import OBJECTIVES
 from ..targeting.synthesis import cat, random_direction, Synthesizer
-from .diffusion import as_bytes, LatentDiffusion
+from .diffusion import LatentDiffusion
 
-# %% ../../nbs/generation/11_targeted.ipynb #35e0f683
+# %% ../../nbs/generation/11_targeted.ipynb #59c849c3
+class _Decoder(nn.Module): # a space, as an autoencoder whose latents have unit deviations
+    sigma = 1.
+    def __init__(self, space):
+        super().__init__()
+        self.space,self.net = space,getattr(space, 'ae', None)      # as a part, so that it is frozen
+    def encode(self, x): return self.space.encode(x)
+    def decode(self, z): return self.space.decode(z)
+
 class NoiseSynthesizer(Synthesizer):
     "Targeted images from noise; `radius` is the length of the move at each step, in deviations of the space"
     part = .6           # of the steps, the last ones, that are steered: before, there is nothing to see
@@ -33,34 +42,27 @@ class NoiseSynthesizer(Synthesizer):
 
     def begin(self, x, y, index, bank, seed): # the twins, and the noise; the real images do not matter
         noise = self.generator.noises(len(y), torch.Generator().manual_seed(seed))
-        z = self.generator.denoise(noise, self._labels(y))
+        z = self.generator.denoise(noise, self.generator.label_floats(y).to(noise))
         return self.ae.decode(z), z, noise
-
-    def move(self, mc, z0, start, y, seed):
-        if self.objective == 'reconstruction': return z0, z0.new_zeros(0, len(z0))
-        trace,way = [],None if OBJECTIVES[self.objective] else random_direction(z0, seed)*self.length(z0)
-        def steer(z, k, steps):
-            if k < round((1-self.part)*steps): return z
-            if way is not None: return z+way
-            z,seen = self.climb(mc, y, z, steps=1, step=1.)
-            trace.append(seen[0])
-            return z
-        z = self.generator.denoise(start, self._labels(y), steer)
-        return z, torch.stack(trace) if trace else z0.new_zeros(0, len(z0))
-
-    def _labels(self, y): return self.generator.label_floats(y).to(y.device)
-
-class _Decoder(nn.Module): # a space, as an autoencoder whose latents have unit deviations
-    sigma = 1.
-    def __init__(self, space):
-        super().__init__()
-        self.space,self.net = space,getattr(space, 'ae', None)      # as a part, so that it is frozen
-    def encode(self, x): return self.space.encode(x)
-    def decode(self, z): return self.space.decode(z)
 
 LatentDiffusion.synthesizer = lambda self, **settings: NoiseSynthesizer(self, **settings)
 
-# %% ../../nbs/generation/11_targeted.ipynb #da1783cb
+# %% ../../nbs/generation/11_targeted.ipynb #1f91c79b
+@patch
+def move(self:NoiseSynthesizer, mc, z0, start, y, seed):
+    if self.objective == 'reconstruction': return z0, z0.new_zeros(0, len(z0))
+    way = None if OBJECTIVES[self.objective] else random_direction(z0, seed)*self.length(z0)
+    trace = []
+    def steer(z, k, steps):
+        if k < round((1-self.part)*steps): return z
+        if way is not None: return z+way
+        z,seen = self.climb(mc, y, z, steps=1, step=1.)
+        trace.append(seen[0])
+        return z
+    z = self.generator.denoise(start, self.generator.label_floats(y).to(start), steer)
+    return z, torch.stack(trace) if trace else z0.new_zeros(0, len(z0))
+
+# %% ../../nbs/generation/11_targeted.ipynb #fb7a9e2c
 @limited()
 def targeted_sample(generator:LatentDiffusion, # fitted or loaded
                     model:nn.Module,     # a classifier with dropout
@@ -73,8 +75,8 @@ def targeted_sample(generator:LatentDiffusion, # fitted or loaded
                    )->Split:             # m images with their table
     "Targeted images from noise; none of them has a source; raises `InputError`"
     if not hasattr(generator, 'synthesizer'):
-        raise InputError(f"generator {generator.name} cannot be steered, expected one that removes noise, such "
-                         "as diffusion", 'generator')
+        raise InputError(f"generator {generator.name} cannot be steered, expected one that removes noise, "
+                         "such as diffusion", 'generator')
     engine,done = generator.synthesizer(**settings),[]
     engine.task = as_task(generator.task)
     with ticking(progress, len(labels), 'targeted images') as tick:
@@ -85,7 +87,7 @@ def targeted_sample(generator:LatentDiffusion, # fitted or loaded
     syn = cat(done)
     x = torch.where(syn.gate.view(-1,1,1,1) > 0, syn.x, syn.source)
     made = dict(generator=generator.name, seed=seed, origin='noise', objective=engine.objective)
-    return Split(as_bytes(x), labels, torch.arange(len(x)),
+    return Split((255*x).round().to(torch.uint8), labels, torch.arange(len(x)),
                  syn.table().drop(columns='source_index').assign(**made))
 
 # %% ../../nbs/generation/11_targeted.ipynb #7165cb8c
