@@ -73,7 +73,8 @@ def test_a_spoilt_generator_is_refused(data, tmp_path, spoil):
 FEW = dict(updates=4, width=8, ae_steps=4, bs=8)
 LEARNED = {'diffusion': dict(steps=3), 'cpd_gan': {}, 'prog_gan': dict(space='pixels')}
 
-def learned(name, data, seed=2, **more): return make_generator(name, **FEW, **LEARNED[name], **more).fit(data, seed)
+def learned(name, data, seed=2, **more):
+    return make_generator(name, **FEW, **LEARNED[name], **more).fit(data, seed)
 
 class Stopped(Exception): pass
 

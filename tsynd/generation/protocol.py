@@ -138,6 +138,8 @@ def generators()->dict: # name: `GeneratorEntry`
     for m in ENTERED_BY: import_module(f'tsynd.generation.{m}')
     return GENERATORS
 
+
+# %% ../../nbs/generation/00_protocol.ipynb #8fe2093b
 def make_generator(name:str, **settings)->Generator:
     "A generator by its name; raises `InputError`"
     known = generators()
