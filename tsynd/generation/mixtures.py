@@ -63,7 +63,7 @@ def restore(self:TwoGenerators, state):
         g.task,g.shape,g.n_classes = self.task,self.shape,self.n_classes
         g.restore({n[2:]: t for n,t in state.items() if n[0] == k})
 
-# %% ../../nbs/generation/12_mixtures.ipynb #c297b9ff
+# %% ../../nbs/generation/12_mixtures.ipynb #ce8d94aa
 class SyntheticImages(TrainingCallback):
     "A generator learns from a `Learner`'s training images; a batch of its images joins every batch"
     order = -4
@@ -82,14 +82,14 @@ class SyntheticImages(TrainingCallback):
         self.seed,self.settings,self.n_images = seed,settings,0
 
     def after_loss(self):
-        extra = self.base_loss(self.learn.model(self.x), self.y)
+        extra = self.base_loss(self.learn.model(self.drawn), self.labels)
         self.learn.loss_grad = self.learn.loss_grad + self.weight*extra
 
     def after_train(self):
         if self.learn.epoch == self.learn.n_epoch-1:
             renew_batch_norm(self.learn.model, self.learn.dls.train, self.seed)
 
-# %% ../../nbs/generation/12_mixtures.ipynb #11cddd87
+# %% ../../nbs/generation/12_mixtures.ipynb #2df91358
 @patch
 def before_fit(self:SyntheticImages):
     data = as_image_data(self.learn.dls)
@@ -105,8 +105,8 @@ def before_batch(self:SyntheticImages):
     g = torch.Generator().manual_seed((1000003*self.seed + 7919*int(self.learn.train_iter) + 13) % 2**31)
     i = torch.multinomial(self.chance, n, replacement=True, generator=g)
     x = to_float(self.made.x[i]).to(like.device)
-    self.x = (x-self.norm[0].to(x))/self.norm[1].to(x) if self.norm else x
-    self.y = self.made.y[i].to(self.learn.yb[0].as_subclass(Tensor))
+    self.drawn = (x-self.norm[0].to(x))/self.norm[1].to(x) if self.norm else x
+    self.labels = self.made.y[i].to(self.learn.yb[0].as_subclass(Tensor))
     self.n_images += n
 
 def _even(y): # the chance of an image, so that every class is drawn equally often
