@@ -10,7 +10,7 @@ from refused import refused
 from tsynd.core import InputError
 from tsynd.data import ImageData, phantom, Split, subset
 from tsynd.generation import (
-    generators, interpolate, labels_like, load_generator, make_generator, nearest_training, sample,
+    generator, generators, interpolate, labels_like, load_generator, make_generator, nearest_training, sample,
     save_generator, targeted_sample)
 
 
@@ -176,5 +176,6 @@ def test_what_a_learning_generator_cannot_do_is_refused(data):
     with refused('guidance'): make_generator('diffusion', guidance=-1.)
     with refused('loss'): make_generator('cpd_gan', loss='mse')
     with refused('generator'): make_generator('diffusion', colour=3)
+    with refused('generator', 'comes with'): generator('diffusion', 'Another')(lambda: None)
     with refused('generator', 'copycat'): interpolate(make_generator('copycat').fit(data), data.train.y[:2])
     with refused('generator'): targeted_sample(make_generator('copycat'), None, data.train.y)

@@ -99,7 +99,7 @@ def seen(self:LatentDiffusion): return self.space.shape     # by the network; pa
 @patch
 def _part(self:LatentDiffusion, z, eps, g): return z, eps, ()
 
-# %% ../../nbs/generation/06_diffusion.ipynb #235b7ae3
+# %% ../../nbs/generation/06_diffusion.ipynb #55a385ca
 AT_ONCE,LOOKED_AT = 256,512     # images
 
 @patch
@@ -112,7 +112,7 @@ def look(self:LatentDiffusion, k)->dict:
         i = torch.randperm(len(s), generator=g).repeat(-(-LOOKED_AT//len(s)))[:LOOKED_AT]
         z,y = self.space.encode(s.x[i]),self.label_floats(s.y[i]).to(self.s.device)
         found[name] = float(self.losses(self.average.model, z, y, g, drop=0).mean())
-    if 'validation' in found: found |= dict(onset=found['validation']-found['training'])
+    if 'validation' in found: found['onset'] = 1-found['training']/found['validation']
     return found | dict(score=found.get('validation', 0.))
 
 # %% ../../nbs/generation/06_diffusion.ipynb #8dec05ed

@@ -126,10 +126,18 @@ class GeneratorEntry:
 GENERATORS = {}
 
 def generator(name:str, sentence:str, control:bool=False):
-    "A decorator that enters a class or function into `GENERATORS`"
-    def enter(make): GENERATORS[name] = GeneratorEntry(name, sentence, make, control); return make
+    "A decorator that enters a class or function into `GENERATORS`; raises `InputError`"
+    def enter(make):
+        old,mine = GENERATORS.get(name),make.__module__.startswith('tsynd.')
+        if mine or not old or not old.make.__module__.startswith('tsynd.'):
+            GENERATORS[name] = GeneratorEntry(name, sentence, make, control)
+        elif old.make.__qualname__ != make.__qualname__:    # else it is the same, in a chapter that runs
+            raise InputError(f'generator {name} comes with tsynd; choose another name', 'generator', name)
+        return make
     return enter
 
+
+# %% ../../nbs/generation/00_protocol.ipynb #8fe2093b
 # modules of this part, loaded when a generator is asked for
 ENTERED_BY = 'controls','gaussian','diffusion','gans','targeted','mixtures'
 
@@ -138,8 +146,6 @@ def generators()->dict: # name: `GeneratorEntry`
     for m in ENTERED_BY: import_module(f'tsynd.generation.{m}')
     return GENERATORS
 
-
-# %% ../../nbs/generation/00_protocol.ipynb #8fe2093b
 def make_generator(name:str, **settings)->Generator:
     "A generator by its name; raises `InputError`"
     known = generators()

@@ -44,8 +44,6 @@ class TSynD(TrainingCallback):
                  settings=None,
                  generator=None # instead: one whose images begin as noise, such as latent diffusion
                 ):
-        if autoencoder is generator is None:
-            raise InputError('TSynD needs a trained autoencoder, or a generator; give one', 'autoencoder')
         make = partial(Synthesizer, autoencoder) if generator is None else generator.synthesizer
         self.engine = make(**{f.name: getattr(settings, f.name) for f in fields(SynthesisSettings)})
         vars(self).update(vars(settings))
@@ -73,6 +71,8 @@ def _reset(self:TSynD):
 # %% ../../nbs/targeting/08_callback.ipynb #30d86ca9
 @patch
 def before_fit(self:TSynD):
+    if self.engine.ae is None:
+        raise InputError('TSynD needs a trained autoencoder, or a generator; give one', 'autoencoder')
     check_dropout(self.learn.model); self._fill_lazy()
     if not len(self.learn.dls.train):
         raise InputError("an epoch has no batch: the batch size is larger than the training set and the last "
