@@ -31,6 +31,8 @@ def ae(data): return train_autoencoder(data, steps=20)
 @pytest.fixture(scope='module')
 def model(data): return train_classifier(data, epochs=4).model
 
+def quick(name): return dict(generator_updates=2) if 'generator_updates' in ARMS[name].settings else {}
+
 class Linear(torch.nn.Module):
     "Log-odds that are linear in the pixels, so that the strongest attack is known"
     def __init__(self, w): super().__init__(); self.w = torch.nn.Parameter(w)
@@ -46,7 +48,7 @@ def test_every_arm_says_what_it_is():
 
 @pytest.mark.parametrize('name', ARMS)
 def test_every_arm_trains(name, data, ae):
-    settings = dict(gate=0.) if 'gate' in ARMS[name].settings else {}
+    settings = quick(name) | (dict(gate=0.) if 'gate' in ARMS[name].settings else {})
     losses = train_classifier(data, epochs=1, bs=8,
                               cbs=callbacks(name, ae, seed=1, **settings)).recorder.losses
     assert len(losses) == 3 and all(math.isfinite(l) for l in losses)
@@ -61,7 +63,7 @@ def test_an_arm_without_weight_is_the_baseline(name, settings, data, ae):
     def weights(cbs):
         learn = train_classifier(data, epochs=1, bs=8, cbs=cbs)
         return torch.cat([v.flatten().double() for v in learn.model.state_dict().values()])
-    assert torch.equal(weights(callbacks(name, ae, **settings)), weights([]))
+    assert torch.equal(weights(callbacks(name, ae, **quick(name) | settings)), weights([]))
 
 @pytest.mark.parametrize('name, setting, value', [
     ('mixup', 'alpha', 'a'), ('mixup', 'alpha', -1), ('random', 'times', 0), ('mi', 'radius', -1),

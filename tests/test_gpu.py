@@ -131,7 +131,8 @@ def test_explanations(made):
 @pytest.mark.parametrize('name', ARMS)
 def test_every_arm_trains(made, name):
     data,ae,*_ = made
-    cbs = callbacks(name, ae, 0)
+    quick = dict(generator_updates=2) if 'generator_updates' in ARMS[name].settings else {}
+    cbs = callbacks(name, ae, 0, **quick)
     for c in cbs:
         if isinstance(c, TSynD): c.gate = c.engine.gate = 0.
     try: learn = train_classifier(data, epochs=2, seed=0, cbs=[BF16(), *cbs], device='cuda')

@@ -276,7 +276,8 @@ def test_a_second_driver_is_told_who_has_the_folder(tmp_path):
     assert len(here(PART, folder).cells) == 3
 
 def test_all_arms_are_paired(tmp_path):
-    c = replace(TINY, n=[20], seeds=1, updates=2, corruptions=[], attack_n=4, arms={a: {} for a in ARMS})
+    quick = {a: {k: 2 for k in x.settings if k == 'generator_updates'} for a,x in ARMS.items()}
+    c = replace(TINY, n=[20], seeds=1, updates=2, corruptions=[], attack_n=4, arms=quick)
     s = here(c, tmp_path/'s')
     assert (s.cells.status == 'done').all(), s.cells.reason.tolist()
     assert len(s.cells) == len(ARMS)

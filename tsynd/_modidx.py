@@ -940,6 +940,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'tsynd/experiments/arms.py'),
                                         'tsynd.experiments.arms._cross_entropy': ( 'experiments/arms.html#_cross_entropy',
                                                                                    'tsynd/experiments/arms.py'),
+                                        'tsynd.experiments.arms._drawn': ('experiments/arms.html#_drawn', 'tsynd/experiments/arms.py'),
                                         'tsynd.experiments.arms._entropy': ('experiments/arms.html#_entropy', 'tsynd/experiments/arms.py'),
                                         'tsynd.experiments.arms._fgsm_training': ( 'experiments/arms.html#_fgsm_training',
                                                                                    'tsynd/experiments/arms.py'),

@@ -1,12 +1,12 @@
-"""Generators compared: `search` chooses settings; `final`, `pixels` and `hole` judge; all go on after a stop
+"""Generators compared: `search` chooses settings, the others judge; all go on after a stop
 
-    python generators.py search|final|pixels|hole [ROOT] [--part 0/2]
+    python generators.py search|final|pixels|onset|hole [ROOT] [--part 0/2]
 
 ROOT: the folder of MedMNIST's npz files. With --part several processes share the work. They write, beside
 this file: generators_search.csv, a row per trial; generators_real.csv, a row per classifier trained on real
 images only; generators.csv, a row per synthetic set, with the classifiers that were trained on it;
-generators_looks.csv, what was seen while the generators learned; generators_hole.csv, where images lie that
-were drawn from noise.
+generators_looks.csv, what was seen while the generators learned; generators_onset.csv, copies over the number
+of images; generators_hole.csv, where images lie that were drawn from noise.
 
 Everything that a seed draws is drawn anew with the next: images of a subset, autoencoder, generator,
 classifiers. Arms of one seed share them, so they are compared in pairs.
@@ -201,6 +201,17 @@ def pixels(root, part): # an hour of a core each in the second paper's way, so f
             add('generators.csv', set_row(Pair(s, n, k, root), arm, dict(space='pixels', updates=1000)))
 
 
+# The onset of overfitting over the number of images
+
+def onset(root, part):
+    todo = [(n, k, a) for k in range(3) for n in (50,100,200,500,1000) for a in ('diffusion','cpd_gan')]
+    for n,k,arm in mine(todo, part):
+        if (str(n), str(k), arm) in done('generators_onset.csv', 'n', 'seed', 'arm'): continue
+        p = Pair('pneumoniamnist', n, k, root)
+        s,facts = made_by(p, arm, SETTINGS[arm])
+        add('generators_onset.csv', dict(p.key, arm=arm, **facts, **judged(p, s)))
+
+
 # The hole: phantoms with a region left out, and where images from noise lie, by the judge of hole.py
 
 def hole(root, part):
@@ -231,6 +242,7 @@ def main():
         at = args.index('--part')
         part = tuple(map(int, args[at+1].split('/')))
         del args[at:at+2]
-    dict(search=search, final=final, pixels=pixels, hole=hole)[args[0]](args[1] if args[1:] else None, part)
+    commands = dict(search=search, final=final, pixels=pixels, onset=onset, hole=hole)
+    commands[args[0]](args[1] if args[1:] else None, part)
 
 if __name__ == '__main__': main()

@@ -334,15 +334,16 @@ _beside('two_generators', 'The same with diffusion and a GAN in turn', 'Embryo 2
 
 
 # %% ../../nbs/experiments/03_arms.ipynb #b864e4f5
+def _drawn(ae, seed, objective, updates, **settings):
+    return [TargetedDiffusion(ae, dict(updates=updates), objective=objective, seed=seed, keep=0, **settings)]
+
 @arm('targeted_diffusion',
      'Images of latent diffusion, drawn anew and steered up the mutual information', 'tsynd')
 def _targeted_diffusion(ae, seed, *, weight=A.weight, radius=A.radius, gate=A.gate,
-                        generator_updates=A.generator_updates, objective='mi'):
-    return [TargetedDiffusion(ae, dict(updates=generator_updates), objective=objective, seed=seed, keep=0,
-                              weight=weight, radius=radius, gate=gate)]
+                        generator_updates=A.generator_updates):
+    return _drawn(ae, seed, 'mi', generator_updates, weight=weight, radius=radius, gate=gate)
 
 @arm('untargeted_diffusion', 'The same, not steered', 'control')
 def _untargeted_diffusion(ae, seed, *, weight=A.weight, generator_updates=A.generator_updates):
-    return _targeted_diffusion(ae, seed, weight=weight, gate=0., generator_updates=generator_updates,
-                               objective='reconstruction')
+    return _drawn(ae, seed, 'reconstruction', generator_updates, weight=weight, gate=0.)
 

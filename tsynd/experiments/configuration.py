@@ -103,5 +103,5 @@ class ArmSettings(derived(TargetingSettings, 'weight', 'radius', 'steps', 'gate'
     alpha: Annotated[number(1e-4, 100), 'of the Beta distribution of MixUp'] = .4
     p: Annotated[number(0, 1), 'share of images that are augmented'] = 1.
     ratio: Annotated[number(1e-4, 100), 'synthetic images that a generator draws, for each real one'] = 1.
-    generator_updates: Annotated[whole(1, 10**7)|None, 'of a generator; by default its own'] = None
+    generator_updates: Annotated[whole(1, 10**7), 'weight updates of a generator'] = 1000
     longer: Annotated[number(1e-4, 1000), 'so many times as long as the others; in a study'] = 1

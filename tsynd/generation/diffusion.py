@@ -99,8 +99,8 @@ def seen(self:LatentDiffusion): return self.space.shape     # by the network; pa
 @patch
 def _part(self:LatentDiffusion, z, eps, g): return z, eps, ()
 
-# %% ../../nbs/generation/06_diffusion.ipynb #55a385ca
-AT_ONCE,LOOKED_AT = 256,512     # images
+# %% ../../nbs/generation/06_diffusion.ipynb #3ce007d5
+AT_ONCE,LOOKED_AT = 256,256     # images
 
 @patch
 @torch.no_grad()

@@ -63,7 +63,7 @@ def restore(self:TwoGenerators, state):
         g.task,g.shape,g.n_classes = self.task,self.shape,self.n_classes
         g.restore({n[2:]: t for n,t in state.items() if n[0] == k})
 
-# %% ../../nbs/generation/12_mixtures.ipynb #ce8d94aa
+# %% ../../nbs/generation/12_mixtures.ipynb #6a5abef7
 class SyntheticImages(TrainingCallback):
     "A generator learns from a `Learner`'s training images; a batch of its images joins every batch"
     order = -4
@@ -82,11 +82,12 @@ class SyntheticImages(TrainingCallback):
         self.seed,self.settings,self.n_images = seed,settings,0
 
     def after_loss(self):
+        if not self.weight: return
         extra = self.base_loss(self.learn.model(self.drawn), self.labels)
         self.learn.loss_grad = self.learn.loss_grad + self.weight*extra
 
     def after_train(self):
-        if self.learn.epoch == self.learn.n_epoch-1:
+        if self.weight and self.learn.epoch == self.learn.n_epoch-1:
             renew_batch_norm(self.learn.model, self.learn.dls.train, self.seed)
 
 # %% ../../nbs/generation/12_mixtures.ipynb #2df91358
