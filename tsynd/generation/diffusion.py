@@ -77,7 +77,7 @@ class LatentDiffusion(Learned):
         self.opt.step(); self.opt.zero_grad()
         self.average.update(self.net)
 
-# %% ../../nbs/generation/06_diffusion.ipynb #a1b8505f
+# %% ../../nbs/generation/06_diffusion.ipynb #e0e4fba9
 @patch
 def losses(self:LatentDiffusion, net, z, y, g, drop=None)->Tensor: # (B,)
     "Squared error of the velocity at random steps; `g` draws steps, noise and hidden labels"
@@ -93,11 +93,8 @@ def losses(self:LatentDiffusion, net, z, y, g, drop=None)->Tensor: # (B,)
 def _shown(y, hidden): # labels as the network sees them
     return torch.cat([y*~hidden[:,None], hidden[:,None].float()], 1)
 
-@patch(as_prop=True)
-def seen(self:LatentDiffusion): return self.space.shape     # by the network; patches come later
-
 @patch
-def _part(self:LatentDiffusion, z, eps, g): return z, eps, ()
+def _part(self:LatentDiffusion, z, eps, g): return z, eps, ()      # all of it; patches come later
 
 # %% ../../nbs/generation/06_diffusion.ipynb #3ce007d5
 AT_ONCE,LOOKED_AT = 256,256     # images
