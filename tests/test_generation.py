@@ -174,6 +174,7 @@ def test_two_generators_take_turns(data):
 def test_what_a_learning_generator_cannot_do_is_refused(data):
     with refused('updates', found=0): make_generator('diffusion', updates=0)
     with refused('guidance'): make_generator('diffusion', guidance=-1.)
+    with refused('width', 'multiple of 8', found=12): make_generator('cpd_gan', width=12)
     with refused('loss'): make_generator('cpd_gan', loss='mse')
     with refused('generator'): make_generator('diffusion', colour=3)
     with refused('generator', 'comes with'): generator('diffusion', 'Another')(lambda: None)

@@ -151,8 +151,8 @@ class LearningSettings(Settings):
     space: Annotated[Literal['latents','pixels'], 'where it works: in the latents of an autoencoder, or in '
                                                   'the pixels'] = 'latents'
     ae_steps: Annotated[whole(1, 10**6), 'updates of the autoencoder'] = 600
-    updates: Annotated[whole(1, 10**7)|None, 'weight updates; by default as many as passes asks for, 400 to '
-                                             '3,000'] = None
+    updates: Annotated[whole(1, 10**7)|None, 'weight updates; by default as many as passes asks for, within '
+                                             'limits of the generator'] = None
     passes: Annotated[number(.01, 10**6), 'over the training images'] = 34.
     bs: Annotated[whole(2, 2**16), 'images in a batch'] = 64
     width: Annotated[whole(8, 1024), 'channels of the finest layer, a multiple of 8'] = 32

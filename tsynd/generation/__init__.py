@@ -15,11 +15,11 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     controls=['MOVES', 'Control', 'control'],
     gaussian=['ClassGaussian'],
     spaces=['ImageSpace', 'LatentSpace', 'make_space', 'space_config'],
-    learning=['LOOKS', 'Learned', 'shifted'],
+    learning=['LOOKS', 'Learned', 'even_chances', 'shifted'],
     diffusion=['Denoiser', 'LatentDiffusion', 'AT_ONCE', 'LOOKED_AT', 'train_diffusion'],
     gan_networks=['pixel_norm', 'GANGenerator', 'minibatch_deviation', 'GANDiscriminator', 'hinge_d',
                   'hinge_g', 'wasserstein_d', 'wasserstein_g', 'gradient_penalty', 'label_loss',
                   'diff_augment'],
     gans=['ConditionalGAN', 'energy_distance', 'LOOKED_AT_ONCE', 'train_gan'],
     targeted=['NoiseSynthesizer', 'targeted_sample', 'counterfactuals'],
-    mixtures=['TwoGenerators', 'SyntheticImages', 'fit_beside', 'TargetedDiffusion']))
+    mixtures=['TwoGenerators', 'SyntheticImages', 'TargetedDiffusion']))
