@@ -6,7 +6,7 @@
 __all__ = ['LOOKS', 'Learned', 'even_chances', 'shifted']
 
 # %% ../../nbs/generation/04_learning.ipynb #4326f125
-import io
+import hashlib, io
 from dataclasses import asdict
 from pathlib import Path
 
@@ -107,8 +107,10 @@ def _keep(self:Learned, k, seed):
 
 # %% ../../nbs/generation/04_learning.ipynb #56841061
 def _about(self, seed): # what the weights depend on
-    s = self.data.train
-    return dict(settings=asdict(self.s), seed=seed, images=len(s), total=int(s.x.sum()), name=self.name)
+    md5 = hashlib.md5()
+    for s in (self.data.train, self.data.val):              # the validation images choose the snapshot
+        for t in (s.x, s.y): md5.update(t.contiguous().numpy())
+    return dict(settings=asdict(self.s), seed=seed, images=md5.hexdigest(), name=self.name)
 
 @patch
 def _write(self:Learned, k, seed):

@@ -87,9 +87,7 @@ def make_space(kind:Literal['latents','pixels'], # where to work
     "A space by its name; raises `InputError`"
     if kind == 'pixels': return ImageSpace(device)
     if isinstance(ae, dict): ae = Autoencoder(**ae).to(memory_format=torch.channels_last)
-    space = LatentSpace(steps, ae and ae.to(known_device(device)).eval(), device)
-    space.given = ae is not None
-    return space
+    return LatentSpace(steps, ae and ae.to(known_device(device)).eval(), device)
 
 def space_config(space:ImageSpace): # of its autoencoder, to be saved; raises `InputError`
     "What `make_space` needs to make the autoencoder again"
