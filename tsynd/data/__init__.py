@@ -9,7 +9,8 @@ __all__ = []
 import lazy_loader
 
 __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
-    images=['ROUNDING', 'check_pixels', 'to_float', 'Split', 'FACTORS', 'factor_table', 'short_names',
+    images=['ROUNDING', 'check_pixels', 'to_float', 'Split', 'FACTORS', 'factor_table',
+            'images_checksum', 'short_names',
             'ImageData', 'to_numpy'],
     phantoms=['phantom_labels', 'speckle', 'render_phantom', 'HOLES', 'in_hole', 'phantom',
               'clear_phantom'],

@@ -6,7 +6,7 @@
 __all__ = ['LOOKS', 'Learned', 'even_chances', 'shifted']
 
 # %% ../../nbs/generation/04_learning.ipynb #4326f125
-import hashlib, io
+import io
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from ..core.progress import ticking
 from ..core.seeds import seeded
 from ..core.settings import checked
 from ..core.writing import make_folder, write_whole
+from ..data.images import images_checksum
 from ..data.subsets import strata
 from .protocol import Generator
 from .spaces import make_space, space_config
@@ -107,10 +108,8 @@ def _keep(self:Learned, k, seed):
 
 # %% ../../nbs/generation/04_learning.ipynb #56841061
 def _about(self, seed): # what the weights depend on
-    md5 = hashlib.md5()
-    for s in (self.data.train, self.data.val):              # the validation images choose the snapshot
-        for t in (s.x, s.y): md5.update(t.contiguous().numpy())
-    return dict(settings=asdict(self.s), seed=seed, images=md5.hexdigest(), name=self.name)
+    images = images_checksum(self.data.train, self.data.val)    # validation images choose the snapshot
+    return dict(settings=asdict(self.s), seed=seed, images=images, name=self.name)
 
 @patch
 def _write(self:Learned, k, seed):

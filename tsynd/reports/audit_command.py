@@ -6,7 +6,7 @@
 __all__ = ['run_audit', 'audit_words']
 
 # %% ../../nbs/reports/18_audit_command.ipynb #a108c256
-import hashlib, sys
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,19 +19,15 @@ from ..core.errors import as_path, InputError
 from ..core.seeds import seeded
 from ..core.settings import checked
 from ..core.unfinished import resumable
+from ..data.images import images_checksum
 from ..models.classifier import make_classifier
 from ..models.prediction import predict
 from .audit_page import write_audit
 
 # %% ../../nbs/reports/18_audit_command.ipynb #a6c2760c
 def _checksums(sets): # what the numbers depend on
-    def of(s):
-        md5 = hashlib.md5()
-        for t in (s.x, s.y):
-            if t is not None: md5.update(t.contiguous().numpy())
-        return md5.hexdigest()
     parts = {k: getattr(sets, k) for k in ('synthetic','real','test','more')}
-    return {k: of(s) for k,s in parts.items() if s is not None}
+    return {k: images_checksum(s) for k,s in parts.items() if s is not None}
 
 def _check_model(name, x): # before anything takes time
     with seeded(0): model = make_classifier(name, x.shape[1])

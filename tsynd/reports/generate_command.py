@@ -26,7 +26,7 @@ from ..core.schemas import conform, read_json
 from ..core.settings import checked
 from ..core.unfinished import resumable
 from ..core.writing import make_folder, system_errors, write_whole
-from ..data.images import ImageData, Split, to_numpy
+from ..data.images import ImageData, images_checksum, Split, to_numpy
 from ..data.loading import load_data
 from ..data.subsets import check_parts, subset
 from ..experiments.experiment import versions
@@ -105,12 +105,6 @@ def generator_options(texts # such as ['steps=500', 'guidance=1.5']
     return found
 
 # %% ../../nbs/reports/20_generate_command.ipynb #168da3c3
-def _checksum(*splits): # of images and labels
-    md5 = hashlib.md5()
-    for part in splits:
-        for t in (part.x, part.y): md5.update(t.contiguous().numpy())
-    return md5.hexdigest()
-
 class TrainedOn(TypedDict):
     "What trained_on.json holds"
     name: str
@@ -118,7 +112,7 @@ class TrainedOn(TypedDict):
     checksum: str
 
 def _trained_on(data):
-    return TrainedOn(name=data.name, images=len(data.train), checksum=_checksum(data.train))
+    return TrainedOn(name=data.name, images=len(data.train), checksum=images_checksum(data.train))
 
 # %% ../../nbs/reports/20_generate_command.ipynb #7d4b26e1
 _ADVICE = 'remove it if it is lost'
@@ -134,7 +128,7 @@ def _check_fits(g, data, saved): # gives what the generator was trained on, if t
     path = saved/'trained_on.json'
     if not path.is_file(): return {}
     seen = conform(read_json(path, _ADVICE), TrainedOn, path, _ADVICE)
-    return {} if seen['checksum'] == _checksum(data.train) else dict(seen)
+    return {} if seen['checksum'] == images_checksum(data.train) else dict(seen)
 
 # %% ../../nbs/reports/20_generate_command.ipynb #30ef8ebd
 def _texts(y, data): # labels in a table
@@ -168,7 +162,7 @@ def _about(g, s, options, data, saved): # all that the images depend on
     weights = hashlib.md5((saved/'generator.safetensors').read_bytes()).hexdigest() if saved else None
     asked = {k: v for k,v in asdict(s).items() if k not in ('png','audit')}
     return asked | {'settings of the generator': options, 'saved generator': weights, 'versions': versions(),
-                    'checksum of the images': _checksum(data.train, data.val, data.test),
+                    'checksum of the images': images_checksum(data.train, data.val, data.test),
                     'number of threads': torch.get_num_threads(), 'classes': data.classes,
                     'code of tsynd': code_checksum(type(g).__module__)}
 
