@@ -93,15 +93,13 @@ def losses(self:LatentDiffusion, net, z, y, g, drop=None)->Tensor: # (B,)
 def _shown(y, hidden): # labels as the network sees them
     return torch.cat([y*~hidden[:,None], hidden[:,None].float()], 1)
 
-@patch
-def _part(self:LatentDiffusion, z, eps, g): return z, eps, ()      # all of it; patches come later
 
 # %% ../../nbs/generation/06_diffusion.ipynb #3ce007d5
 AT_ONCE,LOOKED_AT = 256,256     # images
 
 @patch
 @torch.no_grad()
-def look(self:LatentDiffusion, k)->dict:
+def look(self:LatentDiffusion)->dict:
     found = {}
     for name,s in (('training', self.data.train), ('validation', self.data.val)):
         if not len(s): continue
@@ -121,9 +119,6 @@ def velocity(self:LatentDiffusion, x, t, y)->Tensor: # (B,Z,h,w) of noisy x at s
     if self.s.guidance == 1: return v
     free = self._whole(x, t, _shown(y, ~no))
     return free + self.s.guidance*(v-free)
-
-@patch
-def _whole(self:LatentDiffusion, x, t, labels): return self.average.model(x, t, labels)
 
 @patch
 @torch.no_grad()

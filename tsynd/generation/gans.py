@@ -89,7 +89,7 @@ def _points(z, y): # images with their labels, both of about the same weight
 # %% ../../nbs/generation/08_gans.ipynb #a9b029f9
 @patch
 @torch.no_grad()
-def look(self:ConditionalGAN, k)->dict:
+def look(self:ConditionalGAN)->dict:
     g,found,scores = torch.Generator().manual_seed(self.seed+1),{},{}
     for name,s in (('training', self.data.train), ('validation', self.data.val)):
         if not len(s): continue

@@ -40,7 +40,7 @@ class Learned(Generator):
 
     def build(self): raise NotImplementedError      # networks and optimisers into `self.parts`
     def step(self, k, g): raise NotImplementedError # one update of the weights
-    def look(self, k): raise NotImplementedError    # a dict of numbers; the smallest `score` is kept
+    def look(self): raise NotImplementedError       # a dict of numbers; the smallest `score` is kept
 
     def learn(self, seed):
         self._prepare(seed)
@@ -98,7 +98,7 @@ def batch(self:Learned, g)->tuple: # (B,Z,h,w) in the space, (B,C) labels
 # %% ../../nbs/generation/04_learning.ipynb #20518808
 @patch
 def _keep(self:Learned, k, seed):
-    found = self.look(k)
+    found = self.look()
     score = found.pop('score') if len(self.data.val) else -float(k)
     self.history.append(dict(updates=float(k), **{n: round(float(v), 5) for n,v in found.items()}))
     if score <= self.lowest or self.best is None:

@@ -25,7 +25,7 @@ from .protocol import generator, Generator, labels_like, make_generator, sample
 class TwoGenerators(Generator):
     "Draws every other image with each of two generators, which share an autoencoder"
     def __init__(self, first='diffusion', second='cpd_gan', ae=None, **settings): # settings: of both
-        self.names,self.ae,self.s = (first,second),ae,settings
+        self.names,self.s = (first,second),settings
         self.two = [make_generator(k, ae=ae, **settings) for k in self.names]
 
     def learn(self, seed):
@@ -118,8 +118,7 @@ def _fit_beside(kind, ae, data, seed, settings)->Generator:
 class TargetedDiffusion(TSynD):
     "Latent diffusion learns from a `Learner`'s training images; then its images are steered"
     def __init__(self, ae=None, settings=None, **kwargs): # settings: of the generator
-        self.ae,self.settings = ae,settings or {}
-        super().__init__(generator=make_generator('diffusion', ae=ae, **self.settings), **kwargs)
+        super().__init__(generator=make_generator('diffusion', ae=ae, **(settings or {})), **kwargs)
 
     def before_fit(self):
         self.engine.generator.fit(as_image_data(self.learn.dls), self.seed)
