@@ -58,6 +58,7 @@ def kept(g): return next(r for r in g.history if r['kept'])
 TRIALS = {'diffusion': [{}, dict(guidance=2.), dict(width=48), dict(passes=68.)],
           'cpd_gan': [{}, dict(lr=6e-4), dict(width=48), dict(passes=54.)],
           'prog_gan': [{}, dict(lr=6e-4), dict(width=48), dict(passes=54.)]}
+BEGAN = {'diffusion': dict(width=32), 'cpd_gan': {}, 'prog_gan': dict(lr=2e-4)} # defaults before the search
 SEARCH_SEED,SEARCH_N = 100,1000
 
 def measures(data, synthetic, test, counts, seed): # of a classifier
@@ -68,7 +69,7 @@ def measures(data, synthetic, test, counts, seed): # of a classifier
 def trial(name, kind, settings, root):
     data,start = subset(whole(name, root), SEARCH_N, SEARCH_SEED),time.process_time()
     ae = train_autoencoder(data, AE_STEPS, seed=SEARCH_SEED)
-    g = make_generator(kind, ae=ae, **settings).fit(data, SEARCH_SEED)
+    g = make_generator(kind, ae=ae, **BEGAN[kind] | settings).fit(data, SEARCH_SEED)
     seconds = time.process_time()-start
     made = sample(g, labels_like(data.train.y, SEARCH_N, 0), SEARCH_SEED)
     found = [measures(data, made, data.val, dict(synthetic=SEARCH_N), SEARCH_SEED+k) for k in range(3)]
@@ -83,9 +84,8 @@ def search(root, part):
             add('generators_search.csv', trial(s, k, t, root))
 
 
-# The final study: what the search chose (None: the default)
+# The final study; the search chose what is now the default
 
-SETTINGS = {'diffusion': dict(width=48), 'cpd_gan': {}, 'prog_gan': {}}
 SEEDS = 5
 
 class Pair:
@@ -130,7 +130,7 @@ def real_rows(p): # classifiers without a generator
                          ('reconstructed', again, dict(synthetic=n))):
         yield dict(p.key, arm=arm, **p.classifier(s, **counts))
 
-def made_by(p, arm, settings): # a synthetic set, and facts about it
+def made_by(p, arm, **settings): # a synthetic set, and facts about it
     start = time.process_time()
     if arm == 'two_generators':
         a,b = (p.made[k] for k in ('diffusion','cpd_gan'))
@@ -168,8 +168,8 @@ COLUMNS = ['set','n','seed','arm','space','auc','balanced_accuracy','with_auc','
            'nearer_pixels','nearer_random','member','copies_verdict','membership_verdict','vendi_0','vendi_1',
            'updates','kept','onset','onset_end','fitting','sampling','gate','mi_before','mi_after']
 
-def set_row(p, arm, settings):
-    s,facts = made_by(p, arm, settings)
+def set_row(p, arm, **settings):
+    s,facts = made_by(p, arm, **settings)
     p.made[arm] = s
     alone = p.classifier(s, synthetic=p.m)
     both = p.classifier(s, real=len(p.data.train), synthetic=p.m)
@@ -191,15 +191,15 @@ def final(root, part):
         again = missing and missing != [*MADE]                    # begun: what the others need is made again
         for arm in MADE:
             if arm not in missing and not (again and arm in ('diffusion','cpd_gan')): continue
-            if arm in missing: add('generators.csv', set_row(p, arm, SETTINGS.get(arm, {})))
-            else: p.made[arm] = made_by(p, arm, SETTINGS[arm])[0]
+            if arm in missing: add('generators.csv', set_row(p, arm))
+            else: p.made[arm] = made_by(p, arm)[0]
 
 def pixels(root, part): # an hour of a core each in the second paper's way, so fewer seeds
     todo = [('pneumoniamnist', 'full', k, a) for k in range(3) for a in ('cpd_gan','prog_gan')]
     todo += [('phantom', 'full', 0, a) for a in ('cpd_gan','prog_gan')]
     for s,n,k,arm in mine(todo, part):
         if (s, n, str(k), arm, 'pixels') not in done('generators.csv', 'set', 'n', 'seed', 'arm', 'space'):
-            add('generators.csv', set_row(Pair(s, n, k, root), arm, dict(space='pixels', updates=1000)))
+            add('generators.csv', set_row(Pair(s, n, k, root), arm, space='pixels', updates=1000))
 
 
 # The onset of overfitting over the number of images; `final` has 200 and all
@@ -209,7 +209,7 @@ def onset(root, part):
     for n,k,arm in mine(todo, part):
         if (str(n), str(k), arm) in done('generators_onset.csv', 'n', 'seed', 'arm'): continue
         p = Pair('pneumoniamnist', n, k, root)
-        s,facts = made_by(p, arm, SETTINGS[arm])
+        s,facts = made_by(p, arm)
         add('generators_onset.csv', dict(p.key, arm=arm, **facts, **judged(p, s)))
 
 
@@ -225,7 +225,7 @@ def hole(root, part):
             p = Pair.__new__(Pair)
             p.name,p.n,p.seed,p.data = name,'2000',seed,data
             judge = h['train_judge']([p.ae], seed)
-            g = make_generator('diffusion', ae=p.ae, **SETTINGS['diffusion']).fit(data, seed)
+            g = make_generator('diffusion', ae=p.ae).fit(data, seed)
             labels = labels_like(data.train.y, 400, seed)
             for mover,radius in (('reconstruction',.3), ('random',.3), ('random',1.), ('mi',.3), ('mi',1.)):
                 s = targeted_sample(g, p.model, labels, seed, objective=mover, radius=radius)

@@ -163,7 +163,7 @@ class LearningSettings(Settings):
 
 # %% ../../nbs/core/06_defaults.ipynb #20a97d07
 @dataclass(kw_only=True)
-class DiffusionSettings(LearningSettings):
+class DiffusionSettings(derived(LearningSettings, width=48)):
     "How `LatentDiffusion` learns and draws"
     lr: Annotated[number(1e-6, 1), 'highest learning rate of the one-cycle schedule'] = 1e-3
     drop: Annotated[number(0, 1), 'share of images whose label is hidden, so that guidance can tell what a '

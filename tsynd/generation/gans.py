@@ -138,7 +138,7 @@ def _cpd_gan(**settings):
 
 @generator('prog_gan', 'conditional GAN: auxiliary classifier, labels beside the noise, progressive growing')
 def _prog_gan(**settings):
-    return ConditionalGAN(**dict(head='classifier', conditioning='input', growing=True) | settings)
+    return ConditionalGAN(**dict(head='classifier', conditioning='input', growing=True, lr=6e-4) | settings)
 
 def train_gan(data:ImageData,       # its training images; the validation images choose the snapshot
               name:str='cpd_gan',   # or prog_gan
