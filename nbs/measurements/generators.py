@@ -177,7 +177,9 @@ def set_row(p, arm, **settings):
                **{f'with_{k}': v for k,v in both.items()}, **judged(p, s), **facts)
     return pd.Series(row).reindex(COLUMNS).to_dict()
 
-def pairs(seeds): return [(s, n, k) for k in range(seeds) for n in ('full','200') for s in SETS]
+def pairs(seeds): # there and back, so that two processes have as much to do
+    once = [(s, n) for n in ('full','200') for s in SETS]
+    return [(*pair, k) for k in range(seeds) for pair in once[::1-2*(k%2)]]
 
 MADE = 'diffusion','cpd_gan','prog_gan','two_generators','targeted_mi'
 
