@@ -88,7 +88,7 @@ def search(root, part):
 
 # The final study; the search chose what is now the default
 
-SEEDS = 5
+SEEDS = {'pneumoniamnist': 5, 'breastmnist': 3, 'phantom': 3}     # ten hours of a core do not allow more
 
 class Pair:
     "What all arms of a set, a number of images and a seed share"
@@ -179,14 +179,14 @@ def set_row(p, arm, **settings):
                **{f'with_{k}': v for k,v in both.items()}, **judged(p, s), **facts)
     return pd.Series(row).reindex(COLUMNS).to_dict()
 
-def pairs(seeds): # there and back, so that two processes have as much to do
+def pairs(): # there and back, so that two processes have as much to do
     once = [(s, n) for n in ('full','200') for s in SETS]
-    return [(*pair, k) for k in range(seeds) for pair in once[::1-2*(k%2)]]
+    return [(*pair, k) for k in range(max(SEEDS.values())) for pair in once[::1-2*(k%2)] if k < SEEDS[pair[0]]]
 
 MADE = 'diffusion','cpd_gan','prog_gan','two_generators','targeted_mi'
 
 def final(root, part):
-    for s,n,k in mine(pairs(SEEDS), part):
+    for s,n,k in mine(pairs(), part):
         key,p = (s, n, str(k)),Pair(s, n, k, root)
         if (*key, 'reconstructed') not in done('generators_real.csv', 'set', 'n', 'seed', 'arm'):
             add('generators_real.csv', *real_rows(p))
@@ -209,7 +209,7 @@ def pixels(root, part): # an hour of a core each in the second paper's way, so f
 # The onset of overfitting over the number of images; `final` has 200 and all
 
 def onset(root, part):
-    todo = [(n, k, a) for k in range(3) for n in (50,100,500,1000) for a in ('diffusion','cpd_gan')]
+    todo = [(n, k, a) for k in range(2) for n in (50,100,500,1000) for a in ('diffusion','cpd_gan')]
     for n,k,arm in mine(todo, part):
         if (str(n), str(k), arm) in done('generators_onset.csv', 'n', 'seed', 'arm'): continue
         p = Pair('pneumoniamnist', n, k, root)
@@ -221,7 +221,7 @@ def onset(root, part):
 
 def hole(root, part):
     h = runpy.run_path(str(HERE/'hole.py'))
-    for seed in mine(range(SEEDS), part):
+    for seed in mine(range(SEEDS['phantom']), part):
         there = done('generators_hole.csv', 'seed', 'hole', 'mover', 'radius')
         if (str(seed), 'edge', 'mi', '1.0') in there: continue
         for name,region in h['HOLES'].items():
