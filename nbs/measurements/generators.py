@@ -53,8 +53,8 @@ def kept(g): return next(r for r in g.history if r['kept'])
 
 
 # The search: four trials for each generator, judged on validation images, with a subset that `final` has not.
-# One set, since ten hours of a core have to do for all of it. At 1,000 images the first and the last trial of a
-# GAN are one training; those of cpd_gan had other random numbers, and differ by .004 of AUC. Less counts as
+# One set, since ten hours of a core have to do for all of it. At 1,000 images the first and the last trial of
+# a GAN are one training; those of cpd_gan had other random numbers, and differ by .004 of AUC. Less counts as
 # equal, and the cheaper one is chosen.
 
 TRIALS = {'diffusion': [{}, dict(guidance=2.), dict(width=48), dict(passes=68.)],
@@ -181,7 +181,8 @@ def set_row(p, arm, **settings):
 
 def pairs(): # there and back, so that two processes have as much to do
     once = [(s, n) for n in ('full','200') for s in SETS]
-    return [(*pair, k) for k in range(max(SEEDS.values())) for pair in once[::1-2*(k%2)] if k < SEEDS[pair[0]]]
+    every = [(*pair, k) for k in range(5) for pair in once[::1-2*(k%2)]]
+    return [(s, n, k) for s,n,k in every if k < SEEDS[s]]
 
 MADE = 'diffusion','cpd_gan','prog_gan','two_generators','targeted_mi'
 
