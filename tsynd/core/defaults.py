@@ -163,13 +163,13 @@ class LearningSettings(Settings):
 
 # %% ../../nbs/core/06_defaults.ipynb #20a97d07
 @dataclass(kw_only=True)
-class DiffusionSettings(derived(LearningSettings, width=48)):
+class DiffusionSettings(derived(LearningSettings, passes=68.)):
     "How `LatentDiffusion` learns and draws"
-    lr: Annotated[number(1e-6, 1), 'highest learning rate of the one-cycle schedule'] = 1e-3
+    lr: Annotated[number(1e-6, 1), 'highest learning rate of the one-cycle schedule'] = 3e-3
     drop: Annotated[number(0, 1), 'share of images whose label is hidden, so that guidance can tell what a '
                                   'label adds'] = .1
     guidance: Annotated[number(0, 100), 'how much more than its share the label counts: 1 as learned, more '
-                                        'is more typical and less varied'] = 1.
+                                        'is more typical and less varied'] = 2.
     steps: Annotated[whole(1, 1000), 'of drawing'] = 20
     patch: Annotated[whole(8, 4096)|None, 'side of the patches to learn from, pixels, a multiple of 16; by '
                                           'default the whole image'] = None

@@ -54,7 +54,7 @@ class Learned(Generator):
         for row in self.history: row['kept'] = float(row['updates'] == self.best_at)
 
 # %% ../../nbs/generation/04_learning.ipynb #97fb1a36
-Learned.fewest,Learned.most = 800,3000  # updates, where they are not asked for
+Learned.fewest,Learned.most = 1200,3000  # updates, where they are not asked for
 
 @patch
 def _prepare(self:Learned, seed):
