@@ -10,8 +10,8 @@ from refused import refused
 from tsynd.core import InputError
 from tsynd.data import ImageData, phantom, Split, subset
 from tsynd.generation import (
-    generator, generators, interpolate, labels_like, load_generator, make_generator, nearest_training, sample,
-    save_generator, targeted_sample)
+    at_once, generator, generators, interpolate, labels_like, Learned, load_generator, make_generator,
+    nearest_training, sample, save_generator, targeted_sample)
 
 
 @pytest.fixture(scope='module')
@@ -92,6 +92,17 @@ def test_a_training_that_was_stopped_ends_the_same(name, data, tmp_path):
     assert again.history == whole.history
     y = data.train.y[:6]
     assert torch.equal(sample(again, y, 1).x, sample(whole, y, 1).x)
+
+@pytest.mark.parametrize('name', ['diffusion', 'cpd_gan'])
+def test_large_images_are_seen_a_few_at_a_time(name, monkeypatch):
+    "Neither a look at many images nor a draw holds them all in the network"
+    monkeypatch.setattr(Learned, 'looked_at', 70)
+    big,sizes = phantom(n_train=8, n_val=0, n_test=4, size=64),[]
+    g = make_generator(name, space='pixels', width=8, bs=2, updates=1).fit(big, 0)
+    g.average.model.register_forward_pre_hook(lambda net, given: sizes.append(len(given[0])))
+    g.look()
+    if name == 'cpd_gan': sample(g, torch.arange(70)%2)
+    assert sum(sizes) > 64 >= max(sizes) and at_once((64,64)) == 64
 
 def test_another_question_does_not_go_on(data, tmp_path):
     learned('cpd_gan', data).fit(data, 2, tmp_path)

@@ -14,8 +14,9 @@ def peak(size, space, patch): # in this process
     import threading
     import psutil, torch
     from tsynd.data import phantom
-    from tsynd.generation import make_generator
+    from tsynd.generation import LatentDiffusion, make_generator
     torch.set_num_threads(1)
+    LatentDiffusion.looked_at = 8
     data = phantom(n_train=16, n_val=0, n_test=0, size=size)
     g = make_generator('diffusion', space=space, patch=patch or None, bs=8, updates=1, ae_steps=1)
     g.fit(data)                                                  # everything is imported and made

@@ -32,6 +32,7 @@ LOOKS = 20              # during a training
 class Learned(Generator):
     "Learns in steps, in the pixels or in the latents of an autoencoder"
     Settings = LearningSettings
+    looked_at = 256                             # images at each look
     def __init__(self, ae=None, **settings):
         self.s = checked(self.Settings(**settings))
         if self.s.width % 8: raise InputError(f'width is {self.s.width}, expected a multiple of 8', 'width',
