@@ -20,7 +20,7 @@ def test_shares_are_what_was_asked(findings, combinations, prevalence, rarest, s
     if rarest: assert np.isclose(shares.min(), rarest)
 
 def test_shares_are_the_most_even_ones():
-    "What is above the least share is shared so evenly that any other way, with the same prevalences, has less entropy"
+    "Any other way to share what is above the least share, with the same prevalences, has less entropy"
     C, shares = finding_combinations(5, 14, .3, .01)
     A = np.vstack([C.T, np.ones(len(C))])[:,1:]                     # the rarest keeps its share
     free = np.linalg.svd(A)[2][np.linalg.matrix_rank(A):]           # ways that change no prevalence

@@ -89,7 +89,7 @@ def finding_masks(f:Tensor,   # (N,3F+3) in [0,1]
     return (finding_shapes(f, size) > .5) & (finding_labels(f)[...,None,None] > 0)
 
 # %% ../../nbs/data/02_findings.ipynb #3374725f
-def _even_shares(C, prevalence, rarest): # (M,F) combinations, of which the first is the rarest; None: impossible
+def _even_shares(C, prevalence, rarest): # (M,F), the rarest first; None: impossible
     "The most even shares with these prevalences, and none below `rarest`"
     rest,held = 1-rarest*len(C),int(rarest > 0)
     if rest <= 0: return
@@ -104,9 +104,7 @@ def _even_shares(C, prevalence, rarest): # (M,F) combinations, of which the firs
     p = np.exp(e-e.max())
     return rarest+rest*np.append([0]*held, p/p.sum())
 
-# %% ../../nbs/data/02_findings.ipynb #e2a56e72
-_TRIES = 5000
-
+# %% ../../nbs/data/02_findings.ipynb #c41f00d2
 def check_prevalence(prevalence, findings)->np.ndarray: # (F,)
     "A share for each finding; raises `InputError`"
     given = list(prevalence) if isinstance(prevalence, (list,tuple,np.ndarray)) else [prevalence]*findings
@@ -115,6 +113,9 @@ def check_prevalence(prevalence, findings)->np.ndarray: # (F,)
                          'findings', 'prevalence', given)
     for p in given: check_range('prevalence', p, lo=0, hi=1, open_lo=True)
     return np.array(given, float)
+
+# %% ../../nbs/data/02_findings.ipynb #e2a56e72
+_TRIES = 5000
 
 @limited(findings=whole(1, len(FINDINGS)), combinations=whole(2, 2**len(FINDINGS)),
          rarest=number(0, 1))
@@ -134,6 +135,6 @@ def finding_combinations(findings:int,        # how many
         C = every[i[np.argsort(chance[i], kind='stable')]]
         shares = _even_shares(C, prevalence, rarest) if C.any(0).all() else None
         if shares is not None: return C,shares
-    raise InputError(f'combinations is {combinations}, but no such number of {findings} findings was found with '
-                     f'each in {shown(prevalence.tolist())} of the images, the rarest combination in {rarest:g}; '
-                     'change one of them', 'combinations', combinations)
+    raise InputError(f'combinations is {combinations}, but so many of {findings} findings were not found '
+                     f'with a prevalence of {shown(prevalence.tolist())} and the rarest in {rarest:g} of the '
+                     'images; change one of them', 'combinations', combinations)

@@ -107,8 +107,7 @@ def phantom_masks(split:Split # of a phantom with findings
     "Where the findings of each image are; raises `InputError`"
     names = finding_factors(split.y.shape[1] if split.y.ndim == 2 else 0)
     if split.table is None or split.y.ndim == 1 or not {*names} <= {*split.table.columns}:
-        raise InputError('these images have no factors of findings, expected those of phantom(findings=…)',
-                         'split', len(split))
+        raise InputError('split has no factors of findings, expected one of phantom(findings=…)', 'split')
     return finding_masks(torch.from_numpy(split.table[names].to_numpy(copy=True)), split.x.shape[-1])
 
 # %% ../../nbs/data/03_phantom_sets.ipynb #43bf3dd9
