@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from ..data.images import to_numpy
-from ..data.phantoms import phantom
+from ..data.phantom_sets import phantom
 from ..experiments.configuration import StudyConfig
 from ..experiments.study_configuration import to_toml
 
