@@ -23,8 +23,8 @@ from tsynd.audit.diversity import vendi_ratio
 from tsynd.audit.encoders import make_encoders
 from tsynd.audit.privacy import privacy_tests, privacy_verdicts
 from tsynd.audit.utilities import Trainer
-from tsynd.core.defaults import ClassifierSettings
 from tsynd.core import metrics
+from tsynd.core.defaults import ClassifierSettings
 from tsynd.data import load_data, phantom, Split, subset
 from tsynd.experiments.cell import Witness
 from tsynd.generation import labels_like, make_generator, sample, targeted_sample

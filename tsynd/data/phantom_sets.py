@@ -105,8 +105,10 @@ def phantom(n_train:int=200,       # training images, none of them in a hole
 def phantom_masks(split:Split # of a phantom with findings
                  )->Tensor:   # (N,F,H,W) bool
     "Where the findings of each image are; raises `InputError`"
-    names = finding_factors(split.y.shape[1] if split.y.ndim == 2 else 0)
-    if split.table is None or split.y.ndim == 1 or not {*names} <= {*split.table.columns}:
+    columns = [] if split.table is None else split.table.columns
+    n = sum(k in columns for k in FINDINGS)
+    names = finding_factors(n)
+    if not n or not {*names} <= {*columns}:
         raise InputError('split has no factors of findings, expected one of phantom(findings=…)', 'split')
     return finding_masks(torch.from_numpy(split.table[names].to_numpy(copy=True)), split.x.shape[-1])
 

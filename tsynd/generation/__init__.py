@@ -14,7 +14,7 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
               'save_generator', 'load_generator'],
     controls=['MOVES', 'Control', 'control'],
     gaussian=['ClassGaussian'],
-    spaces=['ImageSpace', 'LatentSpace', 'make_space', 'space_config', 'at_once'],
+    spaces=['ImageSpace', 'LatentSpace', 'make_space', 'space_config'],
     learning=['LOOKS', 'Learned', 'even_chances', 'shifted'],
     diffusion=['Denoiser', 'LatentDiffusion', 'train_diffusion'],
     gan_networks=['pixel_norm', 'GANGenerator', 'minibatch_deviation', 'GANDiscriminator', 'hinge_d',

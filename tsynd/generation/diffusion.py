@@ -19,7 +19,6 @@ from ..core.defaults import DiffusionSettings
 from ..core.errors import InputError
 from ..data.images import ImageData
 from ..targeting.moving_average import MovingAverage
-from .spaces import at_once
 from .learning import Learned
 from .protocol import generator, make_generator
 
@@ -105,7 +104,7 @@ def look(self:LatentDiffusion)->dict:
         g = torch.Generator().manual_seed(self.seed+1)
         i = torch.randperm(len(s), generator=g).repeat(-(-self.looked_at//len(s)))[:self.looked_at]
         losses = []
-        for j in i.split(at_once(self.space.shape[1:])):
+        for j in self.space.parts(i):
             z,y = self.space.encode(s.x[j]),self.label_floats(s.y[j]).to(self.s.device)
             losses.append(self.losses(self.average.model, z, y, g, drop=0))
         found[name] = float(torch.cat(losses).mean())
@@ -158,9 +157,9 @@ def noises(self:LatentDiffusion, m, g)->Tensor:
 
 @patch
 def draw(self:LatentDiffusion, labels, g):
-    n = at_once(self.space.shape[1:])
+    parts = self.space.parts
     z = [self.denoise(z, self.label_floats(y).to(z.device))
-         for z,y in zip(self.noises(len(labels), g).split(n), labels.split(n))]
+         for z,y in zip(parts(self.noises(len(labels), g)), parts(labels))]
     return self.space.draw(torch.cat(z)), pd.DataFrame(dict(origin='noise'), index=range(len(labels)))
 
 @patch

@@ -16,7 +16,6 @@ from torch import Tensor
 from ..core.defaults import GANSettings
 from ..data.images import ImageData
 from ..targeting.moving_average import MovingAverage
-from .spaces import at_once
 from tsynd.generation.gan_networks import (
     diff_augment, GANDiscriminator, GANGenerator, gradient_penalty, hinge_d, hinge_g, label_loss,
     wasserstein_d, wasserstein_g)
@@ -92,16 +91,16 @@ def look(self:ConditionalGAN)->dict:
     for name,s in (('training', self.data.train), ('validation', self.data.val)):
         if not len(s): continue
         i,parts = torch.randperm(len(s), generator=g)[:self.looked_at],[]
-        for j in i.split(at_once(self.space.shape[1:])):
+        for j in self.space.parts(i):
             z,y = self.space.encode(s.x[j]),self.label_floats(s.y[j]).to(self.s.device)
             fake = self._fake(y, g, self.average.model)
             parts.append((_points(z, y), _points(fake, y), *(self.critic(a, y)[0] for a in (z, fake))))
-        real,drawn,scores[name],scores['fake'] = map(torch.cat, zip(*parts))
+        real,drawn,*said = map(torch.cat, zip(*parts))
         found[name] = energy_distance(drawn, real)
+        scores[name],scores['fake'] = (float(v.mean()) for v in said)
     if 'validation' not in found: return found | dict(score=0.)
-    means = {k: float(v.mean()) for k,v in scores.items()}
-    lead = means['training']-means['fake']
-    found['onset'] = (means['training']-means['validation'])/lead if lead > 1e-6 else 0.
+    lead = scores['training']-scores['fake']
+    found['onset'] = (scores['training']-scores['validation'])/lead if lead > 1e-6 else 0.
     return found | dict(score=found['validation'] + 1e3*(found['onset'] > .5))
 
 # %% ../../nbs/generation/08_gans.ipynb #af02a748
@@ -120,7 +119,7 @@ def __getstate__(self:ConditionalGAN): # what draws; spectral norm cannot be pic
 def draw(self:ConditionalGAN, labels, g):
     with torch.no_grad():
         z = [self._fake(self.label_floats(y).to(self.s.device), g, self.average.model)
-             for y in labels.split(at_once(self.space.shape[1:]))]
+             for y in self.space.parts(labels)]
     return self.space.draw(torch.cat(z)), pd.DataFrame(dict(origin='noise'), index=range(len(labels)))
 
 @patch
