@@ -576,6 +576,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'tsynd.data.findings._grid': ('data/findings.html#_grid', 'tsynd/data/findings.py'),
                                      'tsynd.data.findings._haze': ('data/findings.html#_haze', 'tsynd/data/findings.py'),
                                      'tsynd.data.findings._lines': ('data/findings.html#_lines', 'tsynd/data/findings.py'),
+                                     'tsynd.data.findings._n_findings': ('data/findings.html#_n_findings', 'tsynd/data/findings.py'),
                                      'tsynd.data.findings._ring': ('data/findings.html#_ring', 'tsynd/data/findings.py'),
                                      'tsynd.data.findings._spot': ('data/findings.html#_spot', 'tsynd/data/findings.py'),
                                      'tsynd.data.findings.check_prevalence': ( 'data/findings.html#check_prevalence',

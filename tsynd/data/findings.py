@@ -13,6 +13,7 @@ from itertools import product
 import numpy as np
 import torch
 from scipy.optimize import linprog, minimize
+from scipy.special import logsumexp, softmax
 from torch import Tensor
 
 from ..core.errors import check_range, InputError, shown
@@ -46,6 +47,8 @@ def finding_factors(findings:int # how many, the first of `FINDINGS`
     names = FINDINGS[:findings]
     return [*names, *[f'{k}_{a}' for k in names for a in 'xy'], 'width', 'height', 'phase']
 
+def _n_findings(f): return (f.shape[1]-3)//3
+
 def _grid(size):
     u = (torch.arange(size)+.5)/size*2 - 1
     return torch.meshgrid(u, u, indexing='ij')[::-1]
@@ -54,7 +57,7 @@ def finding_shapes(f:Tensor,    # (N,3F+3) in [0,1]
                    size:int=28  # height and width, pixels
                   )->Tensor:    # (N,F,size,size) in [0,1]
     "The shape of every finding, at its place, however severe"
-    F,(X,Y) = (f.shape[1]-3)//3,_grid(size)
+    F,(X,Y) = _n_findings(f),_grid(size)
     places = 2*f[:,F:3*F].reshape(-1, F, 2, 1, 1)-1
     drawn = [shape(X-cx-rx*places[:,k,0], Y-cy-ry*places[:,k,1])
              for k,(shape,(cx,cy),(rx,ry),_) in enumerate(list(_LOOKS.values())[:F])]
@@ -68,19 +71,18 @@ def render_findings(f:Tensor,    # (N,3F+3) in [0,1], columns as in `finding_fac
                    )->Tensor:    # (N,1,size,size) in [0,1]
     "Draw phantoms with findings, in closed form and differentiably"
     f,(X,Y) = f.float(),_grid(size)
-    F = (f.shape[1]-3)//3
     width,height,phase = f[:,-3:].T[...,None,None]
     fields = torch.sigmoid((1-((X.abs()-.45)/(.36+.08*width))**2-((Y+.02)/(.78+.08*height))**2)/.12)
     body = .62 + .05*torch.sin(4*Y+2*math.pi*phase) - .34*fields
-    bright = torch.tensor([look[-1] for look in _LOOKS.values()][:F])
-    x = body + (bright*f[:,:F])[...,None,None].mul(finding_shapes(f, size)).sum(1)
+    bright = torch.tensor([look[-1] for look in _LOOKS.values()][:_n_findings(f)])
+    x = body + (bright*f[:,:len(bright)])[...,None,None].mul(finding_shapes(f, size)).sum(1)
     return (x*speckle(len(f), size, torch.tensor(.12), seed))[:,None].clamp(0, 1)
 
 # %% ../../nbs/data/02_findings.ipynb #92939e93
 def finding_labels(f:Tensor # (N,3F+3) in [0,1]
                   )->Tensor: # (N,F) zeros and ones
     "The stated rule: a finding is there if its severity is above a half"
-    return (f[:,:(f.shape[1]-3)//3] > .5).float()
+    return (f[:,:_n_findings(f)] > .5).float()
 
 def finding_masks(f:Tensor,   # (N,3F+3) in [0,1]
                   size:int=28 # height and width, pixels
@@ -96,13 +98,9 @@ def _even_shares(C, prevalence, rarest): # (M,F), the rarest first; None: imposs
     C,wanted = C[held:].astype(float),(prevalence-rarest*C.sum(0))/rest   # of what is left to share
     equal = dict(A_eq=np.vstack([C.T, np.ones(len(C))]), b_eq=np.append(wanted, 1))
     if linprog(np.zeros(len(C)), **equal, bounds=(1e-4,1)).status: return
-    def dual(weights):
-        e = C@weights
-        p = np.exp(e-e.max())
-        return e.max()+np.log(p.sum())-weights@wanted, C.T@(p/p.sum())-wanted
-    e = C@minimize(dual, np.zeros(C.shape[1]), jac=True, method='BFGS', options=dict(gtol=1e-10)).x
-    p = np.exp(e-e.max())
-    return rarest+rest*np.append([0]*held, p/p.sum())
+    def dual(weights): return logsumexp(C@weights)-weights@wanted, C.T@softmax(C@weights)-wanted
+    weights = minimize(dual, np.zeros(C.shape[1]), jac=True, method='BFGS', options=dict(gtol=1e-10)).x
+    return rarest+rest*np.append([0]*held, softmax(C@weights))
 
 # %% ../../nbs/data/02_findings.ipynb #c41f00d2
 def check_prevalence(prevalence, findings)->np.ndarray: # (F,)
