@@ -98,11 +98,11 @@ def test_large_images_are_seen_a_few_at_a_time(name, monkeypatch):
     "Neither a look at many images nor a draw holds them all in the network"
     monkeypatch.setattr(Learned, 'looked_at', 70)
     big,sizes = phantom(n_train=8, n_val=0, n_test=4, size=64),[]
-    g = make_generator(name, space='pixels', width=8, bs=2, updates=1).fit(big, 0)
+    quick = dict(steps=1, guidance=1.) if name == 'diffusion' else {}
+    g = make_generator(name, space='pixels', width=8, bs=2, updates=1, **quick).fit(big, 0)
     g.average.model.register_forward_pre_hook(lambda net, given: sizes.append(len(given[0])))
-    g.look()
-    if name == 'cpd_gan': sample(g, torch.arange(70)%2)
-    assert sum(sizes) > 64 >= max(sizes) and len(g.space.parts(torch.zeros(65))[0]) == 64
+    g.look(); sample(g, torch.arange(70)%2)
+    assert sum(sizes) >= 70 > 64 == max(sizes)
 
 def test_another_question_does_not_go_on(data, tmp_path):
     learned('cpd_gan', data).fit(data, 2, tmp_path)
