@@ -29,4 +29,5 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     verdicts=['HOLDS','FAILS','UNKNOWN','Rule','RULES','QUESTIONS','Verdict','rounded_up','needed',
               'three_way','of_measures','NO_TEST','of_privacy','NO_UTILITY','of_utility','all_verdicts'],
     auditing=['Audit','planted_sets','planted_ps','nearest_pairs','feature_map','FEWEST','audit'],
-    sets=['ImageSet','read_set','class_numbers','AuditSets','audit_sets']))
+    sets=['ImageSet','read_set','class_numbers','AuditSets','audit_sets'],
+    generator_cells=['Reference','REFERENCES','GeneratorArmSettings','GENERATOR_MEASURES','GeneratorCells']))

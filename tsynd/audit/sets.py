@@ -21,7 +21,7 @@ from ..core.settings import takes
 from ..data.files import read_npz
 from ..data.folders import find_images, SPLITS
 from ..data.images import Split, to_numpy
-from ..data.loading import check_there, known_names, load_data
+from ..data.loading import check_there, is_known, load_data
 from ..data.preparing import decide, prepare, Preparation
 from ..data.splits import PARTS
 from ..deployment.inputs import prepare_all
@@ -183,7 +183,7 @@ def read_set(what:str,        # synthetic, real, test or more: for messages
     "The images of one source; raises `InputError`"
     name,reading = str(name),reading or ReadingSettings()
     check_there(name)
-    if name in known_names():
+    if is_known(name):
         s = _known(what, name, part, root, size)
         return _like(s, prep, reading.resize)
     if (inside := as_path(what, name)/'synthetic.npz').is_file(): name = str(inside)

@@ -15,7 +15,7 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     phantoms=['phantom_labels', 'speckle', 'render_phantom', 'HOLES', 'in_hole'],
     findings=['FINDINGS', 'finding_factors', 'finding_shapes', 'render_findings', 'finding_labels',
               'finding_masks', 'check_prevalence', 'finding_combinations'],
-    phantom_sets=['phantom', 'phantom_masks', 'clear_phantom'],
+    phantom_sets=['phantom', 'phantom_masks', 'PHANTOM_SETTINGS', 'phantom_settings', 'clear_phantom'],
     files=['read_npz', 'check_images', 'check_labels', 'load_npz', 'save_npz'],
     named=['medmnist_info', 'medmnist_path', 'available', 'closest_name', 'load_medmnist'],
     subsets=['strata', 'stratified_order', 'patient_numbers', 'subset_order', 'subset',
@@ -28,4 +28,5 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     splits=['PARTS', 'check_patients', 'likely_patients', 'draw_splits', 'split_table'],
     duplicates=['edges', 'find_duplicates', 'duplicate_words'],
     preparing=['Preparation', 'decide', 'PREPARED', 'cache_folder', 'Prepared', 'Kept', 'prepare'],
-    loading=['known_names', 'is_path', 'as_path_of', 'data_name', 'reading', 'check_there', 'load_data']))
+    loading=['known_names', 'is_phantom', 'is_known', 'is_path', 'as_path_of', 'data_name', 'reading',
+             'check_there', 'load_data']))

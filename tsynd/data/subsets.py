@@ -67,13 +67,28 @@ def _labels_of_patients(owner, y): # (patients, labels) zeros and ones
     labels = torch.stack([t.float() for t in task_of(y).columns(y, C)], 1)
     return (torch.zeros(int(owner.max())+1, C).index_add_(0, owner, labels) > 0).float()
 
+# %% ../../nbs/data/06_subsets.ipynb #3f973797
+def _equal_order(data, n, seed): # positions of the first n images, the classes in turn
+    y,C = data.train.y,data.n_classes
+    if data.task.several or patient_numbers(data.train.table) is not None:
+        raise InputError(f"equal is true, but {data.name} has several labels per image, or patients, and "
+                         "no subset has as many of each class; leave it out", 'equal', True)
+    least = int(y.bincount(minlength=C).min())
+    if n > C*least:
+        raise InputError(f"subset is {n}, but the rarest class of {data.name} has only {least} training "
+                         f"images, so equal ones end at {C*least}", 'subset', n)
+    order = stratified_order(y, seed)
+    turn = pd.Series(y[order].numpy()).groupby(y[order].numpy()).cumcount()
+    return order[torch.from_numpy(turn.to_numpy()).argsort(stable=True)[:n]]
+
 # %% ../../nbs/data/06_subsets.ipynb #9dfa04c7
 @limited(seed=Seed)
 def subset(data:ImageData, # any data set
            n:int,      # number of training images, with patients at most; validation is capped at n as well
-           seed:int=0  # which images, at least 0
+           seed:int=0, # which images, at least 0
+           equal:bool=False # as many training images of each class? else stratified
           )->ImageData:
-    "`data` with only `n` labelled training images, stratified, nested over `n`, patients whole"
+    "`data` with only `n` labelled training images, nested over `n`, patients whole"
     check_range('subset', n, **bounds(Images))
     if n < data.n_classes and not data.task.several:
         raise InputError(f"subset is {n}, but {data.name} has {data.n_classes} classes "
@@ -82,7 +97,8 @@ def subset(data:ImageData, # any data set
         raise InputError(f"subset is {n}, but {data.name} has only {len(data.train)} training images",
                          'subset', n)
     first = lambda s: s.select(subset_order(s, seed, n))
-    res = replace(data, train=first(data.train), val=first(data.val))
+    train = data.train.select(_equal_order(data, n, seed)) if equal else first(data.train)
+    res = replace(data, train=train, val=first(data.val))
     check_classes(res)
     return res
 

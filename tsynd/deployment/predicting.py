@@ -14,7 +14,7 @@ from ..core.errors import as_path, InputError
 from ..core.progress import ticking
 from ..core.writing import make_folder, write_whole
 from ..data.folders import find_images
-from ..data.loading import known_names, load_data
+from ..data.loading import is_known, load_data
 from .bundle import Bundle, load_bundle
 from .conformal import label_names
 
@@ -26,7 +26,7 @@ def images_and_table(images,          # a folder, a table, a file; or the name o
                     )->tuple:         # what `Bundle.predict` takes, and what is known of each image
     "The images that a command names; raises `InputError`"
     path = as_path('images', images)
-    if str(images) not in known_names() and path.suffix.lower() != '.npz':
+    if not is_known(str(images)) and path.suffix.lower() != '.npz':
         table = find_images(path, root=root, **reading)
         return table, table
     data = load_data(str(images), root, bundle.facts['shape'][-1])

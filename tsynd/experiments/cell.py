@@ -24,7 +24,7 @@ from ..core.devices import device
 from ..core.seeds import seeded
 from ..data.images import ImageData
 from ..data.loaders import ImageDL
-from ..data.loading import data_name, is_path, known_names, load_data, reading
+from ..data.loading import data_name, is_known, is_path, known_names, load_data, reading
 from ..data.subsets import stratified_order, subset
 from ..models.autoencoder import train_autoencoder
 from ..models.classifier import classifier_learner, train_classifier
@@ -64,7 +64,7 @@ def source_data(c:StudyConfig, cell:Cell,
                )->ImageData:
     "The whole data set of a cell; its seed draws what has to be drawn"
     source = next(d for d in c.datasets if data_name(d) == cell.dataset)
-    how = {} if source in known_names() else reading(c)
+    how = {} if is_known(source) else reading(c)
     if is_path(source): source = os.path.join(where, os.path.expanduser(source))
     return load_data(source, root, c.size, cell.seed, progress=False, **how)
 
@@ -73,7 +73,7 @@ def cell_data(c:StudyConfig, cell:Cell, root=None,
              )->tuple:            # (`ImageData`, `Split`)
     "The data of a cell: its subset, and the split to measure on"
     if data is None: data = source_data(c, cell, root)
-    if cell.n != 'full': data = subset(data, cell.n, cell.seed)
+    if cell.n != 'full': data = subset(data, cell.n, cell.seed, c.equal)
     held = getattr(data, c.split)
     if c.test_n is not None and c.test_n < len(held):
         held = held.select(stratified_order(held.y, cell.seed)[:c.test_n])

@@ -77,6 +77,11 @@ class StudyConfig(ReadingSettings, MeasuringSettings, derived(TrainingSettings, 
     arms: Annotated[dict[Text, Any], Len(1, 1000),
                     'label: settings; `arm` among them names the arm where the label does not']
     first_seed: Annotated[whole(0, 2**31-1-10**4), 'a search takes other seeds than what it is for'] = 0
+    cell: Annotated[Literal['classifier','generator'], 'what an arm trains: a classifier, or a generator '
+                    'whose images are audited'] = 'classifier'
+    sweep: Annotated[Literal['n','combinations','size','ratio']|None, 'of generators: what varies, from '
+                     'cell to cell, and everything is drawn over'] = None
+    equal: Annotated[bool, 'as many training images of each class, where n is not full'] = False
     headline: Annotated[list[list[Any]], Len(0, 1000),
                         'contrasts declared beforehand, [arm, reference, condition, measure]; '
                         'by default those of `tsynd.experiments.HEADLINE`'] = field(default_factory=list)

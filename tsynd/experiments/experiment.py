@@ -20,7 +20,7 @@ from ..core.errors import InputError, shown
 from ..core.seeds import seeded
 from ..core.settings import checked
 from ..data.images import ImageData
-from ..data.loading import load_data, reading
+from ..data.loading import is_phantom, load_data, reading
 from ..data.subsets import check_classes, check_parts, stratified_order, subset
 from ..models.adapted import load_autoencoder
 from ..models.autoencoder import Autoencoder, quality, train_autoencoder
@@ -52,7 +52,7 @@ def prepare_data(c:RunConfig,
 def _given(c, root, data):
     "The images that are given, or those in the folder that is given"
     if data is None:
-        if c.dataset != 'phantom': return load_data(c.dataset, root, c.size, c.seed, **reading(c))
+        if not is_phantom(c.dataset): return load_data(c.dataset, root, c.size, c.seed, **reading(c))
         raise InputError(f"root is {shown(str(root))}, but the phantom needs no folder; name the data set as "
                          "well, such as breastmnist", 'root', root)
     if not isinstance(data, ImageData):

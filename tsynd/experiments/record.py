@@ -111,6 +111,7 @@ class CellRecord(CellResult, total=False):
     seconds_measuring: _Size
     precision: _Words
     steps: _Count
+    images: _Count
     images_seen: _Count
     synthetic: _Count
     distance_latent: _Size
@@ -178,8 +179,8 @@ class Study:
 # %% ../../nbs/experiments/07_record.ipynb #ab7e8194
 KEYS = ['dataset','n','arm','seed']
 FACTS = ['status','reason','seconds','seconds_autoencoder','seconds_measuring','precision','steps',
-         'images_seen','synthetic','distance_latent','distance_pixel','gate','weights','order','subset',
-         'data','held','threads','about']
+         'images','images_seen','synthetic','distance_latent','distance_pixel','gate','weights','order',
+         'subset',         'data','held','threads','about']
 
 # %% ../../nbs/experiments/07_record.ipynb #1f10ee5e
 def read_study(folder:str|Path)->Study:

@@ -22,6 +22,7 @@ from ..core.errors import as_path, check_range, InputError
 from ..core.schemas import conform, read_json
 from ..core.settings import number, Text
 from ..core.writing import make_folder, no_link, system_errors, write_whole
+from ..data.loading import is_phantom
 from .cell import cells
 from .configuration import StudyConfig
 from .executors import as_future, Processes
@@ -62,7 +63,7 @@ class _Driver:
             if cancel := getattr(job, 'cancel', None): cancel()
 
 def _drawn(cell): # what decides about the images: of the phantom the seed as well
-    return (cell.dataset, cell.seed) if cell.dataset == 'phantom' else cell.dataset
+    return (cell.dataset, cell.seed) if is_phantom(cell.dataset) else cell.dataset
 
 # %% ../../nbs/experiments/10_study.ipynb #9b87b95d
 @patch

@@ -12,18 +12,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
 
 from ..core.devices import device
 from ..core.writing import write_whole
 from ..deployment.bundle import make_bundle, save_bundle
-from .arms import ARMS
 from .cell import (
     Cell, cell_autoencoder, cell_data, cpu_time, data_checksum, measure_cell, source_data, train_cell)
 from .configuration import StudyConfig
 from .experiment import versions
 from .imports import run_imports, unpack_entries
 from .record import pack_predictions, pack_probabilities
-from .study_configuration import arm_name
+from .study_configuration import arm_name, cell_kind, ClassifierCells
 from ..models.adapted import load_autoencoder
 from ..models.bundles import save_model
 from ..models.shared import code_checksum
@@ -106,7 +106,8 @@ def run_cell(a:Assignment,
             checksum = _check_data(whole, cell, expected)
             data,held = cell_data(a.config, cell, data=whole)
             ae = _autoencoder(group['files'], data, a.config, Path(tmp)/'autoencoder')
-            facts,files = _trained(a.config, cell, data, held, ae, Path(tmp)/'bundle')
+            kind,folder = cell_kind(a.config),Path(tmp)/'bundle'
+            facts,files = kind.run(a.config, cell, whole, data, held, ae, folder)
         except _Changed as e: return dict(changed=str(e))
         except _WRONG as e: return dict(record=failed_record(cell, _reason(e)), files={})
         known = _about(a, cell) | dict(data=checksum, seconds_autoencoder=group['seconds'])
@@ -121,14 +122,16 @@ def _autoencoder(files, data, c, path): # from its bytes
 
 # %% ../../nbs/experiments/08_worker.ipynb #d6daa27d
 def _about(a, cell): # what a record says before anything is trained
-    c,entry = a.config,ARMS[arm_name(a.config, cell.arm)]
-    about = dict(about=dict(sentence=entry.sentence, source=entry.source)) if entry.own else {}
+    c,entry = a.config,cell_kind(a.config).arms.get(arm_name(a.config, cell.arm))
+    own = getattr(entry, 'own', False)
+    about = dict(about=dict(sentence=entry.sentence, source=entry.source)) if own else {}
     imports = dict(imports=a.checksums) if a.checksums else {}
     code = dict(code=code_checksum('tsynd.experiments.worker'))
     return dict(id=cell.id, **asdict(cell), status='done', settings=c.arms[cell.arm], threads=c.threads,
                 versions=versions() | code, **about, **imports)
 
-def _trained(c, cell, data, held, ae, folder): # the facts; {name: bytes} of what is to be kept
+@patch
+def run(self:ClassifierCells, c, cell, whole, data, held, ae, folder): # facts; {name: bytes} of what is kept
     learn,facts = train_cell(c, cell, data, ae)
     start,seen = cpu_time(c),{} if 'predictions' in c.keep else None
     table,p = measure_cell(c, cell, learn.model, data, held, seen)

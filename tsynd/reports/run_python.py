@@ -8,18 +8,18 @@ __all__ = ['python_lines']
 # %% ../../nbs/reports/07_run_python.ipynb #9aee40fd
 from ..core.defaults import ReadingSettings
 from ..core.settings import rows
-from ..data.loading import is_path, known_names
+from ..data.loading import is_known, is_path, is_phantom
 from ..experiments.configuration import QUICK, RunConfig, UNWRITTEN
 from .page import render
 
 # %% ../../nbs/reports/07_run_python.ipynb #b67d4d0b
-def _own_data(c): return c['dataset'] not in known_names() and not is_path(c['dataset'])
+def _own_data(c): return not is_known(c['dataset']) and not is_path(c['dataset'])
 
 def _data_line(c):
     "The images, as Python"
-    named = ['size'] if c['dataset'] in known_names() else \
+    named = ['size'] if is_known(c['dataset']) else \
             ['size', *(r.name for r in rows(ReadingSettings) if c[r.name] != r.value)]
-    if c['dataset'] == 'phantom' or is_path(c['dataset']): named.append('seed')
+    if is_phantom(c['dataset']) or is_path(c['dataset']): named.append('seed')
     more = ', '.join(f'{k}={c[k]!r}' for k in named)
     data = 'data' if _own_data(c) else f"load_data({c['dataset']!r}, {more})"
     part = c['subset'] if c['subset'] is not None else QUICK if c['quick'] else None

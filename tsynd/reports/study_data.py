@@ -15,6 +15,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..core.errors import InputError
+from ..data.loading import is_phantom
 from ..targeting.callback import TSynD
 from .run_data import LITTLE
 from .words import MEASURE_NAMES, parse_attack, signed_difference, unit
@@ -109,7 +110,7 @@ def _same_images(study, dataset):
     "Were all cells of a data set measured on the same images?"
     c, done = study.config, study.cells[study.cells.status == 'done']
     held = done[done.dataset == dataset].get('held', pd.Series([None])).replace('', None)
-    drawn = c.test_n or c.split == 'val' or dataset == 'phantom'
+    drawn = c.test_n or c.split == 'val' or is_phantom(dataset)
     return held.nunique() <= 1 and not (drawn and held.isna().any())
 
 def _predictions(study):
