@@ -129,10 +129,10 @@ def _generate(dataset, out=None, saved=None, strict=False, anew=False, options=(
 def _study(config, out, root, jobs, scheduler, dry_run):
     from tsynd.core import check_range, files_only
     files_only()
-    from tsynd.experiments import cells, dask_executor, estimate, read_config, run_study
+    from tsynd.experiments import cells, dask_executor, read_config, run_study
     if jobs is not None: check_range('jobs', jobs, lo=1, hi=10**5 if scheduler else 256, integer=True)
     c = read_config(config)
-    if dry_run: return _forecast(cells(c), estimate(c, root), jobs or 2)        # on this machine
+    if dry_run: return _forecast(c, cells(c), root, jobs or 2)                  # on this machine
     out = Path(out) if out else Path('studies')/c.name
     executor = dask_executor(scheduler) if scheduler else None
     try: study = run_study(c, out, root, jobs, executor=executor)
@@ -144,8 +144,13 @@ def _study(config, out, root, jobs, scheduler, dry_run):
     _report([out])
 
 # %% ../nbs/cli.ipynb #3ea33d09
-def _forecast(cells, t, jobs):
-    seconds = t.set_index(['dataset','n','arm'])[['training','measuring','autoencoder']].sum(axis=1)
+def _forecast(c, cells, root, jobs):
+    from tsynd.experiments import estimate
+    if c.cell == 'generator':
+        for x in cells: print(x.id)
+        return print(f'{len(cells)} cells; how long generators take, the bar says after the first ones')
+    t = estimate(c, root).set_index(['dataset','n','arm'])
+    seconds = t[['training','measuring','autoencoder']].sum(axis=1)
     for x in cells: print(f'{x.id:50} {seconds[x.dataset, x.n, x.arm]:6.0f} s')
     total = sum(seconds[x.dataset, x.n, x.arm] for x in cells)/3600
     span = lambda h: f'{h:.1f} hours' if h >= 1 else f'{60*h:.0f} minutes'
@@ -155,11 +160,11 @@ def _forecast(cells, t, jobs):
 def _report(folders, out=None, format=''):
     from tsynd.core import files_only, InputError
     files_only()
-    from tsynd.reports import study_report, write_comparison, write_report
+    from tsynd.reports import write_comparison, write_report, write_study
     formats = [k.strip() for k in format.split(',') if k.strip()]
     if len(folders) > 1: return print(write_comparison(folders, out, formats))
     if out: raise InputError('out is for the page about several runs; leave it out for one', 'out', out)
-    if os.path.exists(Path(folders[0])/'study.toml'): print(study_report(folders[0], formats, _warn))
+    if os.path.exists(Path(folders[0])/'study.toml'): print(write_study(folders[0], formats, _warn))
     else: print(write_report(folders[0], formats))
 
 # %% ../nbs/cli.ipynb #24fff12b

@@ -53,4 +53,6 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
                      'WAYS', 'STEPS', 'ways_html', 'seconds_words', 'made_words', 'generation_html',
                      'write_generation'],
     generate_command=['proportioned', 'generator_options', 'TrainedOn', 'provenance', 'generation_record',
-                      'run_generation', 'generation_words']))
+                      'run_generation', 'generation_words'],
+    sweep=['AXES', 'Sweep', 'sweep_numbers', 'unfinished_words', 'sweep_plot', 'sweep_table', 'sweep_html',
+           'sweep_report', 'write_study']))

@@ -13,7 +13,8 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import Markup
 
-from ..experiments.arms import ARMS
+from ..experiments.record import FACTS, KEYS, read_study
+from ..experiments.study_configuration import cell_kind
 from .page import export, figure_html, render, style_sheet, write_page
 from .study_data import Findings, findings, study_caution, study_finding, study_notes, verdicts
 from .study_figures import (
@@ -21,7 +22,6 @@ from .study_figures import (
 from tsynd.reports.study_tables import (
     arms_html, classes_html, classes_table, contrasts_html, costs_html, families_html, families_table,
     official_html)
-from ..experiments.record import FACTS, KEYS, read_study
 
 # %% ../../nbs/reports/13_study.ipynb #3b959c00
 CHECKSUMS = dict(subset='training subset', weights='initial weights', order='order of batches')
@@ -41,10 +41,11 @@ def pairing(cells:pd.DataFrame,  # as `read_study` gives them
 # %% ../../nbs/reports/13_study.ipynb #1250ece9
 def arms_table(f:Findings)->pd.DataFrame: # arm, sentence, settings, source
     "The arms in words: of those that are not known here, what their records say"
-    rows, told = [], f.study.cells.get('about', pd.Series(dtype=object))
+    known, rows = cell_kind(f.study.config).arms, []
+    told = f.study.cells.get('about', pd.Series(dtype=object))
     for label, settings in f.study.config.arms.items():
         settings = dict(settings)
-        arm, own = ARMS.get(settings.pop('arm', label)), told[f.study.cells.arm == label].dropna()
+        arm, own = known.get(settings.pop('arm', label)), told[f.study.cells.arm == label].dropna()
         about = vars(arm) if arm else next(iter(own), {})
         words = ', '.join(f'{k} = {v}' for k, v in settings.items()) or 'defaults'
         rows.append((label, about.get('sentence') or '–', words, about.get('source') or '–'))
