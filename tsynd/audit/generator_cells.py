@@ -129,8 +129,8 @@ def _memory(made, data, others, g, seed): # and variety
     kept = [r['onset'] for r in getattr(g, 'history', ()) if r.get('kept')]
     if kept: memory['onset'] = float(kept[0])
     ratios = vendi_ratio(e(data.train.x), e(made.x), data.train.y, made.y)
-    by_class = [v.value for k,v in ratios.items() if k != 'whole']
-    return dict(memory=memory, variety=dict(vendi=float(np.nanmean(by_class))) if by_class else {})
+    by_class = [v.value for k,v in ratios.items() if k != 'whole' and v.value == v.value]
+    return dict(memory=memory, variety=dict(vendi=float(np.mean(by_class))) if by_class else {})
 
 # %% ../../nbs/audit/16_generator_cells.ipynb #c017
 def _defined(found): return {k: float(v) for k,v in found.items() if v is not None and v == v}

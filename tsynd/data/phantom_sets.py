@@ -122,7 +122,7 @@ def phantom_settings(name:str # such as phantom:findings=6,combinations=12
     found = {}
     for part in filter(None, name.partition(':')[2].split(',')):
         k,_,value = (v.strip() for v in part.partition('='))
-        check_known('setting of the phantom', [k], PHANTOM_SETTINGS, 'data set')
+        check_known('data set phantom: setting', [k], PHANTOM_SETTINGS, 'data set')
         try: found[k] = int(value) if k in _WHOLE else float(value)
         except ValueError:
             raise InputError(f"data set {shown(name)} has {shown(part)}, expected a "

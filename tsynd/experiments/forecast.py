@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from ..core.devices import device
+from ..core.errors import InputError
 from ..core.settings import limited, whole
 from ..data.subsets import stratified_order, subset
 from ..models.autoencoder import train_autoencoder
@@ -26,6 +27,8 @@ from .study_configuration import check_machine, data_names, arm_schedule
 def estimate(c:StudyConfig, root=None, updates:int=6, images:int=16
             )->pd.DataFrame: # per data set, size and arm
     "Seconds to train and to measure one cell, from a few updates and images, on this machine as it is now"
+    if c.cell != 'classifier':
+        raise InputError(f"cell is {c.cell}, of which no time is known before; run a few of them", 'cell', c.cell)
     check_machine(c)
     threads = torch.get_num_threads()
     torch.set_num_threads(c.threads)
