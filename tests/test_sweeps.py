@@ -1,4 +1,4 @@
-"""Studies of generators: what is known comes out, cells are paired, slips are named, the page says what is there."""
+"""Studies of generators: what is known comes out, cells are paired, slips are named, the page says it."""
 from dataclasses import replace
 
 import numpy as np
@@ -10,16 +10,17 @@ from refused import refused
 from tsynd.core import InputError
 from tsynd.data import load_data, phantom, phantom_settings, subset
 from tsynd.experiments import (
-    along_axis, check_config, estimate, gaps, memory_range, over_seeds, run_study, slopes, StudyConfig, to_toml)
+    along_axis, check_config, estimate, gaps, memory_range, over_seeds, run_study, slopes, StudyConfig,
+    to_toml)
 from tsynd.reports import sweep_numbers, sweep_table, write_study
 
 pytestmark = pytest.mark.xdist_group('sweeps')  # one worker makes the studies
 
-SETS = [f'phantom:findings=3,combinations={k},rarest=.02,n_train=60,n_val=60,n_test=40,size=12' for k in (4,8)]
-TINY = StudyConfig('tiny', SETS, ['full'], 2, dict(real={}, duplicates={}, copycat={},
-                   diffusion=dict(updates=3, width=8)), cell='generator', sweep='combinations', updates=8,
-                   ae_steps=5, size=12)
-
+WHAT = 'rarest=.02,n_train=60,n_val=60,n_test=40,size=12'
+SETS = [f'phantom:findings=3,combinations={k},{WHAT}' for k in (4,8)]
+TINY = StudyConfig('tiny', SETS, ['full'], 2, cell='generator', sweep='combinations', updates=8, ae_steps=5,
+                  size=12, arms=dict(real={}, duplicates={}, copycat={},
+                                     diffusion=dict(updates=3, width=8)))
 @pytest.fixture(scope='module')
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp('sweep')/'s'
@@ -33,15 +34,17 @@ def test_every_cell_is_run_and_paired(study):
         assert (study.cells.groupby(['dataset','seed'])[k].nunique() == 1).all()
 
 def test_copies_are_convicted_and_the_rest_is_measured(study):
-    memory = study.results.query("condition == 'memory'").pivot_table(index='arm', columns='measure', values='value')
+    t = study.results.query("condition == 'memory'")
+    memory = t.pivot_table(index='arm', columns='measure', values='value')
     assert memory.copied['copycat'] == 1 and memory.nearer['copycat'] == 1
-    assert set(study.results[study.results.arm == 'diffusion'].measure) >= {'auc','nearer','onset','copied'}
-    assert set(study.results[study.results.arm == 'duplicates'].condition) == {'with real'}
+    r = study.results
+    assert {*r[r.arm == 'diffusion'].measure} >= {'auc','nearer','onset','copied'}
+    assert {*r[r.arm == 'duplicates'].condition} == {'with real'}
 
 def test_places_on_the_axis(study):
     assert set(along_axis(study)['at']) == {4., 8.}
     assert set(gaps(study).line) == {SETS[0].replace(',combinations=4', '')}
-    assert len(gaps(study, 'with real', 'auc', 'duplicates')) == 8                    # two arms, places, seeds
+    assert len(gaps(study, 'with real', 'auc', 'duplicates')) == 8               # two arms, places, seeds
 
 def test_the_page_has_a_row_for_each_place(study):
     s = sweep_numbers(study)
@@ -50,10 +53,12 @@ def test_the_page_has_a_row_for_each_place(study):
     assert all(w in page for w in s.slope_words()) and '>nan' not in page
 
 @pytest.mark.parametrize('change,field', [
-    (dict(datasets=['phantom']), 'datasets'), (dict(arms=dict(copycat={})), 'arms'), (dict(keep=['models']), 'keep'),
+    (dict(datasets=['phantom']), 'datasets'), (dict(arms=dict(copycat={})), 'arms'),
+    (dict(keep=['models']), 'keep'),
     (dict(cell='classifier'), 'sweep'), (dict(arms=dict(real=dict(width=3))), 'arm real'),
-    (dict(arms=dict(real={}, x={})), 'generator'), (dict(arms=dict(real={}, diffusion=dict(ratio=0))), 'ratio'),
-    (dict(protocol='medmnist'), 'protocol'), (dict(headline=[['copycat','real','PGD 4/255','auc']]), 'headline')])
+    (dict(arms=dict(real={}, x={})), 'generator'),
+    (dict(arms=dict(real={}, diffusion=dict(ratio=0))), 'ratio'), (dict(protocol='medmnist'), 'protocol'),
+    (dict(headline=[['copycat','real','PGD 4/255','auc']]), 'headline')])
 def test_slips_are_named(change, field):
     with refused(field): check_config(replace(TINY, **change))
 
@@ -62,7 +67,7 @@ def test_no_hours_are_forecast():
 
 def test_a_sweep_over_the_ratio_draws_one_line(study, tmp_path):
     c = replace(TINY, datasets=SETS[:1], seeds=1, sweep='ratio',
-                arms={'real': {}, 'half': dict(arm='copycat', ratio=.5), 'twice': dict(arm='copycat', ratio=2.)})
+                arms=dict(real={}, half=dict(arm='copycat', ratio=.5), twice=dict(arm='copycat', ratio=2.)))
     t = gaps(run_study(c, tmp_path/'r', jobs=1, progress=False, executor=Here()))
     assert t[['line','generator']].drop_duplicates().to_numpy().tolist() == [[SETS[0],'copycat']]
     assert sorted(t['at']) == [.5, 2.]
@@ -101,7 +106,7 @@ def test_settings_follow_the_name():
     assert load_data('phantom:n_train=30').md5 == phantom(n_train=30).md5
     assert phantom_settings('phantom:prevalence=.2') == dict(prevalence=.2)
 
-@pytest.mark.parametrize('name', ['phantom:findigs=6', 'phantom:findings=six', 'phantom:findings', 'phantom:=3'])
+@pytest.mark.parametrize('name', [f'phantom:{k}' for k in ('findigs=6', 'findings=six', 'findings', '=3')])
 def test_wrong_settings_are_refused(name):
     with refused('data set'): load_data(name)
 

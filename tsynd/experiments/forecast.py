@@ -28,7 +28,8 @@ def estimate(c:StudyConfig, root=None, updates:int=6, images:int=16
             )->pd.DataFrame: # per data set, size and arm
     "Seconds to train and to measure one cell, from a few updates and images, on this machine as it is now"
     if c.cell != 'classifier':
-        raise InputError(f"cell is {c.cell}, of which no time is known before; run a few of them", 'cell', c.cell)
+        raise InputError(f"cell is {c.cell}, of which no time is known before; run a few of them", 'cell',
+                         c.cell)
     check_machine(c)
     threads = torch.get_num_threads()
     torch.set_num_threads(c.threads)

@@ -105,6 +105,18 @@ def _rows(s): # title and table of each row of panels
     rows = [('alone, less real', s.alone), ('beside real,\nless duplicates', s.beside)]
     return [(k, t) for k,t in [*rows, *((name, t) for t in memory[:1])] if len(t)]
 
+def _panel(ax, t, colours, c):
+    ax.axhline(0, color=c.muted, lw=.8)
+    places = np.sort(t['at'].unique())
+    for k,(name,d) in enumerate(t.groupby('generator', sort=False)):
+        x = d['at']*(1+.04*k)
+        ax.plot(x, d['mean'], 'o-', color=colours[name], ms=4)
+        ax.errorbar(x, d['mean'], d['hi']-d['mean'], fmt='none', ecolor=colours[name], elinewidth=1, alpha=.7)
+    ax.set_xscale('log')
+    ax.set_xticks(places, [f'{v:g}' for v in places])
+    ax.minorticks_off()
+
+# %% ../../nbs/reports/21_sweep.ipynb #827703e5
 def sweep_plot(s:Sweep, dark:bool=False)->Plot:
     "Gaps and memory over the axis"
     rows,sets = _rows(s),list(dict.fromkeys(k for k,_ in s.lines))
@@ -125,17 +137,6 @@ def sweep_plot(s:Sweep, dark:bool=False)->Plot:
                 'images, less that of one of real images. Beside: of both together, less real images and as '
                 'many duplicates. Onset: what a generator does better on training images than on others.',
                 ' '.join(s.slope_words()+s.memory_words()))
-
-def _panel(ax, t, colours, c):
-    ax.axhline(0, color=c.muted, lw=.8)
-    places = np.sort(t['at'].unique())
-    for k,(name,d) in enumerate(t.groupby('generator', sort=False)):
-        x = d['at']*(1+.04*k)
-        ax.plot(x, d['mean'], 'o-', color=colours[name], ms=4)
-        ax.errorbar(x, d['mean'], d['hi']-d['mean'], fmt='none', ecolor=colours[name], elinewidth=1, alpha=.7)
-    ax.set_xscale('log')
-    ax.set_xticks(places, [f'{v:g}' for v in places])
-    ax.minorticks_off()
 
 # %% ../../nbs/reports/21_sweep.ipynb #c020
 def sweep_table(s:Sweep)->pd.DataFrame: # line, generator, at and a column for each number
