@@ -30,4 +30,6 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
               'three_way','of_measures','NO_TEST','of_privacy','NO_UTILITY','of_utility','all_verdicts'],
     auditing=['Audit','planted_sets','planted_ps','nearest_pairs','feature_map','FEWEST','audit'],
     sets=['ImageSet','read_set','class_numbers','AuditSets','audit_sets'],
-    generator_cells=['Reference','REFERENCES','GeneratorArmSettings','GENERATOR_MEASURES','GeneratorCells']))
+    generator_cells=['Reference','REFERENCES','GeneratorArmSettings','GENERATOR_MEASURES','GeneratorCells'],
+    readers=['LEVELS','level_counts','reader_measures','Simulated','simulated_levels','simulated_truth',
+             'Crossed','crossed','against_chance','as_chance','krippendorff_alpha','reader_power']))
