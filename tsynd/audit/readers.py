@@ -30,7 +30,8 @@ def level_counts(levels,    # (R,N) numbers from 0 on, of readers and images; Na
     known = levels[~np.isnan(levels)]
     if levels.shape[1:] != synthetic.shape or not np.isin(known, range(n)).all():
         raise InputError(f"levels have shape {levels.shape} and values up to {known.max(initial=0):g}, "
-                         f"expected ({len(levels)},{len(synthetic)}) and whole numbers from 0 to {n-1}", 'levels')
+                         f"expected ({len(levels)},{len(synthetic)}) and whole numbers from 0 to {n-1}",
+                         'levels')
     each = levels[...,None] == np.arange(n)                          # (R,N,n)
     return np.stack([each[:,~synthetic].sum(1), each[:,synthetic].sum(1)], 1).astype(float)
 

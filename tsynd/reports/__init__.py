@@ -55,4 +55,8 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     generate_command=['proportioned', 'generator_options', 'TrainedOn', 'provenance', 'generation_record',
                       'run_generation', 'generation_words'],
     sweep=['AXES', 'Sweep', 'sweep_numbers', 'unfinished_words', 'sweep_plot', 'sweep_table', 'sweep_html',
-           'sweep_report', 'write_study']))
+           'sweep_report', 'write_study'],
+    reader_page=['ReaderSettings', 'reader_sentences', 'reader_html', 'make_reader_study'],
+    reader_scores=['ReaderItem', 'ReaderKey', 'ReaderAnswer', 'ReaderAnswers', 'read_key', 'read_answers',
+                   'ReaderScores', 'read_scores', 'MEASURES_OF_READERS', 'SHOWN_TO_READERS',
+                   'reader_scores_html', 'score_readers']))
