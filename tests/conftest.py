@@ -52,6 +52,21 @@ def distributions(tmp_path_factory):
     return SimpleNamespace(folder=tmp/'dist', files=files, printed=built.stdout+built.stderr)
 
 
+BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome')
+
+@pytest.fixture(scope='session')
+def browser():
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not path: pytest.skip(f'no browser here: none of {", ".join(BROWSERS)}')
+    playwright = pytest.importorskip('playwright.sync_api').sync_playwright().start()
+    quiet = ['--no-sandbox', '--disable-gpu',
+             *(f'--disable-{what}' for what in ('background-networking', 'component-update', 'sync'))]
+    running = playwright.chromium.launch(executable_path=path, args=quiet)
+    yield running
+    running.close()
+    playwright.stop()
+
+
 def pytest_collection_modifyitems(items):
     "Mark every test on real data, and say so in the junit report, where .ci/run looks for skipped ones"
     for item in items:

@@ -121,7 +121,7 @@ def test_help_teaches_with_examples_that_are_commands():
              if line.startswith('  tsynd')]
     assert len(lines) >= 5
     commands = {parser().parse_args(shlex.split(line)[1:]).command for line in lines}
-    assert commands == {'run', 'train', 'predict', 'audit', 'generate', 'study', 'report'}
+    assert commands == {'run', 'train', 'predict', 'audit', 'generate', 'readers', 'study', 'report'}
     assert all(name in EXAMPLES for name in medmnist_info())
 
 def test_version_and_no_command():

@@ -10,7 +10,6 @@ pytestmark = pytest.mark.xdist_group('site')  # one worker builds the site, for 
 ROOT = Path(__file__).resolve().parents[1]
 NBS, SITE = ROOT/'nbs', ROOT/'_docs'
 COMMAND = 'sphinx-build -W --keep-going nbs _docs'
-BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome')
 
 
 @pytest.fixture(scope='module')
@@ -41,19 +40,6 @@ def server(pages):
     threading.Thread(target=running.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{running.server_port}/'
     running.shutdown()
-
-
-@pytest.fixture(scope='module')
-def browser():
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not path: pytest.skip(f'no browser here: none of {", ".join(BROWSERS)}')
-    playwright = pytest.importorskip('playwright.sync_api').sync_playwright().start()
-    quiet = ['--no-sandbox', '--disable-gpu',
-             *(f'--disable-{what}' for what in ('background-networking', 'component-update', 'sync'))]
-    running = playwright.chromium.launch(executable_path=path, args=quiet)
-    yield running
-    running.close()
-    playwright.stop()
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ __all__ = ['options', 'one_line', 'parser']
 # %% ../nbs/arguments.ipynb #5fa9e919
 import argparse, warnings
 
-from .manual import ARM, AUDIT, EXAMPLES, GENERATE, PREDICT, REPORT, ROOT, RUN, STUDY, TRAIN
+from .manual import (
+    ARM, AUDIT, EXAMPLES, GENERATE, PREDICT, READERS, REPORT, ROOT, RUN, STUDY, TRAIN)
 
 # %% ../nbs/arguments.ipynb #e80972b6
 def options()->list: # (name, type, default, help) each
@@ -88,6 +89,7 @@ def parser()->argparse.ArgumentParser:
     _uses(sub, raw)
     _judges(sub, raw)
     _makes(sub, raw)
+    _asks(sub, raw)
     _more(sub, raw)
     return p
 
@@ -176,3 +178,27 @@ def _makes(sub, raw):
     own = p.add_argument_group('images of your own')
     for r in rows(GenerateSettings)[1:]: _add(p, r.name.replace('_', '-'), type_of(r.kind), r.value, _help(r))
     for r in rows(ReadingSettings): _add(own, r.name.replace('_', '-'), type_of(r.kind), r.value, _help(r))
+
+# %% ../nbs/arguments.ipynb #6ffd4b50
+def _asks(sub, raw):
+    from tsynd.core.defaults import PowerSettings, ReaderSettings, ReadingSettings
+    from tsynd.core.settings import rows, type_of
+    def options(p, records):
+        for r in rows(records): _add(p, r.name.replace('_', '-'), type_of(r.kind), r.value, _help(r))
+    p = sub.add_parser('readers', help='let people judge synthetic images', description=READERS,
+                       formatter_class=raw)
+    what = p.add_subparsers(dest='what', metavar='make, score or power', required=True)
+    m = what.add_parser('make', help='a page for readers, and its key', argument_default=argparse.SUPPRESS)
+    for k,words in (('real', 'real images, best such that the generator never saw'),
+                    ('synthetic', 'images that a generator made')):
+        m.add_argument(f'--{k}', metavar='IMAGES', required=True, help=words)
+    m.add_argument('--out', metavar='DIR', required=True, help='a new folder for page and key')
+    m.add_argument('--root', metavar='DIR', help=ROOT)
+    options(m, ReaderSettings)
+    options(m.add_argument_group('images of your own'), ReadingSettings)
+    s = what.add_parser('score', help='what the answers say', argument_default=argparse.SUPPRESS)
+    s.add_argument('key', metavar='KEY', help='the file key.json')
+    s.add_argument('answers', metavar='ANSWERS', nargs='+', help='a file from each reader')
+    s.add_argument('--out', metavar='DIR', help='folder of the page (default: scores, beside the key)')
+    options(what.add_parser('power', help='how many readers and images a question needs',
+                            argument_default=argparse.SUPPRESS), PowerSettings)

@@ -125,6 +125,41 @@ def _generate(dataset, out=None, saved=None, strict=False, anew=False, options=(
     verdicts = found.audit.verdicts.values() if found.audit else ()
     return int(strict and any(v.verdict == 'fails' for v in verdicts))
 
+# %% ../nbs/cli.ipynb #5a79a7e4
+def _readers(what, **asked):
+    from tsynd.core import checked, files_only, PowerSettings, ReaderSettings, ReadingSettings
+    if what == 'power': return _power(checked(PowerSettings(**asked)))
+    if what == 'score': return _score(**asked)
+    known = {r: asked.pop(r) for r in list(asked) if hasattr(ReaderSettings, r)}
+    own = {r: asked.pop(r) for r in list(asked) if hasattr(ReadingSettings, r)}
+    reading = checked(ReadingSettings(**own))
+    s,root = checked(ReaderSettings(**known)),asked.pop('root', None)
+    files_only()
+    from tsynd.audit import read_set
+    from tsynd.reports import make_reader_study
+    real = read_set('real', asked['real'], s.real_part, None, root, s.size, reading, True)
+    made = read_set('synthetic', asked['synthetic'], s.synthetic_part, real.prep, root, s.size, reading, True)
+    page = make_reader_study(real, made, asked['out'], s)
+    print(f"for readers: {page}\nfor you alone: {page.parent/'key'}")
+
+def _score(key, answers, out=None):
+    from tsynd.core import files_only
+    files_only()
+    from tsynd.reports import score_readers
+    out = Path(out) if out else Path(key).resolve().parent.parent/'scores'
+    print('\n'.join(score_readers(key, answers, out).words()), f"\n\nreport: {out/'report.html'}", sep='')
+
+def _power(s):
+    from tsynd.audit import reader_power
+    crowds,more = (1,2,3,5,10),(s.margin, s.reader_sd, s.image_sd)
+    print(f'chance to find an accuracy of {s.accuracy:g} other than guessing, and to find guessers as good\n'
+          f'as guessing within {s.margin:g}; of one reader, for her alone\n')
+    print('images', *(f'{r:6} reader{"s"*(r > 1):1}' for r in crowds))
+    for n in (50,100,200,400):
+        other = [reader_power(r, n, s.accuracy, *more)['other than chance'] for r in crowds]
+        same = [reader_power(r, n, .5, *more)['as chance'] for r in crowds]
+        print(f'{n:6}', *(f'{a:7.2f} {b:6.2f}' for a,b in zip(other, same)))
+
 # %% ../nbs/cli.ipynb #bc7c1338
 def _study(config, out, root, jobs, scheduler, dry_run):
     from tsynd.core import check_range, files_only
@@ -182,7 +217,7 @@ def _dispatch(args):
         warnings.filterwarnings('always', category=UserWarning, module='tsynd')
         warnings.showwarning = _warn
         commands = dict(run=_run, train=_train, predict=_predict, audit=_audit, generate=_generate,
-                        study=_study, report=_report)
+                        readers=_readers, study=_study, report=_report)
         return commands[command](**args)
 
 def _check_texts(args):

@@ -114,13 +114,15 @@ def crossed(levels,                # (R,N) as in `level_counts`
     of = measure if callable(measure) else (lambda counts: reader_measures(counts)[measure])
     values = of(level_counts(levels, synthetic, n))
     C,R = _covariance(of(_left_out(levels, synthetic, n)), synthetic),len(levels)
-    if R == 1: return Crossed(float(values[0]), float(C[0,0]**.5), len(synthetic)-2., tuple(values))
+    half = .5/len(synthetic)                    # an answer's: who is always right has no spread
+    if R == 1: return Crossed(float(values[0]), max(half, C[0,0]**.5), len(synthetic)-2., tuple(values))
     shared = max(0., (C.sum()-np.trace(C))/(R*(R-1)))
     alone = np.trace(C)/R-shared                # what answers to other images would vary by, at least
     found = max(values.var(ddof=1), 1e-12)
     between = max(found, alone)
     df = (between+R*shared)**2/(found**2/(R-1))
-    return Crossed(float(values.mean()), float((between/R+shared)**.5), float(df), tuple(values))
+    se = max(half, float((between/R+shared)**.5))
+    return Crossed(float(values.mean()), se, float(df), tuple(values))
 
 # %% ../../nbs/audit/17_readers.ipynb #c020
 def against_chance(found:Crossed, chance:float=.5)->float: # p, two-sided
@@ -153,6 +155,7 @@ def krippendorff_alpha(values)->float: # (R,N) numbers, NaN where nothing was an
 _SHARE,_DRAWS = number(0, .5),20_000
 
 def _imagined(p, readers, images, reader_sd, image_sd): # of studies: estimates, standard errors, df
+    if readers == 1: reader_sd = 0.                                  # she is asked about, and nobody else
     g,rest = np.random.default_rng(0),max(0., p*(1-p)-reader_sd**2-image_sd**2)
     between,shared = reader_sd**2+rest/images,image_sd**2/images     # what `crossed` calls S² and C
     value = p+(between/readers+shared)**.5*g.normal(size=_DRAWS)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LongText', 'AutoencoderSettings', 'ClassifierSettings', 'SynthesisSettings', 'TargetingSettings', 'ReadingSettings',
            'PredictionSettings', 'AuditSettings', 'LearningSettings', 'DiffusionSettings', 'GANSettings',
-           'GenerateSettings']
+           'GenerateSettings', 'ReaderSettings', 'PowerSettings']
 
 # %% ../../nbs/core/06_defaults.ipynb #7f4d76cd
 from dataclasses import dataclass
@@ -206,3 +206,28 @@ class GenerateSettings(Settings):
     audit: Annotated[bool, 'let a short audit judge the images'] = True
     seed: Annotated[Seed, 'of the training, and of what is drawn; not of splits and subset, which are '
                           'always the same'] = 0
+
+# %% ../../nbs/core/06_defaults.ipynb #f24843ca
+@dataclass(kw_only=True)
+class ReaderSettings(Settings):
+    "What readers are shown and asked"
+    n: Annotated[whole(4, 10_000), 'images, half of them synthetic'] = 100
+    repeats: Annotated[whole(0, 1000), 'images shown twice, to measure agreement with oneself'] = 10
+    practice: Annotated[whole(0, 1000), 'images of each kind shown first, with their truth'] = 0
+    tasks: Annotated[Literal['both','kind','finding'], 'kind: real or synthetic; finding: which of the '
+                                                       'labels; or both, where labels are known'] = 'both'
+    margin: Annotated[number(.01, .5), 'of equivalence, declared before anybody reads: an accuracy so near '
+                                       'one half is as good as guessing'] = .1
+    title: Annotated[Text, 'of the page'] = 'Real or synthetic?'
+    size: Annotated[whole(4, 1024), 'height and width to which all images are brought, pixels'] = 28
+    real_part: Annotated[_PART, 'which part of the real images, where they have parts'] = 'test'
+    synthetic_part: Annotated[_PART, 'which part of the synthetic images'] = 'train'
+    seed: Annotated[Seed, 'of choice and order; who knows it and has both sets knows the key'] = 0
+
+@dataclass(kw_only=True)
+class PowerSettings(Settings):
+    "What a study of readers is planned with"
+    accuracy: Annotated[number(0, 1), 'that readers have on average, if they do tell the kinds apart'] = .6
+    margin: Annotated[number(.01, .5), 'of equivalence with guessing'] = .1
+    reader_sd: Annotated[number(0, .5), 'by how much readers differ, in accuracy'] = .05
+    image_sd: Annotated[number(0, .5), 'by how much images differ, in accuracy'] = .1

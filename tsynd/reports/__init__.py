@@ -56,7 +56,7 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
                       'run_generation', 'generation_words'],
     sweep=['AXES', 'Sweep', 'sweep_numbers', 'unfinished_words', 'sweep_plot', 'sweep_table', 'sweep_html',
            'sweep_report', 'write_study'],
-    reader_page=['ReaderSettings', 'reader_sentences', 'reader_html', 'make_reader_study'],
+    reader_page=['reader_sentences', 'reader_html', 'make_reader_study'],
     reader_scores=['ReaderItem', 'ReaderKey', 'ReaderAnswer', 'ReaderAnswers', 'read_key', 'read_answers',
                    'ReaderScores', 'read_scores', 'MEASURES_OF_READERS', 'SHOWN_TO_READERS',
                    'reader_scores_html', 'score_readers']))
