@@ -187,13 +187,15 @@ def between(self:ReaderScores)->dict: # name: α
     return found
 
 # %% ../../nbs/reports/23_reader_scores.ipynb #c019
-def _span(c): return f"{fixed(c.value, 2)} ({' to '.join(fixed(v, 2) for v in c.interval())})"
+def _number(v, digits=2): return fixed(v, digits).replace('-', '−')
+def _between(c): return ' to '.join(map(_number, c.interval()))
+def _span(c): return f'{_number(c.value)} ({_between(c)})'
+def _p(v): return f'p = {v:.3f}' if v >= .001 else 'p < .001'
 
 def _verdict(c, margin):
     chance,same = against_chance(c),as_chance(c, margin)
     better = 'better' if c.value > .5 else 'worse'
-    tests = (f'p = {chance:.3f} against guessing, p = {same:.3f} for equivalence within '
-             f'{100*margin:.0f} points')
+    tests = f'{_p(chance)} against guessing, {_p(same)} for equivalence within {100*margin:.0f} points'
     if chance <= .05 and same <= .05: said = f'They do {better} than guessing, but by less than the margin'
     elif chance <= .05: said = f'They do {better} than guessing'
     elif same <= .05: said = 'They do as well as somebody who guesses, within the margin'
@@ -210,7 +212,8 @@ def words(self:ReaderScores)->list: # of sentences
                 f"d′ {_span(found['d′'])}, criterion {_span(found['criterion'])}, AUC {_span(found['AUC'])}.",
                 _verdict(found['accuracy'], self.key['margin'])]
     if c := found.get('findings, real less synthetic'):
-        said.append(f'They agree with the labels more often on real images by {_span(c)}.')
+        said.append('The share of findings that agree with the labels, on real less on synthetic images, is '
+                    f'{_span(c)}.')
     if R > 1:
         agreed = ', '.join(f'{fixed(v, 2)} on the {k}' for k,v in alpha.items())
         said.append(f"They agree with each other with Krippendorff's α of {agreed}.")
@@ -245,10 +248,9 @@ def _galleries(s):
 # %% ../../nbs/reports/23_reader_scores.ipynb #c023
 def reader_scores_html(s:ReaderScores)->Markup:
     "The page"
-    over = [(k, fixed(c.value, 2), ' to '.join(fixed(v, 2) for v in c.interval())) for k,c in
-            s.over_readers().items()]
+    over = [(k, _number(c.value), _between(c)) for k,c in s.over_readers().items()]
     t = s.by_reader()
-    rows = [(name, [fixed(v, 0 if k == 'answers' else 2) for k,v in r.items()]) for name,r in t.iterrows()]
+    rows = [(name, [_number(v, 0 if k == 'answers' else 2) for k,v in r.items()]) for name,r in t.iterrows()]
     return render('reader_scores.html', style=style_sheet('generation.css'), words=s.words(), over=over,
                   columns=[('reader', ''), *((k, 'n') for k in t)], rows=rows, galleries=_galleries(s),
                   levels=list(enumerate(LEVELS)), study=s.key['study'])
