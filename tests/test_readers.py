@@ -12,7 +12,9 @@ from tsynd.audit import (
 from tsynd.cli import main
 from tsynd.core import InputError, ReaderSettings
 from tsynd.data import phantom
-from tsynd.reports import make_reader_study, read_answers, read_key, read_scores, score_readers
+from tsynd.deployment import wilson
+from tsynd.reports import (
+    make_reader_study, read_answers, read_key, read_scores, reader_html, score_readers)
 
 # the browser, which one worker has
 pytestmark = pytest.mark.xdist_group('site')
@@ -56,6 +58,16 @@ def test_tests_are_two_questions():
     assert against_chance(found[1]) <= .05 < as_chance(found[1], .1)
     with refused('margin'): as_chance(found[0], 0)
 
+@pytest.mark.parametrize('right,images', [(1., 4), (1., 100), (.97, 100)])
+def test_an_interval_of_one_reader_is_that_of_a_share(right, images):
+    "About Wilson's, also where nearly all is right"
+    synthetic = np.arange(images) >= images//2
+    wrong = np.arange(images) % 33 == 5 if right < 1 else np.zeros(images, bool)
+    levels = 5.*(synthetic ^ wrong)
+    lo,hi = crossed([levels], synthetic).interval()
+    low,_ = wilson(images-int(wrong.sum()), images)
+    assert lo < 1 >= hi and lo < low+.04
+
 def test_alpha_without_a_choice_is_undefined():
     assert np.isnan(krippendorff_alpha([[1, 1], [1, 1]])) and np.isnan(krippendorff_alpha([[0, 1]]))
     assert krippendorff_alpha([[0, 1]*50, [1, 0]*50]) < -.9
@@ -73,7 +85,7 @@ def images(name, seed, n=80):
     d = phantom(n_train=n, seed=seed, size=16)
     return ImageSet('real', name, d.train.x, [d.classes[c] for c in d.train.y], d.classes, None, None)
 
-WANTED = ReaderSettings(n=12, repeats=2, practice=1)
+WANTED = ReaderSettings(n=8, repeats=2, practice=1)
 
 @pytest.fixture(scope='module')
 def study(tmp_path_factory):
@@ -91,7 +103,7 @@ def answered(key, tmp_path, name='a.json', **changes):
 
 def test_half_are_synthetic_and_labels_do_not_speak_for_a_kind(key):
     tested = [i for i in key['items'][2:] if i['repeats'] is None]
-    assert len(tested) == 12 and sum(i['synthetic'] for i in tested) == 6
+    assert len(tested) == 8 and sum(i['synthetic'] for i in tested) == 4
     labels = [sorted(i['label'] for i in key['items'] if i['synthetic'] == k and i.get('repeats') is None)
               for k in (False, True)]
     assert labels[0] == labels[1]                                   # those to practise on included
@@ -119,7 +131,7 @@ def test_the_page_has_pixels_and_no_key(study, key):
 def test_who_answers_right_is_right(study, key, tmp_path):
     s = score_readers(study.parent/'key'/'key.json', [answered(key, tmp_path)], tmp_path/'out')
     t = s.by_reader()
-    assert t.accuracy.iloc[0] == t['agrees with oneself'].iloc[0] == 1 and t.answers.iloc[0] == 12
+    assert t.accuracy.iloc[0] == t['agrees with oneself'].iloc[0] == 1 and t.answers.iloc[0] == 8
     assert (tmp_path/'out'/'report.html').exists() and 'better than guessing' in s.words()[1]
 
 def test_one_task_alone(tmp_path):
@@ -134,6 +146,7 @@ def test_one_task_alone(tmp_path):
 
 @pytest.mark.parametrize('changes', [
     dict(study='another'), dict(answers=[]), dict(answers=[dict(kind=7)]), dict(answers=[None]*100),
+    dict(answers=[dict(kind=k % 6, finding=2) for k in range(12)]),
     dict(format='x'), dict(reader=3), dict(answers='x')])
 def test_answers_that_do_not_fit(study, key, tmp_path, changes):
     path = answered(key, tmp_path, **changes)
@@ -194,16 +207,21 @@ def test_a_reader_reads(page, study, key, tmp_path):
     for k in range(n):
         if k == 5:
             page.reload()
-            assert page.inner_text('#start') == 'Go on' and '5 of' in page.inner_text('#found')
+            assert page.input_value('#name') == 'Jane Doe'
             page.click('#start')
+            assert page.inner_text('#where') == '4 of 10'               # two were to practise
         level = (2*k) % 6
+        page.wait_for_timeout(160)
         if k % 3 == 0: page.keyboard.press(str(level+1))
         elif k % 3 == 1: page.click(f'#answers button:nth-child({level+1})')
         else: page.tap(f'#answers button:nth-child({level+1})')
         if k == 7:                                               # changed her mind
             page.keyboard.press('Backspace')
+            page.wait_for_timeout(160)
             level = 1
             page.keyboard.press('2')
+        page.keyboard.press(str(k % 2+1))                        # at once: the second half of a double click
+        page.wait_for_timeout(160)
         page.keyboard.press(str(k % 2+1))                        # the finding
         if k < 2:
             assert 'This one is' in page.inner_text('#told')
@@ -218,3 +236,34 @@ def test_a_reader_reads(page, study, key, tmp_path):
     assert [(v['kind'], v['finding']) for v in a['answers']] == given and a['reader'] == 'Jane Doe'
     assert json.loads(page.input_value('#text')) == a and wide and page.said == []
     read_scores(study.parent/'key'/'key.json', [tmp_path/'a.json'])
+
+    page.reload()
+    page.fill('#name', 'Bert')                                   # somebody else on the same device
+    page.click('#start')
+    assert page.inner_text('#where') == 'To practise: 1 of 2' and not page.query_selector('.chosen')
+
+def test_a_class_may_be_called_anything(page, tmp_path):
+    real,made = images('one', 1),images('two', 2)
+    for s in (real, made):
+        s.labels,s.classes = [v+'</script><b>' for v in s.labels],[v+'</script><b>' for v in s.classes]
+    page.goto(f"file://{make_reader_study(real, made, tmp_path/'s', WANTED)}")
+    page.click('#start')
+    page.wait_for_timeout(160)
+    page.keyboard.press('1')
+    assert 'benign</script><b>' in page.inner_text('#answers') and page.said == []
+
+def test_a_page_may_score_itself(page, tmp_path):
+    levels,synthetic = simulated_levels(Simulated(2.), 1, 8)
+    x = images('one', 1, 8).x
+    html = reader_html(x, 'name', ['kind'], [], score=synthetic.astype(int).tolist())
+    (tmp_path/'self.html').write_text(html)
+    page.goto(f"file://{tmp_path/'self.html'}")
+    page.click('#start')
+    for v in levels[0]:
+        page.wait_for_timeout(160)
+        page.keyboard.press(str(int(v)+1))
+    m = {k: v[0] for k,v in reader_measures(level_counts(levels, synthetic)).items()}
+    said = page.inner_text('#result')
+    assert f"{round(8*m['accuracy'])} of 8" in said and f'{m["d′"]:.2f}' in said
+    page.click('#anew')
+    assert page.inner_text('#where') == '1 of 8'

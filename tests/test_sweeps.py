@@ -10,8 +10,8 @@ from refused import refused
 from tsynd.core import InputError
 from tsynd.data import load_data, phantom, phantom_settings, subset
 from tsynd.experiments import (
-    along_axis, check_config, estimate, gaps, memory_range, over_seeds, run_study, slopes, StudyConfig,
-    to_toml)
+    along_axis, cell_kind, cells_checksum, check_config, estimate, gaps, line_of, memory_range, over_seeds,
+    run_study, slopes, StudyConfig, to_toml)
 from tsynd.reports import sweep_numbers, sweep_table, write_study
 
 pytestmark = pytest.mark.xdist_group('sweeps')  # one worker makes the studies
@@ -44,7 +44,8 @@ def test_copies_are_convicted_and_the_rest_is_measured(study):
 def test_places_on_the_axis(study):
     assert set(along_axis(study)['at']) == {4., 8.}
     assert set(gaps(study).line) == {SETS[0].replace(',combinations=4', '')}
-    assert len(gaps(study, 'with real', 'auc', 'duplicates')) == 8               # two arms, places, seeds
+    beside = gaps(study, 'with real', 'auc', 'duplicates', ['real'])
+    assert len(beside) == 8                                           # two arms, places, seeds
 
 def test_the_page_has_a_row_for_each_place(study):
     s = sweep_numbers(study)
@@ -53,7 +54,8 @@ def test_the_page_has_a_row_for_each_place(study):
     assert all(w in page for w in s.slope_words()) and '>nan' not in page
 
 @pytest.mark.parametrize('change,field', [
-    (dict(datasets=['phantom']), 'datasets'), (dict(arms=dict(copycat={})), 'arms'),
+    (dict(datasets=['phantom']), 'datasets'), (dict(datasets=['phantom:size=13,combinations=4']), 'size'),
+    (dict(datasets=['phantom:findings=9,combinations=4']), 'findings'), (dict(arms=dict(copycat={})), 'arms'),
     (dict(keep=['models']), 'keep'),
     (dict(cell='classifier'), 'sweep'), (dict(arms=dict(real=dict(width=3))), 'arm real'),
     (dict(arms=dict(real={}, x={})), 'generator'),
@@ -123,3 +125,27 @@ def test_a_study_survives_its_file():
 
 def test_paths_are_no_phantoms():
     with pytest.raises(InputError, match='unknown'): load_data('phantoms')
+
+def test_a_seed_counts_once():
+    t = line(3, (2,4), np.log2, .1)
+    assert over_seeds(pd.concat([t, t])).seeds.eq(3).all()
+
+def test_an_unfinished_sweep_has_a_page(study, tmp_path):
+    few = replace(TINY, seeds=1, arms=dict(real={}, copycat=dict(ratio=.1), duplicates={}))
+    def stop(task, cell):
+        if cell.arm != 'real': raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        run_study(few, tmp_path/'s', jobs=1, progress=False, executor=Here(stop))
+    page = write_study(tmp_path/'s').read_text()
+    assert 'No generator can be compared with real images yet' in page
+
+def test_other_numbers_of_images_are_other_lines():
+    c = replace(TINY, n=[20,'full'])
+    assert line_of(c, SETS[0], 20, 'copycat') != line_of(c, SETS[0], 'full', 'copycat')
+    two = dict(real={}, a=dict(arm='diffusion', width=8), b=dict(arm='diffusion'))
+    c = replace(TINY, sweep='ratio', arms=two)
+    assert line_of(c, SETS[0], 'full', 'a') != line_of(c, SETS[0], 'full', 'b')
+
+def test_cells_know_the_code_of_generator_and_audit():
+    assert {'tsynd.audit.generator_cells', 'tsynd.generation.diffusion'} <= {*cell_kind(TINY).modules}
+    assert cells_checksum(TINY) != cells_checksum(replace(TINY, cell='classifier', sweep=None))

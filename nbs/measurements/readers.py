@@ -56,7 +56,7 @@ def row(kind, accuracy, spread, readers, images):
 def main():
     rows = []
     for kind,spread in (('alike', PLAIN), ('unlike', VARIED)):
-        for accuracy in (.5, .6, .75):
+        for accuracy in (.5, .6, .75, .95):
             for readers,images in ((1, 200), (3, 100), (8, 100)):
                 if kind == 'unlike' and readers == 1: continue      # of one reader, other readers are unknown
                 rows.append(row(kind, accuracy, spread, readers, images))

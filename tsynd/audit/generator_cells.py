@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from .diversity import vendi_ratio
 from .encoders import make_encoders
-from .privacy import privacy_tests, privacy_verdicts
+from .privacy import ENOUGH, privacy_tests, privacy_verdicts
 from .utilities import Trainer
 from ..core.defaults import ClassifierSettings
 from ..core.devices import device
@@ -27,10 +27,10 @@ from ..data.loading import is_phantom
 from ..data.phantom_sets import phantom_settings
 from ..experiments.cell import cpu_time
 from ..experiments.record import pack_probabilities
-from ..experiments.study_configuration import arm_name, data_names, MEASURES
+from ..experiments.study_configuration import arm_name, ClassifierCells, data_names, MEASURES
 from ..generation.learning import Learned
 from ..generation.mixtures import TwoGenerators
-from ..generation.protocol import generators, labels_like, make_generator, sample
+from ..generation.protocol import ENTERED_BY, generators, labels_like, make_generator, sample
 
 # %% ../../nbs/audit/16_generator_cells.ipynb #c007
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ GENERATOR_MEASURES = {'clean': MEASURES, 'with real': MEASURES[:3],
 
 class GeneratorCells:
     "An arm trains a generator; what is measured is the set that it draws"
+    modules = (*ClassifierCells.modules, 'tsynd.audit.generator_cells',     # what the numbers depend on
+               *(f'tsynd.generation.{m}' for m in ENTERED_BY))
     @property
     def arms(self): return REFERENCES | generators()
 
@@ -114,11 +116,14 @@ def _drawn(name, given, data, ae, m, seed): # the images of an arm, and its gene
     return sample(g, labels_like(data.train.y, m, seed), seed), g
 
 # %% ../../nbs/audit/16_generator_cells.ipynb #c015
+_FEWEST = 20       # images that a measure of memory takes
+
 def _never_seen(whole, data):
     others = whole.train.select(~torch.isin(whole.train.index, data.train.index))
-    return others if len(others) else whole.val
+    return others if len(others) >= min(ENOUGH, len(whole.val)) else whole.val
 
 def _memory(made, data, others, g, seed): # and variety
+    if min(map(len, (made, data.train, others))) < _FEWEST: return {}       # too few to say anything
     encoders = make_encoders(others.x, True, seed)
     tests = privacy_tests(made.x, data.train.x, others.x, encoders, seed)[0]
     said = privacy_verdicts(tests, min(len(data.train), len(others)))

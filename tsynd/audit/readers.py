@@ -80,10 +80,11 @@ class Crossed:
     se: float       # standard error
     df: float       # degrees of freedom of Student's distribution
     by_reader: tuple
+    within: tuple = (-np.inf, np.inf) # what values there can be
 
     def interval(self, level:float=.95)->tuple:
         margin = student.ppf((1+level)/2, self.df)*self.se
-        return self.value-margin, self.value+margin
+        return max(self.within[0], self.value-margin), min(self.within[1], self.value+margin)
 
 def _left_out(levels, synthetic, n): # (N,R,2,n): counts without each image
     all_counts = level_counts(levels, synthetic, n)
@@ -100,6 +101,12 @@ def _covariance(left, synthetic): # (R,R) of the readers' values over images, by
         total = total+d.T@d*(len(d)-1)/len(d)
     return total
 
+# %% ../../nbs/audit/17_readers.ipynb #29742e55
+def _least(counts): # variance of an accuracy, from smoothed shares
+    n = counts.sum(-1)
+    p = (counts[...,:counts.shape[-1]//2].sum(-1)+.5)/(n+1)
+    return (p*(1-p)/n).sum(-1)/4
+
 # %% ../../nbs/audit/17_readers.ipynb #c017
 def crossed(levels,                # (R,N) as in `level_counts`
             synthetic,             # (N,)
@@ -112,17 +119,16 @@ def crossed(levels,                # (R,N) as in `level_counts`
         raise InputError(f"images are {(~synthetic).sum()} of one kind and {synthetic.sum()} of the other, "
                          "expected at least two of each", 'images')
     of = measure if callable(measure) else (lambda counts: reader_measures(counts)[measure])
-    values = of(level_counts(levels, synthetic, n))
-    C,R = _covariance(of(_left_out(levels, synthetic, n)), synthetic),len(levels)
-    half = .5/len(synthetic)                    # an answer's: who is always right has no spread
-    if R == 1: return Crossed(float(values[0]), max(half, C[0,0]**.5), len(synthetic)-2., tuple(values))
+    counts = level_counts(levels, synthetic, n)
+    values,C,R = of(counts),_covariance(of(_left_out(levels, synthetic, n)), synthetic),len(levels)
+    answered,within = counts.sum((1, 2)),(0., 1.) if measure in ('accuracy','AUC') else (-np.inf, np.inf)
+    own = np.maximum(np.diag(C), _least(counts) if measure == 'accuracy' else .25/answered**2)
+    if R == 1: return Crossed(float(values[0]), float(own[0]**.5), answered[0]-2., tuple(values), within)
     shared = max(0., (C.sum()-np.trace(C))/(R*(R-1)))
-    alone = np.trace(C)/R-shared                # what answers to other images would vary by, at least
     found = max(values.var(ddof=1), 1e-12)
-    between = max(found, alone)
+    between = max(found, own.mean()-shared)     # answers to other images would vary by as much, at least
     df = (between+R*shared)**2/(found**2/(R-1))
-    se = max(half, float((between/R+shared)**.5))
-    return Crossed(float(values.mean()), se, float(df), tuple(values))
+    return Crossed(float(values.mean()), float((between/R+shared)**.5), float(df), tuple(values), within)
 
 # %% ../../nbs/audit/17_readers.ipynb #c020
 def against_chance(found:Crossed, chance:float=.5)->float: # p, two-sided
@@ -160,6 +166,7 @@ def _imagined(p, readers, images, reader_sd, image_sd): # of studies: estimates,
     between,shared = reader_sd**2+rest/images,image_sd**2/images     # what `crossed` calls S² and C
     value = p+(between/readers+shared)**.5*g.normal(size=_DRAWS)
     if readers == 1: return value, (between+shared)**.5, images-2.
+    between = max(between, 1e-9)
     found = between*g.chisquare(readers-1, _DRAWS)/(readers-1)
     used = np.maximum(found, rest/images)
     return value, (used/readers+shared)**.5, (used+readers*shared)**2/(found**2/(readers-1))

@@ -34,8 +34,8 @@ TRIED = 'objective','T','steps','radius','gate','weight','share','every','budget
 @dataclass
 class RunConfig(ReadingSettings, derived(TargetingSettings, *TRIED), TrainingSettings):
     "What to run; equal records give equal numbers on one machine with as many threads, except with a budget"
-    dataset: Annotated[LongText, 'phantom, or with settings, phantom:findings=6; a MedMNIST set; or the path of '
-                                 'a folder of class folders, a table or an npz file'] = 'phantom'
+    dataset: Annotated[LongText, 'phantom, or with settings, phantom:findings=6; a MedMNIST set; or the path '
+                                 'of a folder of class folders, a table or an npz file'] = 'phantom'
     subset: Annotated[Images|None, 'labelled training images, stratified; by default all'] = None
     seed: Annotated[Seed, 'of splits, subset, initial weights, batch order and everything drawn'] = 0
     autoencoder: Annotated[str|None, 'a saved autoencoder to use instead of training one, '

@@ -31,9 +31,8 @@ from .imports import (
 from .record import (
     append, checksums_of, kept_folder, read_records, read_study, Study)
 from .study_configuration import check_config, check_machine, read_folder, to_toml
-from .worker import Assignment, failed_record, run_cell, train_group
+from .worker import Assignment, cells_checksum, failed_record, run_cell, train_group
 from ..models.classifier import NETWORKS
-from ..models.shared import code_checksum
 
 # %% ../../nbs/experiments/10_study.ipynb #e60575e9
 class _Driver:
@@ -252,7 +251,7 @@ def _drive(driver, progress):
 
 # %% ../../nbs/experiments/10_study.ipynb #03d5afda
 def _say_older(driver): # on standard error, of finished cells
-    now = dict(driver.a.checksums, code=code_checksum('tsynd.experiments.worker'))
+    now = dict(driver.a.checksums, code=cells_checksum(driver.a.config))
     finished = [checksums_of(r) for r in driver.found.values() if r['status'] == 'done']
     for k,checksum in now.items():
         older = [str(s.get(k)) for s in finished if s.get(k) != checksum]

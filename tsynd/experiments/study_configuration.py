@@ -20,7 +20,7 @@ from ..core.seeds import seeded
 from ..core.settings import bounds, checked, rows
 from ..data.loading import check_there, data_name, is_known, is_path, is_phantom, known_names
 from ..data.named import medmnist_info
-from ..data.phantom_sets import phantom_settings
+from ..data.phantom_sets import phantom, phantom_settings
 from ..models.classifier import make_classifier
 from ..robustness.corruptions import families
 from .arms import ARMS, callbacks, check_arm
@@ -83,6 +83,7 @@ def _of(path, e): # the error, with the file that it is about
 class ClassifierCells:
     "An arm trains a classifier in its way; what is measured is the classifier"
     arms = ARMS                                             # name: entry with sentence and source
+    modules = 'tsynd.experiments.worker',                   # what the numbers depend on
 
     def check_study(self, c):
         if c.sweep:
@@ -125,6 +126,9 @@ def check_config(c:StudyConfig,
                          "take fewer data sets, sizes, seeds or arms", 'trainings', trainings)
     names = [d for d in c.datasets if not is_path(d) and not is_phantom(d)]     # images may be gone
     check_known('data set', names, [*known_names(), 'or a path such as ./mine'])
+    for d in filter(is_phantom, c.datasets):
+        few = dict(n_train=2, n_val=2, n_test=2)
+        if settings := phantom_settings(d): phantom(**dict(size=c.size) | settings | few)  # or it is refused
     for d in data_names(c):
         check_known(f'{d}: corruption', c.corruptions or (), corruptions_of(d), 'corruption')
     kind = cell_kind(c)

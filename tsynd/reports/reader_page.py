@@ -45,7 +45,8 @@ def _order(n, repeats, g): # of items; a repeated one is there twice
 
 # %% ../../nbs/reports/22_reader_page.ipynb #c010
 def _items(real, synthetic, s): # dictionaries, in the order of the page
-    g = np.random.default_rng(s.seed)
+    pixels = b''.join(of.x.contiguous().numpy().tobytes() for of in (real, synthetic))
+    g = np.random.default_rng([s.seed, int(hashlib.sha256(pixels).hexdigest()[:16], 16)])
     rows = _chosen(real, synthetic, s.n//2+s.practice, g)
     def item(kind, row):
         labels = (real, synthetic)[kind].labels
@@ -105,7 +106,7 @@ def reader_html(x,         # (N,ch,H,W) uint8, in the order of the page
     pixels = base64.b64encode(x.permute(0, 2, 3, 1).contiguous().numpy().tobytes()).decode()
     data = dict(study=study, width=W, height=H, channels=ch, images=N, tasks=tasks, classes=list(classes),
                 levels=list(LEVELS), told=list(told), pixels=pixels, score=score)
-    inside = json.dumps(data).replace('<', '\u003c')                 # a class may be called </script>
+    inside = json.dumps(data).replace('<', '\\u003c')                 # a class may be called </script>
     return render('reader.html', title=title, style=Markup(style_text('reader.css')), data=Markup(inside),
                   script=Markup(style_text('reader.js')), sentences=reader_sentences(N-len(told), tasks))
 

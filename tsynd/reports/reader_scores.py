@@ -30,11 +30,12 @@ from .page import data_uri, render, style_sheet
 from .words import fixed
 
 # %% ../../nbs/reports/23_reader_scores.ipynb #c007
-class ReaderItem(TypedDict):
+class ReaderItem(TypedDict, total=False):
     "An image of the key, in the order of the page"
-    synthetic: bool
-    row: whole(0, 10**9)
-    label: Text|None
+    synthetic: Required[bool]
+    row: Required[whole(0, 10**9)]
+    label: Required[Text|None]
+    repeats: whole(0, 10**6)|None
 
 class ReaderKey(TypedDict, total=False):
     "What key.json holds, as far as it is used"
@@ -44,7 +45,7 @@ class ReaderKey(TypedDict, total=False):
     tasks: Required[list[Literal['kind','finding']]]
     classes: Required[list[Text]]
     practice: Required[whole(0, 10**5)]
-    items: Required[Annotated[list[ReaderItem|dict], Len(4, 10**6)]]
+    items: Required[Annotated[list[ReaderItem], Len(4, 10**6)]]
 
 class ReaderAnswer(TypedDict, total=False):
     kind: whole(0, len(LEVELS)-1)
@@ -63,7 +64,12 @@ def read_key(path:str|Path)->dict:
     "The key of a study of readers; raises `InputError`"
     advice = 'give the key.json that tsynd readers make has written'
     path = as_path('key', path)
-    return conform(read_json(path, advice), ReaderKey, path, advice)
+    key = conform(read_json(path, advice), ReaderKey, path, advice)
+    for k,i in enumerate(key['items']):
+        if (i.get('repeats') or 0) >= max(k, 1):
+            raise InputError(f"{path} has item {k} that repeats {i['repeats']}, expected one before it; "
+                             f"{advice}", path, i['repeats'])
+    return key
 
 def read_answers(path:str|Path, key:dict)->dict:
     "The answers of a reader, to this study; raises `InputError`"
@@ -102,11 +108,12 @@ def _matrix(answers, task, n):
             if one and task in one: m[r,k] = one[task]
     return m
 
-def _names(answers): # each once
-    names = []
-    for a in answers:
-        again = sum(n.partition(' (')[0] == a['reader'] for n in names)
-        names.append(f"{a['reader']} ({again+1})" if again else a['reader'])
+def _names(paths, answers): # each once
+    names = [a['reader'] for a in answers]
+    for k,name in enumerate(names):
+        if name not in names[:k]: continue
+        raise InputError(f"{paths[k]} is of reader {name!r}, as is {paths[names.index(name)]}; leave one "
+                         "out, or change the name in it if they are two people", paths[k], name)
     return names
 
 # %% ../../nbs/reports/23_reader_scores.ipynb #c011
@@ -117,14 +124,18 @@ def read_scores(key_path:str|Path, paths # of answers
     if not paths: raise InputError('answers are none, expected the file of at least one reader', 'answers', 0)
     answers = [read_answers(p, key) for p in paths]
     near,n = Path(key_path).parent/'images.npz',len(key['items'])
-    images = read_npz(near, 'it lies beside key.json', ['images'])['images'] if near.exists() else None
+    images = read_npz(near, 'it lies beside key.json', ['images']) if near.exists() else None
+    if images is not None: images = images.get('images', np.zeros(0))
     if images is not None and (len(images) != n or images.dtype != np.uint8 or images.ndim != 4):
         raise InputError(f"{near} has images of shape {images.shape}, expected {n} of the key", near)
-    s = ReaderScores(key, _names(answers), {t: _matrix(answers, t, n) for t in key['tasks']},
+    s = ReaderScores(key, _names(paths, answers), {t: _matrix(answers, t, n) for t in key['tasks']},
                      None if images is None else images.transpose(0, 2, 3, 1))
     for t in key['tasks']:
         for path,given in zip(paths, s.answers[t][:,s.first]):
             least = min((~np.isnan(given[s.synthetic[s.first] == k])).sum() for k in (False, True))
+            if t == 'finding' and np.nanmax(given, initial=0) >= len(key['classes']):
+                raise InputError(f"{path} has a finding {np.nanmax(given):.0f}, but the page has "
+                                 f"{len(key['classes'])}; ask the reader for the file once more", path)
             if least >= 2: continue
             raise InputError(f"{path} has {least} answers to images of one kind, expected at least two of "
                              "each; let the reader go on", path, int(least))
@@ -232,18 +243,23 @@ def _picture(s, i): # of an item
 def ranked(self:ReaderScores)->pd.DataFrame: # item, synthetic, level; the surest to be synthetic first
     "The mean level that readers gave to each image"
     levels,synthetic = self.levels()
-    t = pd.DataFrame(dict(item=np.flatnonzero(self.first), synthetic=synthetic, level=np.nanmean(levels, 0)))
-    return t.sort_values('level', ascending=False, kind='stable', ignore_index=True)
+    read = ~np.isnan(levels).all(0)
+    mean = np.full(len(read), np.nan)
+    mean[read] = np.nanmean(levels[:,read], 0)
+    t = pd.DataFrame(dict(item=np.flatnonzero(self.first), synthetic=synthetic, level=mean))
+    return t.dropna().sort_values('level', ascending=False, kind='stable', ignore_index=True)
 
 SHOWN_TO_READERS = 8
 def _galleries(s):
     if s.images is None or 'kind' not in s.answers: return []
     t,k = s.ranked(),SHOWN_TO_READERS
-    made,real = t[t.synthetic],t[~t.synthetic]
-    rows = [('Synthetic images that betrayed themselves', made[:k]),
-            ('Synthetic images that were taken for real', made[::-1][:k]),
-            ('Real images that were taken for synthetic', real[:k])]
-    return [(name, [(_picture(s, r.item), fixed(r.level, 1)) for r in d.itertuples()]) for name,d in rows]
+    said = t.level > (len(LEVELS)-1)/2                   # synthetic, on average
+    found,taken,wrong = t[t.synthetic & said],t[t.synthetic & ~said],t[~t.synthetic & said]
+    rows = [('Synthetic images that betrayed themselves', found[:k]),
+            ('Synthetic images that were taken for real', taken[::-1][:k]),
+            ('Real images that were taken for synthetic', wrong[:k])]
+    def drawn(d): return [(_picture(s, r.item), fixed(r.level, 1)) for r in d.itertuples()]
+    return [(name, drawn(d)) for name,d in rows if len(d)]
 
 # %% ../../nbs/reports/23_reader_scores.ipynb #c023
 def reader_scores_html(s:ReaderScores)->Markup:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ..core.errors import InputError
 from ..experiments.record import read_study, Study
 from ..experiments.study_configuration import arm_name
 from ..experiments.sweeps import gaps, LINE, memory_range, over_seeds, slopes, values
@@ -40,7 +41,7 @@ class Sweep:
     beside: pd.DataFrame   # the same beside real images; empty without duplicates
     memory: dict           # onset, nearer (less one half) and copied: as `values` makes them
     @property
-    def axis(self): return AXES[self.study.config.sweep]
+    def axis(self): return AXES[self.study.config.sweep or 'n']
     @property
     def lines(self): return list(dict.fromkeys(self.alone[LINE].itertuples(index=False, name=None)))
 
@@ -48,27 +49,34 @@ def sweep_numbers(study:Study # of generators, with a sweep
                  )->Sweep:
     "Everything that the page says, in tables; raises `InputError`"
     c = study.config
-    named = {arm_name(c, a): a for a in c.arms}
+    def called(name): return [a for a in c.arms if arm_name(c, a) == name]
+    references = [*called('real'), *called('duplicates')]
     points = lambda t: t.assign(value=100*t.value)
     def of(condition, reference):
-        t = gaps(study, condition, 'auc', reference)
-        return points(t[~t.generator.isin([k for k in ('real','duplicates') if k in c.arms])])
-    beside = of('with real', named['duplicates']) if 'duplicates' in named else pd.DataFrame()
+        try: return points(gaps(study, condition, 'auc', reference, references))
+        except InputError: return _NONE                                  # not finished yet
     found = {k: points(values(study, 'memory', k)) for k in ('onset','nearer','copied')}
     found['nearer'] = found['nearer'].assign(value=found['nearer'].value-50)
-    return Sweep(study, of('clean', named['real']), beside, found)
+    alone = of('clean', next(iter(called('real')), None))
+    # of several ratios each has duplicates of its own, or none
+    twice = {c.arms[a].get('ratio', 1.): of('with real', a) for a in called('duplicates')}
+    if c.sweep == 'ratio': twice = {r: t[np.isclose(t['at'], r)] for r,t in twice.items()}
+    return Sweep(study, alone, pd.concat([*twice.values(), _NONE], ignore_index=True), found)
+
+_NONE = pd.DataFrame(dict(line=[], generator=[], at=[], seed=[], value=[]))
 
 # %% ../../nbs/reports/21_sweep.ipynb #c012
 def _slope_said(s, r):
-    said = ('the gap closes' if r.lo > 0 else 'the gap widens' if r.hi < 0 else
-            'whether the gap closes or widens, these seeds cannot say')
+    said = ('they gain on real images' if r.lo > 0 else 'they fall behind real images' if r.hi < 0 else
+            'whether they gain on real images or fall behind, these seeds cannot say')
     span = f' ({signed_points(r.lo)} to {signed_points(r.hi)} over {r.seeds} seeds)' if r.seeds > 1 else ''
-    return (f'{r.generator} on {r.line}: {signed_points(r.slope)} points of AUC per doubling of the '
-            f'{s.axis}{span}: {said}.')
+    return (f'Images of {r.generator} on {r.line}: {signed_points(r.slope)} points of AUC per doubling of '
+            f'the {s.axis}{span}: {said}.')
 
 @patch
 def slope_words(self:Sweep)->list: # of sentences, one for each line
     "How the gap to real images changes along the axis"
+    if not len(self.alone): return ['No generator can be compared with real images yet.']
     return [_slope_said(self, r) for r in slopes(self.alone).itertuples()]
 
 # %% ../../nbs/reports/21_sweep.ipynb #c014
@@ -88,6 +96,7 @@ def _memory_said(r, copied):
 def memory_words(self:Sweep)->list: # of sentences, one for each line; of a sweep over images only
     "Up to how many images a generator memorises, and whether the audit convicts it"
     if self.study.config.sweep != 'n': return []
+    if self.study.config.seeds < 2: return ['Of one seed nobody can say where memory ends.']
     copied = {k: t for k,t in over_seeds(self.memory['copied']).groupby(LINE)}
     empty = pd.DataFrame(dict(at=[], mean=[]))
     ranges = {(r.line, r.generator): r for r in memory_range(self.memory['onset'], least=5.).itertuples()}
@@ -152,7 +161,7 @@ def sweep_table(s:Sweep)->pd.DataFrame: # line, generator, at and a column for e
         found['convicted of copying'] = over_seeds(t).set_index([*LINE,'at'])['mean'].map('{:.0f} %'.format)
     return pd.DataFrame(found).reindex(over_seeds(s.alone).set_index([*LINE,'at']).index).fillna('–')
 
-def sweep_html(s:Sweep, f:Findings, plot:Plot)->Markup:
+def sweep_html(s:Sweep, f:Findings, plot:Plot|None)->Markup:
     "The whole page"
     c,t = s.study.config,sweep_table(s)
     groups = [(' · '.join(k), [(f'{i[-1]:g}', *v) for i,v in zip(d.index, d.to_numpy())])
@@ -161,7 +170,8 @@ def sweep_html(s:Sweep, f:Findings, plot:Plot)->Markup:
              ('cells', int((s.study.cells.status == 'done').sum())), ('classifier', c.model)]
     return render('sweep.html', style=style_sheet('study.css'), short=short, heading=f'{c.name}: {s.axis}',
                   finding=' '.join(s.slope_words()), memory=s.memory_words(), axis=s.axis,
-                  caution=unfinished_words(s.study), figure=figure_html(plot, sweep_plot(s, dark=True)),
+                  caution=unfinished_words(s.study),
+                  figure=figure_html(plot, sweep_plot(s, dark=True)) if plot else None,
                   columns=[(s.axis, ''), *((k, 'n') for k in t)], groups=groups, facts=study_facts_html(f),
                   contrasts=contrasts_html(f) if c.headline else None)
 
@@ -172,11 +182,11 @@ def sweep_report(folder:str|Path, formats=(), tell=None)->Path: # of report.html
     f = findings(study)
     for words in study.faults[:10] if tell else (): tell(words)
     s = sweep_numbers(study)
-    plot = sweep_plot(s)
+    plot = sweep_plot(s) if len(s.alone) else None
     if formats:
         tables = dict(sweep=sweep_table(s).reset_index(), slopes=slopes(s.alone), cells=study.cells,
                       results=study.results)
-        export(folder, formats, dict(sweep=plot), tables, 'study')
+        export(folder, formats, dict(sweep=plot) if plot else {}, tables, 'study')
     return write_page(folder, lambda: sweep_html(s, f, plot), what='study')
 
 def write_study(folder:str|Path, # of any study
@@ -184,5 +194,5 @@ def write_study(folder:str|Path, # of any study
                 tell=None        # called with each sentence that somebody who looks at no page has to know
                )->Path:          # of report.html
     "The page of a study, or of a sweep; raises `InputError`"
-    write = sweep_report if read_study(folder).config.sweep else study_report
+    write = sweep_report if read_study(folder).config.cell == 'generator' else study_report
     return write(folder, formats, tell)

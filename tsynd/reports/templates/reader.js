@@ -8,8 +8,11 @@ const questions = study.tasks.map(task => task === 'kind'
     ? {task, words: 'Real or synthetic, and how sure are you?', choices: study.levels}
     : {task, words: 'Which finding?', choices: study.classes})
 
-function keep() { try { localStorage.setItem(memory, JSON.stringify(state)) } catch (e) { /* no storage: go on */ } }
-function kept() { try { return JSON.parse(localStorage.getItem(memory)) } catch (e) { return null } }
+let keeps = true    // does the browser?
+function kept() { try { return JSON.parse(localStorage.getItem(memory)) || {} } catch (e) { return {} } }
+function keep() { // each reader's answers by name, so that several may use one device and not see each other's
+    try { localStorage.setItem(memory, JSON.stringify({...kept(), [state.reader]: state})) } catch (e) { keeps = false }
+}
 function show(id) { for (const s of ['begin', 'read', 'end']) at(s).hidden = s !== id }
 
 function draw(step) {
@@ -42,6 +45,7 @@ function ask() {
 
 function answer(k) {
     if (at('read').hidden || !at('next').hidden || k >= questions[question].choices.length) return
+    if (Date.now() - since < 150) return        // the second half of a double click
     const one = state.answers[state.step] = {...state.answers[state.step]}
     one[questions[question].task] = k
     one.seconds = Math.round((one.seconds || 0) * 10 + (Date.now() - since) / 100) / 10
@@ -72,10 +76,20 @@ function exported() {
 function finish() {
     state.finished = true; keep(); show('end')
     at('text').value = exported()
-    if (study.score) { for (const e of document.querySelectorAll('.sending')) e.hidden = true; at('result').innerHTML = score() }
+    if (!study.score) return
+    for (const e of document.querySelectorAll('.sending')) e.hidden = true
+    at('result').innerHTML = score()
+    at('anew').hidden = false
 }
 
-at('start').onclick = () => { state.reader = at('name').value.trim() || 'anonymous'; keep(); question = 0; ask() }
+at('start').onclick = () => {
+    const reader = at('name').value.trim() || 'anonymous', before = kept()
+    state = Object.hasOwn(before, reader) ? before[reader] : {reader, step: 0, answers: [], finished: false}
+    question = 0
+    try { sessionStorage.setItem(memory, reader) } catch (e) { keeps = false }
+    keep(); ask()
+}
+at('anew').onclick = () => { state = {...state, step: 0, answers: [], finished: false}; question = 0; keep(); ask() }
 at('next').onclick = next
 at('back').onclick = back
 at('again').onclick = () => { state.step = study.images - 1; question = questions.length - 1; ask() }
@@ -86,18 +100,14 @@ at('save').onclick = () => {
     a.click()
 }
 document.addEventListener('keydown', e => {
-    if (at('read').hidden || e.target.tagName === 'INPUT' || e.ctrlKey || e.metaKey || e.altKey) return
+    if (e.repeat || at('read').hidden || e.target.tagName === 'INPUT' || e.ctrlKey || e.metaKey || e.altKey) return
     if (e.key >= '1' && e.key <= '9') answer(Number(e.key) - 1)
     else if (e.key === 'Backspace') { e.preventDefault(); back() }
 })
 
-const before = kept()
-if (before && Array.isArray(before.answers)) {
-    state = before
-    at('name').value = state.reader
-    at('start').textContent = 'Go on'
-    at('found').textContent = `${state.answers.length} of ${study.images} images are answered.`
-}
+try { at('name').value = sessionStorage.getItem(memory) || ''; localStorage.setItem('tsynd', '') } catch (e) { keeps = false }
+at('found').textContent = keeps ? 'If you have begun before, give the same name to go on.'
+    : 'This browser keeps nothing: answer everything before you close the page.'
 
 // Of a page that scores itself: sensitivity and accuracy, from the truth that it carries
 function score() {
