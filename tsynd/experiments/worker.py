@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from fastcore.basics import patch
 
 from ..core.devices import device
 from ..core.writing import write_whole
@@ -134,8 +133,7 @@ def _about(a, cell): # what a record says before anything is trained
     return dict(id=cell.id, **asdict(cell), status='done', settings=c.arms[cell.arm], threads=c.threads,
                 versions=versions() | code, **about, **imports)
 
-@patch
-def run(self:ClassifierCells, c, cell, whole, data, held, ae, folder): # facts; {name: bytes} of what is kept
+def _run(self, c, cell, whole, data, held, ae, folder): # the facts; {name: bytes} of what is kept
     learn,facts = train_cell(c, cell, data, ae)
     start,seen = cpu_time(c),{} if 'predictions' in c.keep else None
     table,p = measure_cell(c, cell, learn.model, data, held, seen)
@@ -147,3 +145,5 @@ def run(self:ClassifierCells, c, cell, whole, data, held, ae, folder): # facts; 
     if 'models' not in c.keep: return facts, files
     save_bundle(make_bundle(learn, ae, data, cell.arm), folder)
     return facts, files | {f'bundle/{k}': v for k,v in _contents(folder).items()}
+
+ClassifierCells.run = _run
