@@ -142,6 +142,7 @@ def _readers(what, **asked):
     page = make_reader_study(real, made, asked['out'], s)
     print(f"for readers: {page}\nfor you alone: {page.parent/'key'}")
 
+# %% ../nbs/cli.ipynb #513c610f
 def _score(key, answers, out=None):
     from tsynd.core import files_only
     files_only()

@@ -31,5 +31,5 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     auditing=['Audit','planted_sets','planted_ps','nearest_pairs','feature_map','FEWEST','audit'],
     sets=['ImageSet','read_set','class_numbers','AuditSets','audit_sets'],
     generator_cells=['Reference','REFERENCES','GeneratorArmSettings','GENERATOR_MEASURES','GeneratorCells'],
-    readers=['LEVELS','level_counts','reader_measures','Simulated','simulated_levels','simulated_truth',
+    readers=['CONFIDENCE','level_counts','reader_measures','Simulated','simulated_levels','simulated_truth',
              'Crossed','crossed','against_chance','as_chance','krippendorff_alpha','reader_power']))

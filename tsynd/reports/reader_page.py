@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from markupsafe import Markup
 
-from ..audit.readers import LEVELS
+from ..audit.readers import CONFIDENCE
 from ..audit.sets import class_numbers, ImageSet
 from ..core.defaults import ReaderSettings
 from ..core.errors import as_path, InputError
@@ -60,6 +60,7 @@ def _items(real, synthetic, s): # dictionaries, in the order of the page
     def shown(k, i): return tested[i] | dict(repeats=None if first[i] == k else first[i]+2*s.practice)
     return [practice[i] for i in g.permutation(len(practice))] + [shown(*v) for v in enumerate(order)]
 
+# %% ../../nbs/reports/22_reader_page.ipynb #b6cbbfa5
 def _named_alike(real, synthetic): # else the name of a class would tell the kinds apart
     if not isinstance(real.labels, list) or not isinstance(synthetic.labels, list): return synthetic
     names = [real.classes[k] for k in class_numbers(synthetic, real.classes)]
@@ -105,7 +106,7 @@ def reader_html(x,         # (N,ch,H,W) uint8, in the order of the page
     N,ch,H,W = x.shape
     pixels = base64.b64encode(x.permute(0, 2, 3, 1).contiguous().numpy().tobytes()).decode()
     data = dict(study=study, width=W, height=H, channels=ch, images=N, tasks=tasks, classes=list(classes),
-                levels=list(LEVELS), told=list(told), pixels=pixels, score=score)
+                levels=list(CONFIDENCE), told=list(told), pixels=pixels, score=score)
     inside = json.dumps(data).replace('<', '\\u003c')                 # a class may be called </script>
     return render('reader.html', title=title, style=Markup(style_text('reader.css')), data=Markup(inside),
                   script=Markup(style_text('reader.js')), sentences=reader_sentences(N-len(told), tasks))

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from PIL import Image
 from typing_extensions import TypedDict
 
-from ..audit.readers import against_chance, as_chance, crossed, krippendorff_alpha, LEVELS
+from ..audit.readers import against_chance, as_chance, crossed, krippendorff_alpha, CONFIDENCE
 from ..audit.readers import level_counts, reader_measures
 from ..core.errors import as_path, InputError
 from ..core.schemas import conform, read_json
@@ -48,7 +48,7 @@ class ReaderKey(TypedDict, total=False):
     items: Required[Annotated[list[ReaderItem], Len(4, 10**6)]]
 
 class ReaderAnswer(TypedDict, total=False):
-    kind: whole(0, len(LEVELS)-1)
+    kind: whole(0, len(CONFIDENCE)-1)
     finding: whole(0, 10**4)
     seconds: number(0, 1e9)
 
@@ -148,7 +148,7 @@ def _self_agreement(s, r): # share of equal sides, of repeated images
     pairs = [(k, i['repeats']) for k,i in enumerate(s.items) if i.get('repeats') is not None]
     a = s.answers['kind'][r]
     both = [(a[k], a[j]) for k,j in pairs if not np.isnan(a[[k, j]]).any()]
-    half = len(LEVELS)//2
+    half = len(CONFIDENCE)//2
     return np.mean([(x >= half) == (y >= half) for x,y in both]) if both else np.nan
 
 def _right(s): # (R,N) is the finding right? NaN where there is none
@@ -193,7 +193,7 @@ def between(self:ReaderScores)->dict: # name: α
     found = {}
     if 'kind' in self.answers:
         levels = self.levels()[0]
-        found['kind'] = krippendorff_alpha(np.where(np.isnan(levels), np.nan, levels >= len(LEVELS)//2))
+        found['kind'] = krippendorff_alpha(np.where(np.isnan(levels), np.nan, levels >= len(CONFIDENCE)//2))
     if 'finding' in self.answers: found['finding'] = krippendorff_alpha(self.answers['finding'][:,self.first])
     return found
 
@@ -213,6 +213,7 @@ def _verdict(c, margin):
     else: said = 'Whether they do better than guessing or as well as guessing, these answers cannot say'
     return f'{said} ({tests}; the margin was declared beforehand).'
 
+# %% ../../nbs/reports/23_reader_scores.ipynb #8f331cd8
 @patch
 def words(self:ReaderScores)->list: # of sentences
     "What came out"
@@ -253,7 +254,7 @@ SHOWN_TO_READERS = 8
 def _galleries(s):
     if s.images is None or 'kind' not in s.answers: return []
     t,k = s.ranked(),SHOWN_TO_READERS
-    said = t.level > (len(LEVELS)-1)/2                   # synthetic, on average
+    said = t.level > (len(CONFIDENCE)-1)/2                   # synthetic, on average
     found,taken,wrong = t[t.synthetic & said],t[t.synthetic & ~said],t[~t.synthetic & said]
     rows = [('Synthetic images that betrayed themselves', found[:k]),
             ('Synthetic images that were taken for real', taken[::-1][:k]),
@@ -269,7 +270,7 @@ def reader_scores_html(s:ReaderScores)->Markup:
     rows = [(name, [_number(v, 0 if k == 'answers' else 2) for k,v in r.items()]) for name,r in t.iterrows()]
     return render('reader_scores.html', style=style_sheet('generation.css'), words=s.words(), over=over,
                   columns=[('reader', ''), *((k, 'n') for k in t)], rows=rows, galleries=_galleries(s),
-                  levels=list(enumerate(LEVELS)), study=s.key['study'])
+                  levels=list(enumerate(CONFIDENCE)), study=s.key['study'])
 
 def score_readers(key:str|Path, answers, out:str|Path)->ReaderScores:
     "Write report.html and tables into a folder, which may be there; raises `InputError`"

@@ -45,6 +45,7 @@ class Sweep:
     @property
     def lines(self): return list(dict.fromkeys(self.alone[LINE].itertuples(index=False, name=None)))
 
+# %% ../../nbs/reports/21_sweep.ipynb #e189ce15
 def sweep_numbers(study:Study # of generators, with a sweep
                  )->Sweep:
     "Everything that the page says, in tables; raises `InputError`"
