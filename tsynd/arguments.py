@@ -64,6 +64,10 @@ def _add(p, name, kind, default, text):
         p.add_argument(f'--{name}', action=argparse.BooleanOptionalAction if default else 'store_true',
                        help=text)
 
+def _add_all(p, settings): # rows of records
+    from tsynd.core.settings import type_of
+    for r in settings: _add(p, r.name.replace('_', '-'), type_of(r.kind), r.value, _help(r))
+
 # %% ../nbs/arguments.ipynb #faea45fb
 def parser()->argparse.ArgumentParser:
     "The command line of tsynd"
@@ -118,7 +122,7 @@ def _more(sub, raw):
 # %% ../nbs/arguments.ipynb #9dd4e461
 def _uses(sub, raw):
     from tsynd.core.defaults import PredictionSettings, ReadingSettings
-    from tsynd.core.settings import rows, type_of
+    from tsynd.core.settings import rows
     p = sub.add_parser('predict', help='use a trained classifier on new images', description=PREDICT,
                        formatter_class=raw, argument_default=argparse.SUPPRESS)
     p.add_argument('bundle', metavar='BUNDLE', help='the folder bundle of a run or a training')
@@ -126,14 +130,13 @@ def _uses(sub, raw):
     p.add_argument('--out', metavar='FILE', help='a CSV file for the answers (default: predictions.csv)')
     p.add_argument('--report', action='store_true', help='draw a page beside the CSV file')
     p.add_argument('--root', metavar='DIR', help="folder of a table's images, or of the MedMNIST npz files")
-    for r in rows(PredictionSettings) + rows(ReadingSettings):
-        if r.name not in ('class_names', 'resize'):     # which the bundle knows
-            _add(p, r.name.replace('_', '-'), type_of(r.kind), r.value, _help(r))
+    known = 'class_names','resize'                      # to the bundle
+    _add_all(p, [r for r in rows(PredictionSettings)+rows(ReadingSettings) if r.name not in known])
 
 # %% ../nbs/arguments.ipynb #791ffafb
 def _judges(sub, raw):
     from tsynd.core.defaults import AuditSettings, ReadingSettings
-    from tsynd.core.settings import rows, type_of
+    from tsynd.core.settings import rows
     p = sub.add_parser('audit', help='judge synthetic images', description=AUDIT, formatter_class=raw,
                        argument_default=argparse.SUPPRESS)
     p.add_argument('synthetic', metavar='SYNTHETIC', help='images that a generator made')
@@ -146,8 +149,8 @@ def _judges(sub, raw):
     p.add_argument('--strict', action='store_true', help='exit with status 1 if a verdict is: fails')
     p.add_argument('--anew', action='store_true', help='give up what an unfinished audit has finished')
     own = p.add_argument_group('images of your own')
-    for r in rows(AuditSettings): _add(p, r.name.replace('_', '-'), type_of(r.kind), r.value, _help(r))
-    for r in rows(ReadingSettings): _add(own, r.name.replace('_', '-'), type_of(r.kind), r.value, _help(r))
+    _add_all(p, rows(AuditSettings))
+    _add_all(own, rows(ReadingSettings))
 
 # %% ../nbs/arguments.ipynb #799b9e50
 def _generators(): # that are known, for the help
@@ -161,7 +164,7 @@ def _generators(): # that are known, for the help
 # %% ../nbs/arguments.ipynb #ea28160d
 def _makes(sub, raw):
     from tsynd.core.defaults import GenerateSettings, ReadingSettings
-    from tsynd.core.settings import rows, type_of
+    from tsynd.core.settings import rows
     p = sub.add_parser('generate', help='make a synthetic data set', description=GENERATE, more=_generators,
                        formatter_class=raw, argument_default=argparse.SUPPRESS)
     p.add_argument('dataset', metavar='DATA', help='the images to learn from')
@@ -176,15 +179,13 @@ def _makes(sub, raw):
     p.add_argument('--strict', action='store_true', help='exit with status 1 if a verdict is: fails')
     p.add_argument('--anew', action='store_true', help='give up what unfinished work has finished')
     own = p.add_argument_group('images of your own')
-    for r in rows(GenerateSettings)[1:]: _add(p, r.name.replace('_', '-'), type_of(r.kind), r.value, _help(r))
-    for r in rows(ReadingSettings): _add(own, r.name.replace('_', '-'), type_of(r.kind), r.value, _help(r))
+    _add_all(p, rows(GenerateSettings)[1:])
+    _add_all(own, rows(ReadingSettings))
 
 # %% ../nbs/arguments.ipynb #6ffd4b50
 def _asks(sub, raw):
     from tsynd.core.defaults import PowerSettings, ReaderSettings, ReadingSettings
-    from tsynd.core.settings import rows, type_of
-    def options(p, records):
-        for r in rows(records): _add(p, r.name.replace('_', '-'), type_of(r.kind), r.value, _help(r))
+    from tsynd.core.settings import rows
     p = sub.add_parser('readers', help='let people judge synthetic images', description=READERS,
                        formatter_class=raw)
     what = p.add_subparsers(dest='what', metavar='make, score or power', required=True)
@@ -194,11 +195,11 @@ def _asks(sub, raw):
         m.add_argument(f'--{k}', metavar='IMAGES', required=True, help=words)
     m.add_argument('--out', metavar='DIR', required=True, help='a new folder for page and key')
     m.add_argument('--root', metavar='DIR', help=ROOT)
-    options(m, ReaderSettings)
-    options(m.add_argument_group('images of your own'), ReadingSettings)
+    _add_all(m, rows(ReaderSettings))
+    _add_all(m.add_argument_group('images of your own'), rows(ReadingSettings))
     s = what.add_parser('score', help='what the answers say', argument_default=argparse.SUPPRESS)
     s.add_argument('key', metavar='KEY', help='the file key.json')
     s.add_argument('answers', metavar='ANSWERS', nargs='+', help='a file from each reader')
     s.add_argument('--out', metavar='DIR', help='folder of the page (default: scores, beside the key)')
-    options(what.add_parser('power', help='how many readers and images a question needs',
-                            argument_default=argparse.SUPPRESS), PowerSettings)
+    _add_all(what.add_parser('power', help='how many readers and images a question needs',
+                             argument_default=argparse.SUPPRESS), rows(PowerSettings))

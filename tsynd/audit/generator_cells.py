@@ -28,8 +28,7 @@ from ..data.phantom_sets import phantom_settings
 from ..experiments.cell import cpu_time
 from ..experiments.record import pack_probabilities
 from ..experiments.study_configuration import arm_name, ClassifierCells, data_names, MEASURES
-from ..generation.learning import Learned
-from ..generation.mixtures import TwoGenerators
+from ..generation.mixtures import fit_with
 from ..generation.protocol import ENTERED_BY, generators, labels_like, make_generator, sample
 
 # %% ../../nbs/audit/16_generator_cells.ipynb #c007
@@ -110,9 +109,7 @@ def _through(ae, s): # a split, encoded and decoded
 
 def _drawn(name, given, data, ae, m, seed): # the images of an arm, and its generator
     if name == 'reconstructed': return _through(ae, data.train), None
-    learns = isinstance(make_generator(name, **given), (Learned,TwoGenerators))
-    mine = dict(ae=ae) if learns and given.get('space') != 'pixels' else {}
-    g = make_generator(name, **mine, **given).fit(data, seed)
+    g = fit_with(name, ae, data, seed, given)
     return sample(g, labels_like(data.train.y, m, seed), seed), g
 
 # %% ../../nbs/audit/16_generator_cells.ipynb #c015

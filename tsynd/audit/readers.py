@@ -19,7 +19,7 @@ from ..core.settings import limited, number, whole
 
 # %% ../../nbs/audit/17_readers.ipynb #c007
 CONFIDENCE = ('surely real','probably real','perhaps real',
-          'perhaps synthetic','probably synthetic','surely synthetic')
+              'perhaps synthetic','probably synthetic','surely synthetic')
 
 def level_counts(levels,    # (R,N) numbers from 0 on, of readers and images; NaN where nothing was answered
                  synthetic, # (N,) is the image synthetic?

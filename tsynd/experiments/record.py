@@ -180,7 +180,7 @@ class Study:
 KEYS = ['dataset','n','arm','seed']
 FACTS = ['status','reason','seconds','seconds_autoencoder','seconds_measuring','precision','steps',
          'images','images_seen','synthetic','distance_latent','distance_pixel','gate','weights','order',
-         'subset',         'data','held','threads','about']
+         'subset','data','held','threads','about']
 
 # %% ../../nbs/experiments/07_record.ipynb #1f10ee5e
 def read_study(folder:str|Path)->Study:

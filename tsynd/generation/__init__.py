@@ -22,4 +22,4 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
                   'diff_augment'],
     gans=['ConditionalGAN', 'energy_distance', 'train_gan'],
     targeted=['NoiseSynthesizer', 'targeted_sample', 'counterfactuals'],
-    mixtures=['TwoGenerators', 'SyntheticImages', 'TargetedDiffusion']))
+    mixtures=['TwoGenerators', 'SyntheticImages', 'fit_with', 'TargetedDiffusion']))

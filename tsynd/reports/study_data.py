@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['synthesis_counts', 'Findings', 'nothing_made', 'findings', 'verdicts', 'table_columns', 'is_loss', 'asked_of',
-           'study_finding', 'study_caution', 'study_notes']
+           'study_finding', 'unfinished_words', 'study_caution', 'study_notes']
 
 # %% ../../nbs/reports/10_study_data.ipynb #ff27adc8
 import re
@@ -201,8 +201,9 @@ def study_finding(f:Findings)->str:
     return f"{count} {'; '.join(answers)}."
 
 # %% ../../nbs/reports/10_study_data.ipynb #6a980e66
-def _unfinished(f):
-    c, status = f.study.config, f.study.cells.status
+def unfinished_words(study:Study)->str: # empty where all cells are finished
+    "How many cells are finished, and how many failed"
+    c, status = study.config, study.cells.status
     done, failed = (status == 'done').sum(), (status == 'failed').sum()
     planned = len(c.datasets)*len(c.n)*c.seeds*len(c.arms)
     if done == planned: return ''
@@ -233,7 +234,7 @@ def study_caution(f:Findings)->str:
     columns = set(table_columns(f))
     in_tables = [r for r in f.diffs.itertuples() if (r.condition, r.measure) in columns]
     lost = sum(is_loss(r.difference, r.measure) for r in in_tables)
-    first = ''.join(say(f) for say in (_empty_arms, _left_out, _unfinished, _out_of_reach))
+    first = _empty_arms(f)+_left_out(f)+unfinished_words(f.study)+_out_of_reach(f)
     return (f'{first}Of {len(in_tables)} mean differences to {f.baseline} in the '
             f'tables below {lost} are losses, and marked ▾. {_redrawn(f)}')
 
