@@ -10,12 +10,12 @@ from fasttransform import Pipeline
 from refused import refused
 from states import Change, same, state
 
-from tsynd.experiments import (
-    adversarial, AdversarialTraining, ARMS, callbacks, extra_images, PixelSpace, TrivialAugment)
+from tsynd.experiments import ARMS, callbacks, extra_images, PixelSpace, TrivialAugment
 from tsynd.models import train_autoencoder
 from tsynd.models import classifier_learner, make_classifier, mc_logits, train_classifier
 from tsynd.core import MultiLabel, seeded, SingleLabel
-from tsynd.data import phantom
+from tsynd.data import phantom, with_pool
+from tsynd.robustness import adversarial, AdversarialTraining
 from tsynd.targeting import Synthesizer
 from tsynd.targeting import mutual_information
 
@@ -23,7 +23,7 @@ ONE, SEVERAL = SingleLabel(), MultiLabel()
 
 
 @pytest.fixture(scope='module')
-def data(): return phantom(n_train=24, n_val=8, n_test=8)
+def data(): return with_pool(phantom(n_train=24, n_val=8, n_test=8), phantom(16, 8, 8, seed=1).train)
 
 @pytest.fixture(scope='module')
 def ae(data): return train_autoencoder(data, steps=20)
@@ -31,7 +31,7 @@ def ae(data): return train_autoencoder(data, steps=20)
 @pytest.fixture(scope='module')
 def model(data): return train_classifier(data, epochs=4).model
 
-def quick(name): return dict(generator_updates=2) if 'generator_updates' in ARMS[name].settings else {}
+def quick(name): return {k: 2 for k in ('generator_updates','pool_updates') if k in ARMS[name].settings}
 
 class Linear(torch.nn.Module):
     "Log-odds that are linear in the pixels, so that the strongest attack is known"
@@ -55,9 +55,11 @@ def test_every_arm_trains(name, data, ae):
 
 @pytest.mark.parametrize('name, settings', [
     *((a, dict(weight=0.)) for a in ARMS
-      if 'weight' in ARMS[a].settings and a not in ('mi_fgsm','mi_mixup','mi_pgd')),
+      if 'weight' in ARMS[a].settings and a not in ('mi_fgsm','mi_mixup','mi_pgd','mean_teacher_targeted')),
     ('trivialaugment', dict(p=0.)), ('mi_fgsm', dict(weight=0., attack_weight=0.)),
-    ('mi_pgd', dict(weight=0., attack_weight=0.))], ids=lambda v: v if isinstance(v, str) else '')
+    ('mi_pgd', dict(weight=0., attack_weight=0.)),
+    ('mean_teacher_targeted', dict(weight=0., targeted_weight=0.))],
+    ids=lambda v: v if isinstance(v, str) else '')
 def test_an_arm_without_weight_is_the_baseline(name, settings, data, ae):
     "To the last bit: nothing an arm does touches the random stream or the buffers of the classifier"
     def weights(cbs):
@@ -231,10 +233,10 @@ def test_trivialaugment_changes_the_share_it_says(data):
 
 def test_shifts_are_a_part_of_the_side():
     "torchvision's go up to 32 pixels, which would push an image of 28 out of its frame"
-    from tsynd.experiments.arms import _wide
+    from tsynd.pool.augmentation import _trivial
     for k in ('TranslateX','TranslateY'):
-        assert _wide()._AUGMENTATION_SPACE[k][0](31, 28, 28).max() == 4
-        assert _wide()._AUGMENTATION_SPACE[k][0](31, 224, 224).max() == 32
+        assert _trivial()._AUGMENTATION_SPACE[k][0](31, 28, 28).max() == 4
+        assert _trivial()._AUGMENTATION_SPACE[k][0](31, 224, 224).max() == 32
 
 def test_augmented_images_are_images_and_repeatable(data):
     a, b = (extra_images('trivialaugment', None, make_classifier('small_resnet', 1, 2), data, range(8))

@@ -19,7 +19,8 @@ from torch import nn
 
 from tsynd.core import InputError, seeded
 from tsynd.data import ImageData, ImageDL, Split, as_image_data, image_data, image_dls, phantom, sources
-from tsynd.experiments import AdversarialTraining, BatchOrder, Witness
+from tsynd.experiments import BatchOrder, Witness
+from tsynd.robustness import AdversarialTraining
 from tsynd.models import (
     Autoencoder, TrainingCallback, autoencoder_learner, classifier_learner, train_autoencoder,
     train_classifier)

@@ -10,7 +10,7 @@ import tsynd
 ROOT = Path(__file__).resolve().parents[1]
 # each imports only those before it
 PARTS = ['core', 'data', 'models', 'targeting', 'robustness', 'deployment', 'generation',
-         'experiments', 'audit', 'reports']
+         'pool', 'experiments', 'audit', 'reports']
 SOURCES = {f.relative_to(ROOT/'tsynd').with_suffix('').as_posix().replace('/', '.'): f
            for f in sorted((ROOT/'tsynd').rglob('*.py')) if f.stem[0] != '_'}
 TREES = {name: ast.parse(f.read_text(encoding='utf-8')) for name, f in SOURCES.items()}

@@ -276,8 +276,9 @@ def test_a_second_driver_is_told_who_has_the_folder(tmp_path):
     assert len(here(PART, folder).cells) == 3
 
 def test_all_arms_are_paired(tmp_path):
-    quick = {a: {k: 2 for k in x.settings if k == 'generator_updates'} for a,x in ARMS.items()}
-    c = replace(TINY, n=[20], seeds=1, updates=2, corruptions=[], attack_n=4, arms=quick)
+    few = 'generator_updates','pool_updates'
+    quick = {a: {k: 2 for k in x.settings if k in few} for a,x in ARMS.items()}
+    c = replace(TINY, n=[20], pool=True, seeds=1, updates=2, corruptions=[], attack_n=4, arms=quick)
     s = here(c, tmp_path/'s')
     assert (s.cells.status == 'done').all(), s.cells.reason.tolist()
     assert len(s.cells) == len(ARMS)

@@ -6,8 +6,8 @@ __version__ = "0.2.0.dev0"
 # The front door: what most programs need. Nothing is loaded before it is asked for.
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=['core', 'data', 'models', 'targeting', 'robustness', 'deployment', 'generation', 'experiments',
-                'audit', 'reports'],
+    submodules=['core', 'data', 'models', 'targeting', 'robustness', 'deployment', 'generation', 'pool',
+                'experiments', 'audit', 'reports'],
     submod_attrs=dict(
         core=['InputError'],
         data=['ImageData', 'Split', 'image_dls', 'load_data', 'phantom', 'subset'],

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
 
-from tsynd.experiments import adversarial
+from tsynd.robustness import adversarial
 from tsynd.models import fit_one_cycle
 from tsynd.models import frozen, mc_logits, train_classifier
 from tsynd.experiments import Cell, cell_data, make_arm, read_config

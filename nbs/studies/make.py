@@ -21,6 +21,8 @@ targeted         reads the finished search_targeted and adds mi_pgd to headline.
 precision        reads headline.toml and writes precision.toml: MI again, in float32
 same             reads headline.toml and writes same.toml: MI at 100 images in float32
 half             reads headline.toml and writes half.toml: mi_pgd and two controls that spend as many steps
+search_pool      writes search_pool.toml: four settings for each of six arms that learn from a pool
+pool             reads the finished search_pool and writes pool.toml: 50 and 100 labels, the rest without
 
 Each is run by `tsynd study nbs/studies/X.toml --out nbs/studies/X`. Rate and search look at validation
 images (78 and 100 of them) of seeds that the headline does not use. All arms have the same number of
@@ -89,6 +91,17 @@ training with four steps everywhere, which is what mi_pgd takes on average. Decl
 each set, does mi_pgd differ from either of them in balanced accuracy under PGD 4/255? Seeds are run whole,
 in their order, until the machine's time is over, and not until something is found.
 
+search_pool and pool ask another question: a hundred labels, and all other training images without theirs.
+Learning rate, updates, network and attacks are those of the headline. Declared before a cell was run: at 50
+and at 100 labels, on both sets, twelve seeds, is targeted_consistency ahead of mean_teacher, of
+random_consistency, of reconstruction_consistency, of vat and of the baseline, and pool_ae of mi, in AUC on
+clean images, in AUC on perturbed ones and in balanced accuracy under PGD 2/255? The criterion of its search
+is the sum of three skills: 2 AUC - 1, clean and perturbed, and 2 balanced accuracy - 1, but at least 0, under
+PGD 2/255, on validation images of seeds 100 and 101, as many as there are labels. random_consistency and
+reconstruction_consistency have the settings of targeted_consistency, mi those of pool_ae, and
+mean_teacher_targeted those of its two parts. What is measured is the classifier as it is at the end of a
+training, not its moving average. All of it in float32.
+
 The five arms of search_more were added when ten seeds of the others had been seen. No declared question
 names them, they are description; their trials, criterion and seeds are those of the others, and were
 declared before any of their cells was run."""
@@ -119,6 +132,13 @@ MORE = dict(mixup=grid(alpha=[.1, .2, .4, .8]), trivialaugment=grid(p=[.25, .5, 
 
 TARGETED = dict(mi_pgd=grid(weight=[0., 1.], part=[1/3, 1/2]))
 
+POOL = dict(
+    pool_ae=TRIALS['mi'], mean_teacher=grid(weight=[3., 10.], relation=[0., .3]),
+    fixmatch=grid(weight=[.3, 1.], threshold=[.8, .95]),
+    contrastive=grid(pool_updates=[150, 600], temperature=[.2, .5]),
+    targeted_consistency=grid(weight=[3., 10.], radius=[.3, .6]),
+    vat=grid(weight=[1., 4.], radius=[.03, .06]))
+
 def label(arm, s): return ', '.join([arm, *(f'{k} {v:.3g}' for k,v in s.items())])
 
 def trials(name, arms, seeds, **kw):
@@ -135,17 +155,18 @@ def finished(name):
                  f'run tsynd study nbs/studies/{name}.toml --out nbs/studies/{name}')
     return study
 
-def skill(study):
-    "The criterion for each trial of a finished study"
+def skill(study, *more):
+    "The criterion for each trial of a finished study; `more`: other conditions whose AUC counts"
     r = study.results.pivot_table(index=['arm','dataset','seed'], columns=['condition','measure'],
                                   values='value')
     s = 2*r['clean','auc']-1 + (2*r['PGD 2/255','balanced_accuracy']-1).clip(lower=0)
+    for k in more: s = s + 2*r[k,'auc']-1
     return s.groupby('arm').mean()
 
 RATES = dict(baseline=grid(lr=[2e-3, 1e-3, 4e-3, 8e-3]))
 
-def best(study, trials):
-    s = skill(study)
+def best(study, trials, *more):
+    s = skill(study, *more)
     return {a: max(ss, key=lambda v: s[label(a, v)]) for a,ss in trials.items()}
 
 def rate(): return trials('rate', RATES, 3)
@@ -222,6 +243,25 @@ def half():
     return replace(same(), name='half', seeds=12, eps=[4], arms=arms,
                    headline=[['mi_pgd', a, 'PGD 4/255', 'balanced_accuracy', 100] for a in list(arms)[1:]])
 
+def search_pool():
+    c = trials('search_pool', POOL, 2, lr=best(finished('rate'), RATES)['baseline']['lr'])
+    return replace(c, pool=True, bf16=False)
+
+def pool():
+    "What a pool brings: the declared questions, at 50 and at 100 labels"
+    found = best(finished('search_pool'), POOL, 'perturbed')
+    targeted,teacher = found['targeted_consistency'],found['mean_teacher']
+    weight = dict(weight=targeted['weight'])
+    arms = dict(baseline={}, mi=found['pool_ae'], **found, random_consistency=targeted,
+                reconstruction_consistency=weight, mean_teacher_targeted=dict(
+                    teacher, targeted_weight=targeted['weight'], radius=targeted['radius']))
+    pairs = [('targeted_consistency', a) for a in ('mean_teacher','random_consistency',
+             'reconstruction_consistency','vat','baseline')] + [('pool_ae','mi')]
+    asked = ('clean','auc'), ('perturbed','auc'), ('PGD 2/255','balanced_accuracy')
+    return StudyConfig('pool', BOTH, [100, 50], 12, arms, headline=[[*p, *q] for p in pairs for q in asked],
+                       lr=read_config(HERE/'search_pool.toml').lr, pool=True, bf16=False, eps=[2],
+                       corruptions=[], **UNWRITTEN)
+
 def full():
     """All training images of both sets, three times as many updates (six epochs of PneumoniaMNIST),
     the settings of 100 images; no questions, no search"""
@@ -233,6 +273,6 @@ def full():
 if __name__ == '__main__':
     torch.set_num_threads(1)
     makers = [rate, search, headline, official, official_xrays, full, search_more, more, wide, far, wide_mi,
-              far_pixels, search_targeted, targeted, precision, same, half]
+              far_pixels, search_targeted, targeted, precision, same, half, search_pool, pool]
     what = {f.__name__: f for f in makers}[sys.argv[1]]()
     (HERE/f'{what.name}.toml').write_text(to_toml(what))

@@ -21,7 +21,7 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     defaults=['AutoencoderSettings', 'ClassifierSettings', 'SynthesisSettings', 'TargetingSettings',
               'LongText', 'ReadingSettings', 'PredictionSettings', 'AuditSettings',
               'LearningSettings', 'DiffusionSettings', 'GANSettings', 'GenerateSettings',
-              'ReaderSettings', 'PowerSettings'],
+              'ReaderSettings', 'PowerSettings', 'PoolSettings'],
     devices=['device', 'has_bf16'],
     writing=['system_errors', 'write_whole', 'no_link', 'make_folder'],
     schemas=['parse_json', 'read_json', 'conform'],

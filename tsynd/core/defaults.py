@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LongText', 'AutoencoderSettings', 'ClassifierSettings', 'SynthesisSettings', 'TargetingSettings', 'ReadingSettings',
-           'PredictionSettings', 'AuditSettings', 'LearningSettings', 'DiffusionSettings', 'GANSettings',
-           'GenerateSettings', 'ReaderSettings', 'PowerSettings']
+           'PredictionSettings', 'AuditSettings', 'PoolSettings', 'LearningSettings', 'DiffusionSettings',
+           'GANSettings', 'GenerateSettings', 'ReaderSettings', 'PowerSettings']
 
 # %% ../../nbs/core/06_defaults.ipynb #7f4d76cd
 from dataclasses import dataclass
@@ -143,6 +143,18 @@ class AuditSettings(Settings):
     robustness: Annotated[bool, 'measure the classifiers on perturbed and attacked images, too'] = False
     jobs: Annotated[whole(1, 256), 'trainings at a time, one thread each'] = 2
     seed: Annotated[Seed, 'of everything that is drawn'] = 0
+
+# %% ../../nbs/core/06_defaults.ipynb #8758c1ac
+@dataclass(kw_only=True)
+class PoolSettings(Settings):
+    "How a classifier learns from images without labels"
+    weight: Annotated[number(0, 1000), 'of the loss on images without labels, once it has risen'] = 10.
+    ramp: Annotated[number(0, 1), 'share of the training in which that weight rises'] = .3
+    per_label: Annotated[number(1e-4, 100), 'images without a label for each labelled one of a batch'] = 1.
+    decay: Annotated[number(0, .99999), 'share of its old weights that the moving average keeps in an update'
+                     ] = .99
+    mirror: Annotated[bool, 'may left and right be exchanged when images are moved at random?'] = True
+    seed: Annotated[Seed, 'of what is drawn'] = 0
 
 # %% ../../nbs/core/06_defaults.ipynb #03ac6bb1
 @dataclass(kw_only=True)

@@ -118,6 +118,7 @@ class ImageData:
     licence: str = ''
     source: str = ''   # attribution to print beside the images
     prep: object = None # how files became these images, a `Preparation`; None where they were images already
+    unlabelled: Split = None # more images; labels that they may have are taken away
 
     def __post_init__(self):
         self.task = as_task(self.task)
@@ -130,7 +131,8 @@ class ImageData:
     @property
     def short(self): return short_names(self.classes)
     def __repr__(self):
-        n = ' · '.join(f'{s} {len(getattr(self, s))}' for s in ('train','val','test'))
+        parts = 'train','val','test',*(() if self.unlabelled is None else ('unlabelled',))
+        n = ' · '.join(f'{s} {len(getattr(self, s))}' for s in parts)
         size = '×'.join(map(str, self.shape))
         return f"{self.name}: {n} images of {size}, {self.n_classes} classes, {self.task}"
 
@@ -191,15 +193,15 @@ def _check_factors(t, where):
                              "from 0 to 1; give it another name", where, k)
 
 # %% ../../nbs/data/00_images.ipynb #f1902b4d
-def _checked(s, where, C, task):
+def _checked(s, where, C=None, task=None): # without a task: images that have no labels
     if not isinstance(s, Split):
         found = type(s).__name__
         raise InputError(f"{where} is of type {found}, expected a `Split`", where, found)
     _check_images(s.x, f'{where}: images')
     index = _check_index(s.index, f'{where}: index', len(s.x))
     table = _check_table(s.table, f'{where}: table', len(s.x))
-    y = _as_labels(s.y, task) if isinstance(s.y, Tensor) else s.y
-    task.check_labels(y, len(s.x), C, f'{where}: labels')
+    y = _as_labels(s.y, task) if task is not None and isinstance(s.y, Tensor) else s.y
+    if task is not None: task.check_labels(y, len(s.x), C, f'{where}: labels')
     same = y is s.y and index is s.index and table is s.table
     return s if same else replace(s, y=y, index=index, table=table)
 
@@ -209,6 +211,10 @@ def _put_right(self:ImageData):
     self.classes = _names(self.classes, f'{self.name}: classes', self.task.fewest)
     for s in ('train','val','test'):
         setattr(self, s, _checked(getattr(self, s), f'{self.name}, {s}', self.n_classes, self.task))
+    if self.unlabelled is not None:
+        found = _checked(self.unlabelled, f'{self.name}, unlabelled')
+        self.unlabelled = found if found.y is None else replace(found, y=None)
+    for s in ('val','test',*(() if self.unlabelled is None else ('unlabelled',))):
         if (shape := tuple(getattr(self, s).x.shape[1:])) != self.shape:
             raise InputError(f"{self.name}, {s}: images have shape {shape}, expected {self.shape} "
                              "as in the training images", f'{self.name}, {s}: images', shape)

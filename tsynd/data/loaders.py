@@ -133,7 +133,9 @@ def image_dls(data:ImageData,      # every class needs a training image
     check_classes(data)
     mk = lambda s, **kw: ImageDL(s, bs=bs, even=even, seed=seed, classes=data.short, device=device, **kw)
     device = known_device(device or 'cpu')
-    return DataLoaders(mk(data.train, shuffle=True, balanced=balanced, n=n), mk(data.val), device=device)
+    dls = DataLoaders(mk(data.train, shuffle=True, balanced=balanced, n=n), mk(data.val), device=device)
+    dls.unlabelled = data.unlabelled            # for callbacks that learn from them
+    return dls
 
 # %% ../../nbs/data/07_loaders.ipynb #6b1f0c02
 @patch(as_prop=True)

@@ -6,7 +6,7 @@
 __all__ = ['known_names', 'is_phantom', 'is_known', 'is_path', 'as_path_of', 'data_name', 'reading', 'check_there', 'load_data']
 
 # %% ../../nbs/data/15_loading.ipynb #28130004
-import os
+import os, warnings
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from .named import closest_name, load_medmnist, medmnist_info
 from .phantom_sets import phantom, phantom_settings
 from .preparing import Preparation, prepare
 from .splits import draw_splits, PARTS
+from .subsets import with_pool
 
 # %% ../../nbs/data/15_loading.ipynb #28130007
 def _classes(labels): # names in order
@@ -123,6 +124,22 @@ def check_there(name:str): # before anything is done with it
     raise InputError(f"data set {shown(name)} is unknown, and there is no folder, table or npz file of that "
                      f"name{hint}", 'data set', name)
 
+# %% ../../nbs/data/15_loading.ipynb #0260b1ef
+def _unlabelled(path, data, s, progress)->Split:
+    none = dict.fromkeys(('label_column','label_columns','separator'))
+    found = find_images(path, **{k: getattr(s, k) for k in _FINDING} | none)
+    folder,paths = Path(found.attrs['root']),found.path.tolist()
+    prep = data.prep or Preparation(data.shape[-1], data.shape[0], s.resize)
+    x,_,bad,_ = prepare(folder, paths, 0, prep.size, prep.resize, s.frame, s.skip_unreadable, progress, prep)
+    found = found[~found.path.isin([*bad])].reset_index(drop=True)
+    held = {im.numpy().tobytes() for part in (data.val, data.test) for im in part.x}
+    new = torch.tensor([im.numpy().tobytes() not in held for im in x])
+    if not new.all():
+        warnings.warn(f"{path}: {int((~new).sum())} images are left out, which are validation or test "
+                      "images of " + data.name)
+    known = found.drop(columns=['label','split'], errors='ignore')
+    return Split(x, None, torch.arange(len(x)), known).select(new.nonzero()[:,0])
+
 # %% ../../nbs/data/15_loading.ipynb #2813000f
 def _no_reading(name, settings): # of a known set, where nothing is to be asked
     for k,v in reading(settings).items():
@@ -136,9 +153,14 @@ def load_data(name:str|Path='phantom', # a known name, or the path of a folder, 
               size:int=28,        # height and width, pixels
               seed:int=0,         # of the phantom's images, and of splits that have to be drawn
               settings=None,
+              unlabelled:str|Path=None, # a folder, or a table, of more images, whose labels are not used
               progress:bool=True  # show a bar if images take long to prepare?
              )->ImageData:
     "Images with labels in three splits; raises `InputError`"
+    if unlabelled is not None:
+        how = {} if is_known(name) else vars(settings)
+        data = load_data(name, root, size, seed, progress=progress, **how)
+        return with_pool(data, _unlabelled(unlabelled, data, settings, progress))
     seed = check_kind('seed', seed, Seed)
     name = str(name) if isinstance(name, Path) else name
     if not isinstance(name, str):

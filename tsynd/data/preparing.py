@@ -124,8 +124,8 @@ class Kept(TypedDict):
     md5: str                # of the images
 
 # %% ../../nbs/data/14_preparing.ipynb #28120012
-def _made(root, paths, n_train, target, asked, progress): # prepare all images, and keep them
-    prep = decide([root/p for p in paths], n_train, *asked)
+def _made(root, paths, n_train, target, asked, progress, prep): # prepare all images, and keep them
+    prep = prep or decide([root/p for p in paths], n_train, *asked)
     part = target.with_suffix('.part')
     shape = len(paths),prep.channels,prep.size,prep.size
     out = np.lib.format.open_memmap(part, 'w+', np.uint8, shape)
@@ -170,15 +170,16 @@ def prepare(root:Path,     # folder of the images
             n_train:int,   # the first of them are for training, and say what is black and white
             size:int=28, resize:str='crop', frame:int=None,
             skip_unreadable:bool=False, # leave out what cannot be read?
-            progress=True  # show a bar if it takes longer than a second
+            progress=True, # show a bar if it takes longer than a second
+            prep:Preparation=None # as another set was prepared; default: as `decide` says
            )->tuple:       # (N,ch,size,size) uint8 on disk; `Preparation`; unreadable files; checksum
     "The images of files, prepared and kept; raises `InputError`"
     folder,asked = cache_folder(),(size, resize, frame)
-    target = folder/f'{_key(root, paths, *asked, n_train)}.npy'
+    target = folder/f'{_key(root, paths, *asked, n_train, *([asdict(prep)] if prep else []))}.npy'
     with system_errors(folder, 'name another folder with TSYND_CACHE'):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_suffix('.lock')):
-            kept = _found(root, target, frame) or _made(root, paths, n_train, target, asked, progress)
+            kept = _found(root, target, frame) or _made(root, paths, n_train, target, asked, progress, prep)
     if kept['unreadable']: _unreadable(root, paths, kept, skip_unreadable)
     x = torch.from_numpy(np.load(target, mmap_mode='c'))[:kept['images']]
     return x, Preparation(**kept['preparation']), kept['unreadable'], kept['md5']

@@ -8,7 +8,7 @@ __all__ = ['Cell', 'cells', 'source_data', 'cell_data', 'data_checksum', 'cell_a
 
 # %% ../../nbs/experiments/06_cell.ipynb #de519aa3
 import hashlib, os, time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -33,7 +33,8 @@ from ..models.prediction import device_of, predict
 from ..targeting.callback import TSynD
 from ..robustness.corruptions import corruption_table
 from ..robustness.evaluation import robustness_table
-from .arms import AdversarialTraining, callbacks
+from ..robustness.adversarial_training import AdversarialTraining
+from .arms import callbacks
 from .configuration import StudyConfig
 from .experiment import BatchOrder, epochs_of, precision, precision_callbacks
 from .study_configuration import data_names, make_arm
@@ -73,7 +74,7 @@ def cell_data(c:StudyConfig, cell:Cell, root=None,
              )->tuple:            # (`ImageData`, `Split`)
     "The data of a cell: its subset, and the split to measure on"
     if data is None: data = source_data(c, cell, root)
-    if cell.n != 'full': data = subset(data, cell.n, cell.seed, c.equal)
+    if cell.n != 'full': data = subset(data, cell.n, cell.seed, c.equal, c.pool)
     held = getattr(data, c.split)
     if c.test_n is not None and c.test_n < len(held):
         held = held.select(stratified_order(held.y, cell.seed)[:c.test_n])
@@ -89,9 +90,12 @@ def data_checksum(data:ImageData)->str: # 16 hexadecimal digits
     return f'{total % 2**64:016x}'
 
 # %% ../../nbs/experiments/06_cell.ipynb #5aed7a3a
-def cell_autoencoder(c:StudyConfig, cell:Cell, data)->tuple: # (autoencoder, seconds)
+def cell_autoencoder(c:StudyConfig, cell:Cell, data,
+                     pool:bool=False # train on the images without labels as well?
+                    )->tuple: # (autoencoder, seconds)
     "The autoencoder of a cell's group, trained on its subset"
     start = cpu_time(c)
+    if not pool: data = replace(data, unlabelled=None)
     ae = train_autoencoder(data, c.ae_steps, bs=c.ae_bs, seed=cell.seed, device=device(c.device),
                            cbs=precision_callbacks(c))
     return ae, cpu_time(c)-start

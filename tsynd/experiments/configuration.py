@@ -82,6 +82,8 @@ class StudyConfig(ReadingSettings, MeasuringSettings, derived(TrainingSettings, 
     sweep: Annotated[Literal['n','combinations','size','ratio']|None, 'of generators: what varies, from '
                      'cell to cell, and everything is drawn over'] = None
     equal: Annotated[bool, 'as many training images of each class, where n is not full'] = False
+    pool: Annotated[bool, 'keep the other training images, without their labels, for arms that learn from '
+                          'them'] = False
     headline: Annotated[list[list[Any]], Len(0, 1000),
                         'contrasts declared beforehand, [arm, reference, condition, measure]; '
                         'by default those of `tsynd.experiments.HEADLINE`'] = field(default_factory=list)
@@ -109,4 +111,10 @@ class ArmSettings(derived(TargetingSettings, 'weight', 'radius', 'steps', 'gate'
     p: Annotated[number(0, 1), 'share of images that are augmented'] = 1.
     ratio: Annotated[number(1e-4, 100), 'synthetic images that a generator draws, for each real one'] = 1.
     generator_updates: Annotated[whole(1, 10**7), 'weight updates of a generator'] = 1000
+    relation: Annotated[number(0, 1000), 'of agreement on how images of a pool resemble each other'] = 0.
+    threshold: Annotated[number(.5, 1), 'probability from which on a guess is a label'] = .95
+    pool_updates: Annotated[whole(1, 10**7), 'of the trunk on the pool, before the training'] = 300
+    temperature: Annotated[number(.01, 10), 'of a contrast; below 1 the nearest others count more'] = .5
+    targeted_weight: Annotated[number(0, 1000), 'of targeted consistency, where there is another loss on the '
+                                                'pool'] = 10.
     longer: Annotated[number(1e-4, 1000), 'so many times as long as the others; in a study'] = 1

@@ -130,19 +130,21 @@ class _Cost(TypedDict):
     seconds: number(0, 1e9)
 
 _ROOM = 'make room, and start the study again'
-_FILES = 'autoencoder.safetensors','autoencoder.json'      # the second says that both are there
+_LAST = 'autoencoder.json'                  # says that all are there; with a pool there is a second one
 
 def _write_group(folder, cell, files):
     path = make_folder(make_folder(folder/'autoencoders')/cell.group)
-    for name in _FILES: write_whole(path/name, files[name], _ROOM)
+    for name in sorted(files, key=_LAST.__eq__): write_whole(path/name, files[name], _ROOM)
 
 def _read_group(folder, cell): # files and seconds; None if there are none
     path = folder/'autoencoders'/cell.group
-    facts,advice = path/_FILES[1],f'remove {path}, and it is trained again'
-    if not facts.exists(): return None
-    seconds = conform(read_json(facts, advice), _Cost, facts, advice)['seconds']
+    advice = f'remove {path}, and it is trained again'
+    if not (path/_LAST).exists(): return None
     with system_errors(path, advice):
-        return dict(files={k: (path/k).read_bytes() for k in _FILES}, seconds=seconds)
+        parts = (p for p in path.glob('autoencoder*') if p.suffix in ('.safetensors','.json'))
+        files = {p.name: p.read_bytes() for p in parts}
+    facts = [conform(read_json(path/k, advice), _Cost, path/k, advice) for k in files if k.endswith('json')]
+    return dict(files=files, seconds=sum(f['seconds'] for f in facts))
 
 @patch
 def _group(self:_Driver, cell): # of the last one asked for, they are remembered

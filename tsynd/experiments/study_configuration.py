@@ -93,6 +93,9 @@ class ClassifierCells:
     def check_arm(self, c, label, unknown):
         name = arm_name(c, label)
         if not unknown or name in [*ARMS]: arm_schedule(c, label)
+        if name in [*ARMS] and ARMS[name].pool and not c.pool:
+            raise InputError(f"arm {label} learns from a pool of images without labels, but the study has "
+                             "none; add pool = true", f'arm {label}')
         if name in [*ARMS] and not ARMS[name].own: make_arm(c, label)       # all of its settings are checked
 
     def measured(self, c, dataset): return _measured(c, dataset)            # {condition: measures}
@@ -135,6 +138,9 @@ def check_config(c:StudyConfig,
     kind.check_study(c)
     for label in c.arms: kind.check_arm(c, label, unknown)
     for q in c.headline: _check_question(c, q, kind)
+    if c.pool and 'full' in c.n:
+        raise InputError("pool is true, but n holds 'full', which leaves no image without its label; leave "
+                         "one of them out", 'pool', True)
     return c
 
 # %% ../../nbs/experiments/05_study_configuration.ipynb #696bf834

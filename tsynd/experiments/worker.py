@@ -76,6 +76,7 @@ def _contents(folder): # of all its files
 def _reason(e): return f'{type(e).__name__}: {e}'[:10**4]
 
 _WRONG = Exception,SystemExit           # what code of one's own may raise
+_FILE = 'autoencoder','autoencoder_pool' # of a group: of the labelled images, and of the pool as well
 
 def train_group(a:Assignment,
                 cell:Cell,     # any of the group
@@ -86,11 +87,14 @@ def train_group(a:Assignment,
         try:
             data = source_data(a.config, cell, a.root, a.where)
             checksum = _check_data(data, cell, expected)
-            ae,seconds = cell_autoencoder(a.config, cell, cell_data(a.config, cell, data=data)[0])
+            part,total = cell_data(a.config, cell, data=data)[0],0.
+            for pool in (False, True)[:1+a.config.pool]:
+                ae,seconds = cell_autoencoder(a.config, cell, part, pool)
+                save_model(Path(tmp)/_FILE[pool], ae, seconds=seconds)
+                total += seconds
         except _Changed as e: return dict(changed=str(e))
         except _WRONG as e: return dict(reason=_reason(e))
-        save_model(Path(tmp)/'autoencoder', ae, seconds=seconds)
-        return dict(files=_contents(tmp), seconds=seconds, data=checksum)
+        return dict(files=_contents(tmp), seconds=total, data=checksum)
 
 # %% ../../nbs/experiments/08_worker.ipynb #85b2be02
 def run_cell(a:Assignment,
@@ -104,7 +108,8 @@ def run_cell(a:Assignment,
             whole = source_data(a.config, cell, a.root, a.where)
             checksum = _check_data(whole, cell, expected)
             data,held = cell_data(a.config, cell, data=whole)
-            ae = _autoencoder(group['files'], data, a.config, Path(tmp)/'autoencoder')
+            file = _FILE[getattr(_entry(a.config, cell), 'pool', False)]
+            ae = _autoencoder(group['files'], data, a.config, Path(tmp)/file)
             kind,folder = cell_kind(a.config),Path(tmp)/'bundle'
             facts,files = kind.run(a.config, cell, whole, data, held, ae, folder)
         except _Changed as e: return dict(changed=str(e))
@@ -124,8 +129,10 @@ def cells_checksum(c:StudyConfig)->str: # of the code that its numbers depend on
     found = [code_checksum(m) for m in cell_kind(c).modules]
     return found[0] if len(found) == 1 else hashlib.md5(''.join(found).encode()).hexdigest()[:len(found[0])]
 
+def _entry(c, cell): return cell_kind(c).arms.get(arm_name(c, cell.arm))
+
 def _about(a, cell): # what a record says before anything is trained
-    c,entry = a.config,cell_kind(a.config).arms.get(arm_name(a.config, cell.arm))
+    c,entry = a.config,_entry(a.config, cell)
     own = getattr(entry, 'own', False)
     about = dict(about=dict(sentence=entry.sentence, source=entry.source)) if own else {}
     imports = dict(imports=a.checksums) if a.checksums else {}

@@ -26,7 +26,7 @@ from ..core.settings import Batch, limited, number, Seed, stated, whole
 from ..data.images import ImageData, to_float
 from ..data.loaders import ImageDL
 from ..data.readers import as_image_data
-from ..data.subsets import check_parts
+from ..data.subsets import check_parts, training_images
 from .fitting import FiniteLoss, fit_one_cycle
 
 # %% ../../nbs/models/02_autoencoder.ipynb #e38ea486
@@ -109,7 +109,7 @@ def _rounds(steps): return 10 if steps % 10 == 0 else 1
 
 @limited(seed=Seed, steps=_OURS['steps'], bs=_OURS['bs'])
 def autoencoder_learner(
-    data:ImageData|DataLoaders, # its training and validation images
+    data:ImageData|DataLoaders, # its training, unlabelled and validation images
     ae:Autoencoder, # to be trained
     steps:int=AutoencoderSettings.steps, # weight updates in all, in ten epochs; in one if no multiple of ten
     bs:int=AutoencoderSettings.bs,       # images in a batch
@@ -121,12 +121,13 @@ def autoencoder_learner(
     data = as_image_data(data)
     device = known_device(device or 'cpu')
     mk = lambda s, **kw: ImageDL(s, bs=bs, seed=seed, device=device, **kw)
-    dls = DataLoaders(mk(data.train, shuffle=True, n=steps//_rounds(steps)*bs), mk(data.val), device=device)
+    train = mk(training_images(data), shuffle=True, n=steps//_rounds(steps)*bs)
+    dls = DataLoaders(train, mk(data.val), device=device)
     return Learner(dls, ae, loss_func=F.mse_loss, cbs=[ReconstructionTarget(), FiniteLoss(), *L(cbs)])
 
 # %% ../../nbs/models/02_autoencoder.ipynb #3c90825f
 @limited(seed=Seed, **_OURS)
-def train_autoencoder(data:ImageData|DataLoaders, # its training images
+def train_autoencoder(data:ImageData|DataLoaders, # its training images, and those without labels
                       steps:int=AutoencoderSettings.steps, # weight updates, at least 1
                       lr:float=AutoencoderSettings.lr, # highest learning rate of the one-cycle schedule
                       bs:int=AutoencoderSettings.bs, # images in a batch, at least 1
@@ -149,7 +150,7 @@ def train_autoencoder(data:ImageData|DataLoaders, # its training images
         learn = autoencoder_learner(data, ae, steps, bs, seed, device=device, cbs=cbs)
         fit_one_cycle(learn, _rounds(steps), lr, progress and 'autoencoder')
     ae.eval()
-    ae.measure_sigma(data.train.x)
+    ae.measure_sigma(training_images(data).x)
     return ae
 
 # %% ../../nbs/models/02_autoencoder.ipynb #24886349

@@ -17,9 +17,10 @@ from fastcore.basics import patch
 from ..core.errors import InputError
 from ..data.loading import is_phantom
 from ..targeting.callback import TSynD
+from ..robustness.adversarial_training import AdversarialTraining
 from .run_data import LITTLE
 from .words import MEASURE_NAMES, parse_attack, signed_difference, unit
-from ..experiments.arms import AdversarialTraining, callbacks
+from ..experiments.arms import callbacks
 from ..experiments.contrasts import (
     averages, BETTER, differences, headline, HEADLINE, in_order, stored_predictions, tidy)
 from ..experiments.record import Study

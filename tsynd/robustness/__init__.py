@@ -24,4 +24,5 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     masking=['masking_check'],
     explanation=['spatial_layers', 'target_layer', 'SignedEigenGradCAM', 'METHODS', 'cam',
                  'phantom_region', 'heat_inside', 'show_cams', 'without', 'faithfulness',
-                 'minimise_class']))
+                 'minimise_class'],
+    adversarial_training=['adversarial', 'AdversarialTraining', 'NEEDS_UNIT']))
