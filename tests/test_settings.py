@@ -22,12 +22,12 @@ from tsynd.core import (
     number, rows, Settings, shown, SynthesisSettings, takes, TargetingSettings, type_of, whole)
 from tsynd.data import clear_phantom, image_dls, load_data, phantom, read_npz, subset
 from tsynd.experiments import (
-    adversarial, ARMS, ArmSettings, callbacks, check_config, read_config, read_study, resolve, RunConfig,
+    ARMS, ArmSettings, callbacks, check_config, read_config, read_study, resolve, RunConfig,
     StudyConfig, to_toml)
 from tsynd.models import (
     Autoencoder, autoencoder_learner, load_autoencoder, make_classifier, mc_logits, predict,
     train_autoencoder, train_classifier)
-from tsynd.robustness import ATTACKS, attack_suite, corrupt, perturb, pgd, robustness_table
+from tsynd.robustness import adversarial, ATTACKS, attack_suite, corrupt, perturb, pgd, robustness_table
 from tsynd.targeting import synthesize, Synthesizer, TSynD
 
 ROOT = Path(__file__).resolve().parents[1]

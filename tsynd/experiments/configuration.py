@@ -37,6 +37,9 @@ class RunConfig(ReadingSettings, derived(TargetingSettings, *TRIED), TrainingSet
     dataset: Annotated[LongText, 'phantom, or with settings, phantom:findings=6; a MedMNIST set; or the path '
                                  'of a folder of class folders, a table or an npz file'] = 'phantom'
     subset: Annotated[Images|None, 'labelled training images, stratified; by default all'] = None
+    pool: Annotated[bool, 'with a subset: learn from the other training images as well, without their '
+                          'labels'] = False
+    unlabelled: Annotated[LongText|None, 'folder or table of images to learn from without labels'] = None
     seed: Annotated[Seed, 'of splits, subset, initial weights, batch order and everything drawn'] = 0
     autoencoder: Annotated[str|None, 'a saved autoencoder to use instead of training one, '
                                      'such as runs/x/models/autoencoder'] = None

@@ -41,9 +41,12 @@ def prepare_data(c:RunConfig,
     "The data of a run: loaded, checked, cut to the subset; of a quick run `QUICK` images to train and test"
     c = checked(c)
     if data is not None or root: data = _given(c, root, data)
-    else: data = load_data(c.dataset, None, c.size, c.seed, **reading(c))
+    else: data = load_data(c.dataset, None, c.size, c.seed, unlabelled=c.unlabelled, **reading(c))
     n = c.subset if c.subset is not None else QUICK if c.quick and len(data.train) > QUICK else None
-    if n is not None: data = subset(data, n, c.seed)
+    if n is not None: data = subset(data, n, c.seed, pool=c.pool)
+    elif c.pool:
+        raise InputError("pool is true, but no subset is given, so that no image is left without its label; "
+                         "give a subset, such as 100, or unlabelled images", 'pool', True)
     if c.quick: data = replace(data, test=data.test.select(stratified_order(data.test.y, c.seed)[:QUICK]))
     check_classes(data); check_parts(data, 'val', 'test')
     return data
@@ -52,7 +55,8 @@ def prepare_data(c:RunConfig,
 def _given(c, root, data):
     "The images that are given, or those in the folder that is given"
     if data is None:
-        if not is_phantom(c.dataset): return load_data(c.dataset, root, c.size, c.seed, **reading(c))
+        if not is_phantom(c.dataset):
+            return load_data(c.dataset, root, c.size, c.seed, unlabelled=c.unlabelled, **reading(c))
         raise InputError(f"root is {shown(str(root))}, but the phantom needs no folder; name the data set as "
                          "well, such as breastmnist", 'root', root)
     if not isinstance(data, ImageData):
@@ -263,6 +267,7 @@ def compare(c:RunConfig,        # resolved
     facts = dict(name=data.name, task=data.task.name, classes=list(data.classes), shape=list(data.shape),
                  attacked=min(c.attack_n, len(data.test)), md5=data.md5, licence=data.licence,
                  source=data.source, preparation=str(data.prep or ''),
+                 unlabelled=len(data.unlabelled or ()),
                  **{s: len(getattr(data, s)) for s in ('train','val','test')})
     res = dict(config=asdict(c), versions=versions(), data=facts, autoencoder=coder.facts,
                conditions=list(measured['baseline'].facts),

@@ -101,6 +101,7 @@ def about_run(c:RunConfig,   # resolved
     h = hashlib.sha256(repr((data.name, data.task.name, list(data.classes))).encode())
     for s in (data.train, data.val, data.test):
         for t in (s.x, s.y, s.index): h.update(t.cpu().contiguous().numpy())
+    if data.unlabelled is not None: h.update(data.unlabelled.x.contiguous().numpy())
     return {**asdict(c), 'checksum of the images': h.hexdigest()[:16],
             'code of tsynd': code_checksum('tsynd.experiments.results'),
             **{f'version of {k}': v for k,v in versions().items()},
