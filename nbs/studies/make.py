@@ -100,7 +100,7 @@ is the sum of three skills: 2 AUC - 1, clean and perturbed, and 2 balanced accur
 PGD 2/255, on validation images of seeds 100 and 101, as many as there are labels. random_consistency and
 reconstruction_consistency have the settings of targeted_consistency, mi those of pool_ae, and
 mean_teacher_targeted those of its two parts. What is measured is the classifier as it is at the end of a
-training, not its moving average. All of it in float32.
+training, not its moving average. All of it in float32, with autoencoders of the package's defaults.
 
 The five arms of search_more were added when ten seeds of the others had been seen. No declared question
 names them, they are description; their trials, criterion and seeds are those of the others, and were
@@ -112,6 +112,7 @@ from pathlib import Path
 
 import torch
 
+from tsynd.core import AutoencoderSettings
 from tsynd.experiments import (
     Cell, cell_data, HEADLINE, read_config, read_study, StudyConfig, to_toml, train_cell, UNWRITTEN)
 from tsynd.reports import PROTOCOL
@@ -138,6 +139,8 @@ POOL = dict(
     contrastive=grid(pool_updates=[150, 600], temperature=[.2, .5]),
     targeted_consistency=grid(weight=[3., 10.], radius=[.3, .6]),
     vat=grid(weight=[1., 4.], radius=[.03, .06]))
+
+DEFAULT_AE = dict(ae_steps=AutoencoderSettings.steps, ae_bs=AutoencoderSettings.bs)
 
 def label(arm, s): return ', '.join([arm, *(f'{k} {v:.3g}' for k,v in s.items())])
 
@@ -245,7 +248,7 @@ def half():
 
 def search_pool():
     c = trials('search_pool', POOL, 2, lr=best(finished('rate'), RATES)['baseline']['lr'])
-    return replace(c, pool=True, bf16=False)
+    return replace(c, pool=True, bf16=False, **DEFAULT_AE)
 
 def pool():
     "What a pool brings: the declared questions, at 50 and at 100 labels"
@@ -260,7 +263,7 @@ def pool():
     asked = ('clean','auc'), ('perturbed','auc'), ('PGD 2/255','balanced_accuracy')
     return StudyConfig('pool', BOTH, [100, 50], 12, arms, headline=[[*p, *q] for p in pairs for q in asked],
                        lr=read_config(HERE/'search_pool.toml').lr, pool=True, bf16=False, eps=[2],
-                       corruptions=[], **UNWRITTEN)
+                       corruptions=[], **DEFAULT_AE)
 
 def full():
     """All training images of both sets, three times as many updates (six epochs of PneumoniaMNIST),
