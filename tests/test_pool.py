@@ -48,7 +48,8 @@ def test_a_pool_is_what_the_subset_leaves(data):
     assert len(training_images(data)) == 60
 
 def test_images_of_another_size_are_no_pool(data):
-    with refused('phantom, unlabelled: images', '(1, 16, 16)'): replace(data, unlabelled=phantom(4, 2, 2, size=16).train)
+    with refused('phantom, unlabelled: images', '(1, 16, 16)'):
+        replace(data, unlabelled=phantom(4, 2, 2, size=16).train)
     with refused('pool'): weights(data, [MeanTeacher(pool=torch.zeros(4, 1, 8, 8))])
     with refused('pool', 'no pool'): weights(replace(data, unlabelled=None), [MeanTeacher()])
     with refused('images'): weights(data, [MeanTeacher(pool=torch.full((4, 1, 12, 12), 7.))])

@@ -2116,6 +2116,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'tsynd/pool/consistency.py'),
                                         'tsynd.pool.consistency.PoolTraining.opinion': ( 'pool/consistency.html#pooltraining.opinion',
                                                                                          'tsynd/pool/consistency.py'),
+                                        'tsynd.pool.consistency.PoolTraining.show_lessons': ( 'pool/consistency.html#pooltraining.show_lessons',
+                                                                                              'tsynd/pool/consistency.py'),
                                         'tsynd.pool.consistency.PoolTraining.student': ( 'pool/consistency.html#pooltraining.student',
                                                                                          'tsynd/pool/consistency.py'),
                                         'tsynd.pool.consistency._Notes': ('pool/consistency.html#_notes', 'tsynd/pool/consistency.py'),

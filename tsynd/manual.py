@@ -16,6 +16,7 @@ EXAMPLES = '''examples:
   tsynd run my.csv --label-column dx              images of your own, listed in a table
   tsynd run --objective reconstruction            what does the autoencoder alone do?
   tsynd train breastmnist --arm fgsm              one classifier, trained in another way, to be used
+  tsynd train few --unlabelled many --arm mean_teacher   beside labelled images many that nobody has labelled
   tsynd predict runs/x/bundle images --report     labels, probabilities, and what to look at again
   tsynd audit theirs.npz --real mine --test others   is a synthetic set any good, and safe to share?
   tsynd generate breastmnist --n 500 --png        a synthetic data set with its audit

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core.defaults import PoolSettings
 from ..core.errors import check_range, InputError
+from ..core.figures import show_images
 from ..core.settings import takes
 from ..core.tasks import task_of
 from ..data.images import check_pixels, Split, to_float
@@ -142,6 +143,17 @@ def lessons(self:PoolTraining)->pd.DataFrame: # a row per image that was drawn, 
         chance = said[:,:,1] if self.task.several else said[:,0]
         for c in range(chance.shape[1]): table[f'{when}_{c}'] = chance[:,c].numpy()
     return table.sort_values('pull', ascending=False, kind='stable').reset_index(drop=True)
+
+# %% ../../nbs/pool/01_consistency.ipynb #9eed7fc0
+@patch
+def show_lessons(self:PoolTraining,
+                 n:int=8 # images
+                ):
+    "The images that taught most, each with the teacher's opinion of its last class at first and at last"
+    table = self.lessons().head(n)
+    last = max(int(c.split('_')[1]) for c in table if c.startswith('last_'))
+    titles = [f'{a:.2f} → {b:.2f}' for a,b in zip(table[f'first_{last}'], table[f'last_{last}'])]
+    return show_images(to_float(self.images[table.pool_index.tolist()]), titles=titles, ncols=len(table))
 
 # %% ../../nbs/pool/01_consistency.ipynb #70a83dc6
 class MeanTeacher(PoolTraining):
