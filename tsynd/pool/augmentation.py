@@ -14,7 +14,6 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from ..core.seeds import seeded
 from ..core.settings import limited, number
-from ..data.images import to_float
 
 # %% ../../nbs/pool/00_augmentation.ipynb #c34f9d8e
 @limited(shift=number(0, .5))
