@@ -1,5 +1,6 @@
 """A bundle predicts the same wherever it is loaded, refers what it must, and says what is wrong with it."""
 import json, re, shutil, subprocess, sys
+from dataclasses import replace
 
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
@@ -250,7 +251,7 @@ def test_a_training_that_was_stopped_goes_on(tmp_path, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr('tsynd.experiments.training.make_bundle', stopped)
         with pytest.raises(KeyboardInterrupt, match='goes on'): train(c, tmp_path/'b', progress=False)
-        with refused('arm', 'not'): train(c, tmp_path/'b', 'baseline', progress=False)
+        with refused('arm', 'not'): train(replace(c, arm='baseline'), tmp_path/'b', progress=False)
     monkeypatch.setattr('tsynd.experiments.experiment.train_arm', None)     # which is not to be called again
     again = train(c, tmp_path/'b', progress=False)
     assert again.facts == whole.facts

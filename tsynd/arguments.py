@@ -9,7 +9,7 @@ __all__ = ['options', 'one_line', 'parser']
 import argparse, warnings
 
 from .manual import (
-    ARM, AUDIT, EXAMPLES, GENERATE, PREDICT, READERS, REPORT, ROOT, RUN, STUDY, TRAIN)
+    AUDIT, EXAMPLES, GENERATE, PREDICT, READERS, REPORT, ROOT, RUN, STUDY, TRAIN)
 
 # %% ../nbs/arguments.ipynb #e80972b6
 def options()->list: # (name, type, default, help) each
@@ -82,7 +82,6 @@ def parser()->argparse.ArgumentParser:
                             ('train', TRAIN, 'train one classifier, to be used')):
         r = sub.add_parser(name, help=short, description=text, epilog=EXAMPLES, formatter_class=raw,
                            argument_default=argparse.SUPPRESS)
-        if name == 'train': r.add_argument('--arm', metavar='NAME', help=ARM)
         r.add_argument('--root', metavar='DIR', help=ROOT)
         r.add_argument('--out', metavar='DIR',
                        help='a new folder for the results (default: runs/ and a name made of the options)')

@@ -19,16 +19,16 @@ def _called(dataset): # in the name of a folder
     from tsynd.data.loading import data_name
     return re.sub(r'[^\w.-]+', '-', data_name(dataset)).strip('-.') or 'images'
 
-def default_out(arm=None, **config)->Path: # as typed; of a training the arm
+def default_out(command='', **config)->Path: # as typed; command: what else the name begins with
     "A folder under runs/ that is not there yet, or whose run was stopped"
     from tsynd.experiments.configuration import RunConfig
     c = RunConfig(**config)
     size = f'{c.size}px' if c.size != RunConfig.size else ''
-    asked,what = asdict(c) | (dict(arm=arm) if arm else {}),c.objective if arm in (None, 'tsynd') else arm
-    parts = (arm and 'train', _called(c.dataset), c.subset and f'n{c.subset}', size, what, f'seed{c.seed}',
-             c.quick and 'quick')
+    what,pool = c.objective if c.arm == 'tsynd' else c.arm,c.pool or c.unlabelled
+    parts = (command, _called(c.dataset), c.subset and f'n{c.subset}', pool and 'pool', size, what,
+             f'seed{c.seed}', c.quick and 'quick')
     base = Path('runs')/'-'.join(str(p) for p in parts if p)
-    return _free(base, asked)
+    return _free(base, asdict(c))
 
 def _free(base, asked): # the folder of stopped work that was asked the same, or the first that is not there
     from tsynd.core.unfinished import begun, beside
@@ -63,13 +63,13 @@ def _run(root=None, out=None, anew=False, **config):
           f"report: {out/'report.html'}")
 
 # %% ../nbs/cli.ipynb #c96b3af3
-def _train(root=None, out=None, anew=False, arm='tsynd', **config):
+def _train(root=None, out=None, anew=False, **config):
     c = _asked(config)
     from tsynd.experiments import train, training_words
-    out = Path(out) if out else default_out(arm, **config)
+    out = Path(out) if out else default_out('train', **config)
     from tsynd.core import read_json
     from tsynd.reports.run_data import nothing_synthesised, synthesis_words
-    bundle = train(c, out, arm, root, progress=True, anew=anew)
+    bundle = train(c, out, root, progress=True, anew=anew)
     made = read_json(out/'training.json', 'train again')['classifier']
     if 'trace' in made and nothing_synthesised(made):
         _warn(f'{synthesis_words(made)}, so this is (nearly) the training without it; train longer '

@@ -40,6 +40,8 @@ class RunConfig(ReadingSettings, derived(TargetingSettings, *TRIED), TrainingSet
     pool: Annotated[bool, 'with a subset: learn from the other training images as well, without their '
                           'labels'] = False
     unlabelled: Annotated[LongText|None, 'folder or table of images to learn from without labels'] = None
+    arm: Annotated[Text, 'tsynd, with the options for it; or another way to train, with its defaults, such '
+                         'as fgsm, or with a pool mean_teacher'] = 'tsynd'
     seed: Annotated[Seed, 'of splits, subset, initial weights, batch order and everything drawn'] = 0
     autoencoder: Annotated[str|None, 'a saved autoencoder to use instead of training one, '
                                      'such as runs/x/models/autoencoder'] = None

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from ..core.errors import as_path, check_known
+from ..core.errors import as_path
 from ..core.settings import checked
 from ..core.unfinished import resumable
 from ..core.schemas import read_json
@@ -21,55 +21,51 @@ from ..data.loading import as_path_of
 from ..deployment.bundle import Bundle, make_bundle, save_bundle
 from ..deployment.calibration import calibrated, calibration_measures
 from ..models.prediction import predict
-from .arms import ARMS, callbacks
 from .configuration import RunConfig
 from .experiment import (
-    arm_stage, autoencoder_stage, prepare_data, resolve, synthesis, versions)
-from .results import about_run, load_stage, own_tables, save_stage
+    arm_callbacks, arm_stage, autoencoder_stage, prepare_data, resolve, versions)
+from .results import about_run, load_stage, own_tables, save_lessons, save_stage
 
 # %% ../../nbs/experiments/17_training.ipynb #97c12294
 def train(
     c:RunConfig,         # what to train
     out:str|Path,        # a new folder for the results
-    arm:str='tsynd',     # the settings of `c` for TSynD; or a key of `ARMS`, with its defaults
     root:str|Path=None,  # folder of MedMNIST's npz files; default: $MEDMNIST_ROOT, then ~/.medmnist
     progress:bool=True,  # show progress bars?
     data:ImageData=None, # images of your own; default: those that `c` names
     anew:bool=False      # give up what an unfinished training for the same folder has finished?
 )->Bundle:
     "Train and calibrate one classifier; a training that was stopped goes on; raises `InputError`"
-    check_known('arm', [arm], ('tsynd', *ARMS))
     with resumable(as_path('out', out), anew) as work:
         asked = checked(c)
         mine,data = data,prepare_data(asked, root, data)
         dataset = data.name if mine else as_path_of(asked.dataset)
         c = resolve(replace(asked, dataset=dataset, size=data.shape[-1]), data)
-        work.begin(dict(asdict(asked), arm=arm), dict(about_run(c, data), arm=arm))
+        work.begin(asdict(asked), about_run(c, data))
         tables,twice = own_tables(data, out)
         if progress: _announce(work, data)
         keep = partial(work.stage, save=save_stage, load=partial(load_stage, c=c, data=data))
         coder = keep('autoencoder', lambda: autoencoder_stage(c, data, progress))
-        trained = keep('classifier', lambda: arm_stage(c, data, arm, _cbs(c, arm, coder.model), progress))
-        bundle = make_bundle(trained.model, coder.model, data, arm)
-        facts = _facts(c, arm, coder, trained) | dict(test=tested(bundle, data), data=str(data), **twice)
-        work.finish(lambda folder: _write(folder, bundle, tables, facts))
+        make = lambda: arm_stage(c, data, c.arm, arm_callbacks(c, coder.model), progress)
+        trained = keep('classifier', make)
+        bundle = make_bundle(trained.model, coder.model, data, c.arm)
+        facts = _facts(c, coder, trained) | dict(test=tested(bundle, data), data=str(data), **twice)
+        work.finish(lambda folder: _write(folder, bundle, tables, facts, data))
     return bundle
 
 # %% ../../nbs/experiments/17_training.ipynb #dbc40117
-def _cbs(c, arm, ae): return [synthesis(c, ae)] if arm == 'tsynd' else callbacks(arm, ae, c.seed)
-
 def _announce(work, data): # on standard error
     work.say_so_far()
     for line in filter(None, (data.prep, data)): print(line, file=sys.stderr)
 
-def _write(folder, bundle, tables, facts):
+def _write(folder, bundle, tables, facts, data):
     save_bundle(bundle, folder/'bundle')
+    save_lessons(facts['classifier'], data, folder)
     for name,table in tables.items(): table.to_csv(folder/name, index=False)
     write_whole(folder/'training.json', (json.dumps(facts, indent=1, allow_nan=False)+'\n').encode())
 
-def _facts(c, arm, coder, trained):
-    return dict(config=asdict(c), arm=arm, versions=versions(), autoencoder=coder.facts,
-                classifier=trained.facts)
+def _facts(c, coder, trained):
+    return dict(config=asdict(c), versions=versions(), autoencoder=coder.facts, classifier=trained.facts)
 
 def tested(bundle:Bundle,
            data:ImageData # its test images are measured

@@ -21,7 +21,7 @@ from .page import export, figure_html, render, style_sheet, write_page
 from .run_data import (
     RunFolder, compare_arms, kept_by_gate, nothing_synthesised, read_run, run_finding)
 from .run_figures import robustness_plot, scatter_plot, trace_plot, training_plot
-from .run_gallery import gallery_html, gallery_plot
+from .run_gallery import gallery_html, gallery_plot, lessons_html
 from .run_python import python_lines
 from .run_summary import summary_html
 from .words import about_condition, fixed
@@ -43,9 +43,10 @@ def _data_facts(d):
     sizes = ' · '.join(str(d.get(k) or '–') for k in ('train', 'val', 'test'))
     classes = ', '.join(map(str, d.get('classes', [])))
     prepared = [('prepared', d['preparation'])] if d.get('preparation') else []
+    more = [('without labels', d['unlabelled'])] if d.get('unlabelled') else []
     pairs = [('in two parts', d['duplicates'])] if d.get('duplicates') else []
     return [('name', d.get('name')), ('task', d.get('task')), ('classes', classes),
-            ('images', _times(d.get('shape', ()))), ('training · validation · test', sizes), *prepared,
+            ('images', _times(d.get('shape', ()))), ('training · validation · test', sizes), *more, *prepared,
             ('under attack', d.get('attacked', '–')), ('attribution', d.get('source') or '–'),
             ('licence', d.get('licence') or '–'), ('MD5', d.get('md5') or '–'), *pairs]
 
@@ -92,7 +93,9 @@ RUN_FILES = {'metrics.json': 'every number of this page',
              'synthetic.npz': 'the synthetic images of the last epoch, in the layout of a MedMNIST file',
              'provenance.csv': 'one row per synthetic image: where it came from, what the label gate did, '
                                'how far it moved, MI before and after',
-             'bundle': 'the classifier of TSynD, calibrated, with all that `tsynd predict` needs',
+             'bundle': 'the classifier that is compared with the baseline, calibrated, with all that '
+                       '`tsynd predict` needs',
+             'lessons.csv': 'images without labels from which it learned most',
              'splits.csv': 'the images of each part by path, label and patient, to be given back as a table',
              'duplicates.csv': 'pairs of equal or nearly equal images in different parts',
              'models': 'autoencoder and both classifiers: weights as safetensors, the rest as JSON',
@@ -117,7 +120,7 @@ def reading_html(run:RunFolder)->Markup:
     n = len(run.m['data'].get('classes', [])) or 2
     limit = f'ln {n} = {math.log(n):.2f}'
     if run.multilabel: limit = f'{n} × ln 2 = {n*math.log(2):.2f} (the sum over {n} labels)'
-    return render('run_reading.html', label=run.label, objective=run.objective, limit=limit,
+    return render('run_reading.html', label=run.label, arm=run.arm, objective=run.objective, limit=limit,
                   aim=AIMS.get(run.objective, run.objective), gate=run.m['config'].get('gate'))
 
 # %% ../../nbs/reports/09_run.ipynb #c5d70edd
@@ -137,7 +140,8 @@ def run_html(run:RunFolder,
     figures = [figure_html(p, RUN_PLOTS[k](run, dark=True)) for k, p in plots.items() if p]
     return render('run.html', run=run, style=style_sheet('run.css'), heading=_heading(run),
                   finding=run_finding(run), summary=summary_html(run), result=result_html(run),
-                  gallery=gallery_html(run), figures=figures, reading=reading_html(run),
+                  gallery=gallery_html(run), lessons=lessons_html(run), figures=figures,
+                  reading=reading_html(run),
                   facts=run_facts_html(run), files=files_html(run),
                   python=python_lines(run.m['config'], run.task), versions=run.m.get('versions') or {})
 

@@ -33,11 +33,15 @@ class RunFolder:
     m: dict             # metrics.json
     rows: pd.DataFrame  # provenance.csv, a row per synthetic image that was trained on
     images: dict        # source, reconstruction, targeted: (N,H,W) or (N,H,W,3) uint8; or empty
+    lessons: list = ()  # images of the pool that taught most, (H,W) or (H,W,3) uint8; empty without a pool
 
+    @property
+    def arm(self): return str(self.m['config'].get('arm', 'tsynd'))
     @property
     def objective(self): return str(self.m['config'].get('objective', 'mi'))
     @property
     def label(self):
+        if self.arm != 'tsynd': return self.arm.replace('_', ' ')
         return 'TSynD (MI)' if self.objective == 'mi' else f"TSynD engine, {self.objective.replace('_', '-')}"
     @property
     def task(self): return str(self.m['data'].get('task', ''))
@@ -137,6 +141,7 @@ class RunArm(TypedDict, total=False):
     optimizer_steps: _Count
     images_seen: _Count
     synthetic_images: _Count
+    lessons: Annotated[list[dict[Text, _Value]], Len(0, 1000)]|None
 
 # %% ../../nbs/reports/04_run_data.ipynb #90c27612
 class RunArms(TypedDict):
@@ -153,6 +158,7 @@ class RunImages(TypedDict, total=False):
     train: _Count
     val: _Count
     test: _Count
+    unlabelled: _Count
     attacked: _Count
     md5: _Words
     licence: _Words
@@ -216,7 +222,14 @@ def read_run(folder:str|Path # written by `tsynd run`
             raise InputError(f"{folder} has no {f}, expected a folder {written}", folder/f)
     m, rows = _read_metrics(folder/'metrics.json'), _read_provenance(folder/'provenance.csv')
     images = _read_images(folder/'synthetic.npz', len(rows), m['data']['shape']) if len(rows) else {}
-    return RunFolder(folder, m, rows, images)
+    return RunFolder(folder, m, rows, images, _read_lessons(folder/'lessons.npz', m))
+
+def _read_lessons(path, m):
+    rows = m['arms']['tsynd'].get('lessons') or []
+    if not rows or not path.is_file(): return []
+    images = read_npz(path, _AGAIN, ['images']).get('images')
+    _check_stack(path, 'images', images, len(rows), np.asarray(images).shape[1:])
+    return list(images)
 
 # %% ../../nbs/reports/04_run_data.ipynb #a5d0e002
 NOTHING = ('TSynD made no image in this run, as no batch was due after the warm-up, so both arms are '
@@ -232,6 +245,7 @@ def kept_by_gate(arm:dict  # facts about a training, as in metrics.json
 def nothing_synthesised(arm:dict # as for `kept_by_gate`, of a training that should synthesise
                        )->str:   # empty where something was
     "That (nearly) nothing was synthesised, and what to do"
+    if 'trace' not in arm: return ''                # another way to train
     made, kept = finite(arm.get('synthetic_images')), kept_by_gate(arm)
     if made == 0: return NOTHING
     if not kept < LITTLE: return ''
@@ -244,6 +258,7 @@ def synthesis_words(arm:dict # as for `kept_by_gate`
                    )->str:
     "How many images were synthesised, and the share that the gate kept"
     made, kept = arm.get('synthetic_images'), kept_by_gate(arm)
+    if 'lessons' in arm: return f'{fixed(made, 0, True)} images without labels seen, each as often as drawn'
     share = '' if kept != kept else f', {100*kept:.0f} % of them kept by the gate'
     return f'{fixed(made, 0, True)} images synthesised{share}'
 

@@ -20,10 +20,12 @@ def _data_line(c):
     named = ['size'] if is_known(c['dataset']) else \
             ['size', *(r.name for r in rows(ReadingSettings) if c[r.name] != r.value)]
     if is_phantom(c['dataset']) or is_path(c['dataset']): named.append('seed')
+    if c['unlabelled'] is not None: named.append('unlabelled')
     more = ', '.join(f'{k}={c[k]!r}' for k in named)
     data = 'data' if _own_data(c) else f"load_data({c['dataset']!r}, {more})"
     part = c['subset'] if c['subset'] is not None else QUICK if c['quick'] else None
-    return data if part is None else f"subset({data}, {part!r}, seed={c['seed']!r})"
+    pool = ', pool=True' if c['pool'] else ''
+    return data if part is None else f"subset({data}, {part!r}, seed={c['seed']!r}{pool})"
 
 # %% ../../nbs/reports/07_run_python.ipynb #1409211e
 _SYNTHESIS = ('objective', 'T', 'steps', 'radius', 'gate', 'weight',
@@ -39,10 +41,13 @@ def python_lines(config:dict, # as in metrics.json
     changed = {k: v for k, v in written.items() if k not in defaults or c[k] != defaults[k]}
     def given(names): return ', '.join(f'{k}={written[k]}' for k in names)
     trained = c['autoencoder'] is None
+    settings = given(k for k in _SYNTHESIS if k == 'objective' or k in changed)
+    callback = (f'TSynD(autoencoder, {settings})' if c['arm'] == 'tsynd' else
+                f"callbacks({written['arm']}, autoencoder, {written['seed']})")
     recipe = f"data, steps={written['ae_steps']}, bs={written['ae_bs']}, {given(['seed'])}"
     return str(render(
         'run_python.txt', c=written, args=given(changed), own=_own_data(c), data=_data_line(c),
-        settings=given(k for k in _SYNTHESIS if k == 'objective' or k in changed),
+        callback=callback, newline='\n',
         make='train_autoencoder' if trained else 'load_autoencoder',
         made_from=recipe if trained else f"{written['autoencoder']}, data.shape",
         loss='BCEWithLogitsLoss' if task.startswith('multi-label') else 'CrossEntropyLoss',

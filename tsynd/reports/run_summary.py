@@ -8,6 +8,7 @@ __all__ = ['MADE', 'task_words', 'term_notes', 'meaning', 'summary_html']
 # %% ../../nbs/reports/08_run_summary.ipynb #bd063870
 from markupsafe import Markup
 
+from ..experiments.arms import ARMS
 from .page import render
 from .run_data import (
     RunFolder, comparison_words, kept_by_gate, key_comparisons, nothing_to_tell, run_caution)
@@ -79,7 +80,8 @@ def meaning(run:RunFolder)->str: # empty where the numbers tell nothing
     low = [capital(under(c)) for c in _guessing(run, table)]
     guess = ''.join(f' {where} both classifiers are no better than guessing, so that their order there '
                     'says little.' for where in low)
-    return f"With the synthetic images, the classifier of this run {said}.{guess}"
+    way = 'With the synthetic images' if run.arm == 'tsynd' else f'Trained as {run.label}'
+    return f"{way}, the classifier of this run {said}.{guess}"
 
 # %% ../../nbs/reports/08_run_summary.ipynb #8f564c52
 def summary_html(run:RunFolder)->Markup:
@@ -88,6 +90,7 @@ def summary_html(run:RunFolder)->Markup:
     made, kept = finite(run.m['arms']['tsynd'].get('synthetic_images')), kept_by_gate(run.m['arms']['tsynd'])
     how = MADE.get(run.objective, 'each made from a real image')
     return render('run_summary.html', run=run, data=data, task=task_words(run), how=how,
+                  way=ARMS[run.arm].sentence if run.arm in ARMS else '',
                   made=fixed(made, 0, thousands=True), kept=kept, nothing=nothing_to_tell(run),
                   results=comparison_words(run), terms=term_notes(run), meaning=meaning(run),
                   caution=run_caution(run))
