@@ -147,6 +147,7 @@ def _no_reading(name, settings): # of a known set, where nothing is to be asked
         raise InputError(f"{k} is {shown(v)}, but {name} is a known set, of which nothing is to be asked; "
                          f"leave {k} out, or write ./{name} for a folder of that name", k, v)
 
+# %% ../../nbs/data/15_loading.ipynb #1f7f69b1
 @takes(ReadingSettings)
 def load_data(name:str|Path='phantom', # a known name, or the path of a folder, a table or an npz file
               root:str|Path=None, # folder of MedMNIST's npz files, or of the images that a table names

@@ -87,8 +87,7 @@ class StudyConfig(ReadingSettings, MeasuringSettings, derived(TrainingSettings, 
     sweep: Annotated[Literal['n','combinations','size','ratio']|None, 'of generators: what varies, from '
                      'cell to cell, and everything is drawn over'] = None
     equal: Annotated[bool, 'as many training images of each class, where n is not full'] = False
-    pool: Annotated[bool, 'keep the other training images, without their labels, for arms that learn from '
-                          'them'] = False
+    pool: Annotated[bool, 'keep the other training images, without labels, for arms that use them'] = False
     headline: Annotated[list[list[Any]], Len(0, 1000),
                         'contrasts declared beforehand, [arm, reference, condition, measure]; '
                         'by default those of `tsynd.experiments.HEADLINE`'] = field(default_factory=list)

@@ -54,6 +54,7 @@ def save_result(r:Result,
         _save_synthetic(r.synthetic, r, folder)
         for name,t in (tables or {}).items(): t.to_csv(folder/name, index=False)
 
+# %% ../../nbs/experiments/02_results.ipynb #1da3d4b9
 def save_lessons(facts:dict, # of a training, as `arm_stage` makes them
                  data:ImageData, folder:Path):
     "Write the images of the pool that taught most, and what is known of them, if it learned from a pool"

@@ -89,6 +89,9 @@ class ClassifierCells:
         if c.sweep:
             raise InputError(f"sweep is {shown(c.sweep)}, but the cells of this study are classifiers; "
                              "leave it out, or add cell = 'generator'", 'sweep', c.sweep)
+        if c.pool and 'full' in c.n:
+            raise InputError("pool is true, but n holds 'full', which leaves no image without its label; "
+                             "leave one of them out", 'pool', True)
 
     def check_arm(self, c, label, unknown):
         name = arm_name(c, label)
@@ -138,9 +141,6 @@ def check_config(c:StudyConfig,
     kind.check_study(c)
     for label in c.arms: kind.check_arm(c, label, unknown)
     for q in c.headline: _check_question(c, q, kind)
-    if c.pool and 'full' in c.n:
-        raise InputError("pool is true, but n holds 'full', which leaves no image without its label; leave "
-                         "one of them out", 'pool', True)
     return c
 
 # %% ../../nbs/experiments/05_study_configuration.ipynb #696bf834

@@ -75,6 +75,7 @@ def _contents(folder): # of all its files
 
 def _reason(e): return f'{type(e).__name__}: {e}'[:10**4]
 
+# %% ../../nbs/experiments/08_worker.ipynb #63fbf1c7
 _WRONG = Exception,SystemExit           # what code of one's own may raise
 _FILE = 'autoencoder','autoencoder_pool' # of a group: of the labelled images, and of the pool as well
 
