@@ -441,7 +441,8 @@ def test_the_page_of_a_complete_run_has_no_gap(tmp_path):
     assert 'undefined' not in text
     empty = re.findall(r'<dt>([^<]*)</dt><dd>–[^<]*</dd>', text)
     # settings that were left open
-    assert [k for k in empty if k not in ('subset', 'unlabelled', 'autoencoder', 'budget', 'pretrained')] == []
+    left = 'subset', 'unlabelled', 'autoencoder', 'budget', 'pretrained'
+    assert [k for k in empty if k not in left] == []
 
 
 # The same again
