@@ -81,6 +81,9 @@ def check_study(self:GeneratorCells, c):
     if c.protocol != 'tsynd':
         raise InputError(f"protocol is {shown(c.protocol)}, but a study of generators has tsynd only",
                          'protocol', c.protocol)
+    if c.pool:
+        raise InputError("pool is true, but generators learn from labelled images only; leave it out", 'pool',
+                         True)
     if c.keep:
         raise InputError(f"keep is {shown(c.keep)}, but of generators nothing is kept; leave it out",
                          'keep', c.keep)

@@ -26,7 +26,7 @@ __getattr__,__dir__,__all__ = lazy_loader.attach(__name__, submod_attrs=dict(
     dicom=['read_dicom', 'ACQUISITION', 'acquisition', 'DICOMS', 'is_dicom', 'read_pixels', 'pixel_kind'],
     folders=['SPLITS', 'TABLES', 'read_table', 'find_images'],
     splits=['PARTS', 'check_patients', 'likely_patients', 'draw_splits', 'split_table'],
-    duplicates=['edges', 'find_duplicates', 'duplicate_words'],
+    duplicates=['edges', 'find_duplicates', 'among', 'duplicate_words'],
     preparing=['Preparation', 'decide', 'PREPARED', 'cache_folder', 'Prepared', 'Kept', 'prepare'],
     loading=['known_names', 'is_phantom', 'is_known', 'is_path', 'as_path_of', 'data_name', 'reading',
              'check_there', 'load_data']))

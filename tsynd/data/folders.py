@@ -45,13 +45,14 @@ def _files(folder): # (paths of the images relative to the folder, why others ar
 SPLITS = dict(train='train', training='train', val='val', valid='val', validation='val', test='test',
               testing='test')
 
-def _by_folder(folder): # what the folders of the images say
+def _by_folder(folder, labels): # what the folders of the images say
     paths,left = _files(folder)
     if left:
         what = ', '.join(f'{n} {why}' for why,n in left.items())
         warnings.warn(f"{folder}: files left out: {what}")
     if not paths:
         raise InputError(f"{folder} holds no image, expected PNG, JPEG, TIFF or DICOM files", folder, 0)
+    if not labels: return pd.DataFrame(dict(path=paths, label=pd.Series([None]*len(paths), dtype=object)))
     parts = [PurePosixPath(p).parts for p in paths]
     splits = [SPLITS.get(p[0].lower()) if len(p) > 1 else None for p in parts]
     if any(splits) and not all(splits):
@@ -195,12 +196,13 @@ _ASKED = ('path_column','label_column','label_columns','separator','patient_colu
 @takes(derived(ReadingSettings, *_ASKED))
 def find_images(path:str|Path,  # a folder, a table, or an image file
                 settings,
-                root:str|Path=None # the folder of the images that a table names; default: that of the table
+                root:str|Path=None, # the folder of the images that a table names; default: that of the table
+                labels:bool=True    # do folders say what the images in them show?
                )->pd.DataFrame: # path, label and what else is known; `attrs['root']`: the folder of the paths
     "A row for each image; its label is a text, or None where there is none; raises `InputError`"
     path,names = as_path('path', path),None
     root = as_path('root', root or (path if path.is_dir() else path.parent))
-    if path.is_dir(): table = _by_folder(path)
+    if path.is_dir(): table = _by_folder(path, labels)
     elif path.suffix.lower() in TABLES and path.is_file(): table,names = _by_table(path, root, settings)
     elif path.is_file(): table = pd.DataFrame(dict(path=[path.name], label=pd.Series([None], dtype=object)))
     else: raise InputError(f"{path} does not exist, expected a folder or a table of images", path)

@@ -17,7 +17,8 @@ from ..core.defaults import ReadingSettings
 from ..core.errors import as_path, InputError, shown
 from ..core.settings import check_kind, Seed, takes, whole
 from .files import load_npz, read_npz
-from .folders import find_images, TABLES
+from .duplicates import among
+from .folders import find_images, read_table, TABLES
 from .images import ImageData, Split, to_numpy
 from .named import closest_name, load_medmnist, medmnist_info
 from .phantom_sets import phantom, phantom_settings
@@ -125,20 +126,29 @@ def check_there(name:str): # before anything is done with it
                      f"name{hint}", 'data set', name)
 
 # %% ../../nbs/data/15_loading.ipynb #0260b1ef
-def _unlabelled(path, data, s, progress)->Split:
-    none = dict.fromkeys(('label_column','label_columns','separator'))
-    found = find_images(path, **{k: getattr(s, k) for k in _FINDING} | none)
+def _listed(path, root, s): # a row for each image; nothing is asked about labels
+    path = as_path('unlabelled', path)
+    table = path.suffix.lower() in TABLES and path.is_file()
+    given = dict(path_column=s.path_column, skip_unreadable=s.skip_unreadable)
+    if table and s.patient_column in read_table(path): given |= dict(patient_column=s.patient_column)
+    return find_images(path, root=root if table else None, labels=False, **given)
+
+def _unlabelled(path, data, root, s, progress)->Split:
+    found = _listed(path, root, s)
     folder,paths = Path(found.attrs['root']),found.path.tolist()
     prep = data.prep or Preparation(data.shape[-1], data.shape[0], s.resize)
     x,_,bad,_ = prepare(folder, paths, 0, prep.size, prep.resize, s.frame, s.skip_unreadable, progress, prep)
-    found = found[~found.path.isin([*bad])].reset_index(drop=True)
-    held = {im.numpy().tobytes() for part in (data.val, data.test) for im in part.x}
-    new = torch.tensor([im.numpy().tobytes() not in held for im in x])
-    if not new.all():
-        warnings.warn(f"{path}: {int((~new).sum())} images are left out, which are validation or test "
-                      "images of " + data.name)
-    known = found.drop(columns=['label','split'], errors='ignore')
-    return Split(x, None, torch.arange(len(x)), known).select(new.nonzero()[:,0])
+    known = found[~found.path.isin([*bad])].drop(columns=['label','split'], errors='ignore')
+    known = known.reset_index(drop=True)
+    held = [data.val, data.test]
+    left = among(x, torch.cat([part.x for part in held]))
+    for part in held:
+        if part.table is None or 'patient' not in part.table or 'patient' not in known: continue
+        left |= torch.from_numpy(known.patient.isin(part.table.patient.dropna()).to_numpy())
+    if left.any():
+        warnings.warn(f"{path}: {int(left.sum())} images are left out, which are validation or test images "
+                      f"of {data.name}, or nearly, or of their patients")
+    return Split(x, None, torch.arange(len(x)), known).select((~left).nonzero()[:,0])
 
 # %% ../../nbs/data/15_loading.ipynb #2813000f
 def _no_reading(name, settings): # of a known set, where nothing is to be asked
@@ -161,7 +171,8 @@ def load_data(name:str|Path='phantom', # a known name, or the path of a folder, 
     if unlabelled is not None:
         how = {} if is_known(name) else vars(settings)
         data = load_data(name, root, size, seed, progress=progress, **how)
-        return with_pool(data, _unlabelled(unlabelled, data, settings, progress))
+        where = None if is_known(name) else root
+        return with_pool(data, _unlabelled(unlabelled, data, where, settings, progress))
     seed = check_kind('seed', seed, Seed)
     name = str(name) if isinstance(name, Path) else name
     if not isinstance(name, str):

@@ -102,7 +102,11 @@ def subset(data:ImageData, # any data set
     val = data.val.select(subset_order(data.val, seed, n))
     res = replace(data, train=data.train.select(some), val=val)
     check_classes(res)
-    return with_pool(res, data.train.select(_others(some, len(data.train)))) if pool else res
+    others = data.train.select(_others(some, len(data.train)))
+    if pool and not len(others):
+        raise InputError(f"subset is {n}, which are all training images of {data.name}, so that none is left "
+                         "for the pool; take fewer", 'subset', n)
+    return with_pool(res, others) if pool else res
 
 # %% ../../nbs/data/06_subsets.ipynb #5c632651
 def check_classes(data:ImageData): # any data set
@@ -131,7 +135,7 @@ def _others(some, n): # positions from 0 to n-1 that are not among some
 def _together(a, b): # images of both, without labels
     tables = [pd.DataFrame(index=range(len(s))) if s.table is None else s.table for s in (a, b)]
     return Split(torch.cat([a.x, b.x]), None, torch.cat([a.index, b.index]),
-                 pd.concat(tables, ignore_index=True))
+                 pd.concat(tables, join='inner', ignore_index=True))      # what is known of both
 
 def with_pool(data:ImageData,
               pool:Split # images like those of `data`; labels are taken away

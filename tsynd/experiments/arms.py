@@ -293,18 +293,18 @@ def _pool_ae(ae, seed, *, weight=A.weight, radius=A.radius, steps=A.steps, gate=
 
 @arm('mean_teacher', 'Agree with the own moving average on weakly changed images of the pool', _TARVAINEN,
      pool=True)
-def _mean_teacher(ae, seed, *, weight=10., relation=A.relation):
-    return [MeanTeacher(weight, relation=relation, seed=seed)]
+def _mean_teacher(ae, seed, *, weight=10., relation=A.relation, mirror=A.mirror):
+    return [MeanTeacher(weight, relation=relation, mirror=mirror, seed=seed)]
 
 @arm('fixmatch', 'Keep what one is sure of when an image of the pool is changed strongly',
      'Sohn et al. 2020, arXiv 2001.07685', pool=True)
-def _fixmatch(ae, seed, *, weight=A.weight, threshold=A.threshold):
-    return [FixMatch(weight, threshold=threshold, seed=seed)]
+def _fixmatch(ae, seed, *, weight=A.weight, threshold=A.threshold, mirror=A.mirror):
+    return [FixMatch(weight, threshold=threshold, mirror=mirror, seed=seed)]
 
 @arm('contrastive', 'First learn to tell images of the pool apart, then train',
      'Chen et al. 2020, arXiv 2002.05709', pool=True)
-def _contrastive(ae, seed, *, pool_updates=A.pool_updates, temperature=A.temperature):
-    return [Contrastive(pool_updates=pool_updates, temperature=temperature, seed=seed)]
+def _contrastive(ae, seed, *, pool_updates=A.pool_updates, temperature=A.temperature, mirror=A.mirror):
+    return [Contrastive(pool_updates=pool_updates, temperature=temperature, mirror=mirror, seed=seed)]
 
 # %% ../../nbs/experiments/03_arms.ipynb #ced9c549
 @arm('targeted_consistency', 'Agree with the moving average where images of the pool have climbed MI',
@@ -326,7 +326,7 @@ def _vat(ae, seed, *, weight=A.weight, radius=.03):
     return [VirtualAdversarial(weight, radius=radius, seed=seed)]
 
 @arm('mean_teacher_targeted', 'Mean teacher and targeted consistency together', 'tsynd', pool=True)
-def _mean_teacher_targeted(ae, seed, *, weight=10., relation=A.relation, targeted_weight=A.targeted_weight,
-                           radius=A.radius):
-    return [*_mean_teacher(ae, seed, weight=weight, relation=relation),
+def _mean_teacher_targeted(ae, seed, *, weight=10., relation=A.relation, mirror=A.mirror,
+                           targeted_weight=A.targeted_weight, radius=A.radius):
+    return [*_mean_teacher(ae, seed, weight=weight, relation=relation, mirror=mirror),
             *_targeted_consistency(ae, seed, weight=targeted_weight, radius=radius)]

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Len
 
-from ..core.defaults import (
-    AutoencoderSettings, ClassifierSettings, LongText, ReadingSettings, TargetingSettings)
+from tsynd.core.defaults import (
+    AutoencoderSettings, ClassifierSettings, LongText, PoolSettings, ReadingSettings,
+    TargetingSettings)
 from ..core.settings import derived, FileName, Images, number, Seed, Settings, stated, Text, whole
 
 # %% ../../nbs/experiments/00_configuration.ipynb #65afb8f3
@@ -119,6 +120,7 @@ class ArmSettings(derived(TargetingSettings, 'weight', 'radius', 'steps', 'gate'
     threshold: Annotated[number(.5, 1), 'probability from which on a guess is a label'] = .95
     pool_updates: Annotated[whole(1, 10**7), 'of the trunk on the pool, before the training'] = 300
     temperature: Annotated[number(.01, 10), 'of a contrast; below 1 the nearest others count more'] = .5
+    mirror: stated(PoolSettings, 'mirror') = PoolSettings.mirror
     targeted_weight: Annotated[number(0, 1000), 'of targeted consistency, where there is another loss on the '
                                                 'pool'] = 10.
     longer: Annotated[number(1e-4, 1000), 'so many times as long as the others; in a study'] = 1

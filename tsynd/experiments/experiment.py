@@ -64,6 +64,9 @@ def _given(c, root, data):
     if not isinstance(data, ImageData):
         raise InputError(f"data is of type {type(data).__name__}, expected an `ImageData`", 'data',
                          type(data).__name__)
+    if c.unlabelled is not None:
+        raise InputError(f"unlabelled is {shown(c.unlabelled)}, but data are given; give them images without "
+                         "labels with `with_pool`", 'unlabelled', c.unlabelled)
     asked = dict(dataset=(c.dataset, data.name, 'phantom'), size=(c.size, data.shape[-1], RunConfig.size))
     for k,(wanted,found,default) in asked.items():
         if wanted not in (found, default):
@@ -225,9 +228,10 @@ def arm_stage(c:RunConfig,         # resolved
              )->Stage:
     "One classifier of a run, and what TSynD made for it, where it is among the callbacks"
     learn,facts,seconds = train_arm(c, data, cbs, progress and arm)
-    extra = [cb.n_images for cb in cbs if hasattr(cb, 'n_images')]
-    facts |= dict(synthetic_images=sum(extra))
-    taught = [cb for cb in cbs if isinstance(cb, PoolTraining) and cb.notes.visits.any()]
+    on_pool = [cb for cb in cbs if isinstance(cb, PoolTraining)]
+    made = [cb.n_images for cb in cbs if cb not in on_pool and hasattr(cb, 'n_images')]
+    facts |= dict(synthetic_images=sum(made), unlabelled_images=sum(cb.n_images for cb in on_pool))
+    taught = [cb for cb in on_pool if cb.notes.visits.any()]
     if taught: facts |= dict(lessons=taught[-1].lessons()[:LESSONS].to_dict('records'))
     cb = next((cb for cb in cbs if isinstance(cb, TSynD)), None)
     if not cb: return Stage(facts, seconds, learn)

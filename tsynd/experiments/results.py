@@ -116,6 +116,7 @@ def about_run(c:RunConfig,   # resolved
     if data.unlabelled is not None: h.update(data.unlabelled.x.contiguous().numpy())
     return {**asdict(c), 'checksum of the images': h.hexdigest()[:16],
             'code of tsynd': code_checksum('tsynd.experiments.results'),
+            'code of the arms': code_checksum('tsynd.experiments.arms'),
             **{f'version of {k}': v for k,v in versions().items()},
             'number of threads': torch.get_num_threads(), 'precision': precision(c)}
 

@@ -6,7 +6,7 @@
 __all__ = ['Assignment', 'train_group', 'run_cell', 'failed_record', 'cells_checksum']
 
 # %% ../../nbs/experiments/08_worker.ipynb #482fe45d
-import hashlib, tempfile, threading
+import hashlib, json, tempfile, threading
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -115,7 +115,8 @@ def run_cell(a:Assignment,
             facts,files = kind.run(a.config, cell, whole, data, held, ae, folder)
         except _Changed as e: return dict(changed=str(e))
         except _WRONG as e: return dict(record=failed_record(cell, _reason(e)), files={})
-        known = _about(a, cell) | dict(data=checksum, seconds_autoencoder=group['seconds'])
+        seconds = json.loads(group['files'][f'{file}.json'])['seconds']
+        known = _about(a, cell) | dict(data=checksum, seconds_autoencoder=seconds)
         return dict(record=known | facts, files=files)
 
 def failed_record(cell:Cell, reason:str)->dict:

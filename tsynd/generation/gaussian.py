@@ -6,6 +6,8 @@
 __all__ = ['ClassGaussian']
 
 # %% ../../nbs/generation/02_gaussian.ipynb #0e9e235f
+from dataclasses import replace
+
 import pandas as pd
 import torch
 
@@ -29,7 +31,7 @@ class ClassGaussian(Generator):
     def learn(self, seed):
         from sklearn.covariance import ledoit_wolf
         s,clouds = self.data.train,{}
-        self.ae = train_autoencoder(self.data, self.steps, seed=seed)
+        self.ae = train_autoencoder(replace(self.data, unlabelled=None), self.steps, seed=seed)
         z,key = encode_all(self.ae, s.x).cpu().flatten(1).double(),strata(s.y)
         for c in key.unique().tolist():
             own = z[key == c]

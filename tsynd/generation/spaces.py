@@ -6,6 +6,7 @@
 __all__ = ['ImageSpace', 'LatentSpace', 'make_space', 'space_config']
 
 # %% ../../nbs/generation/03_spaces.ipynb #a530b9fc
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -65,7 +66,9 @@ class LatentSpace(ImageSpace):
 
     def fit(self, data, seed=0, progress=False):
         if self.given: self.ae.to(self.device).eval()
-        else: self.ae = train_autoencoder(data, self.steps, seed=seed, progress=progress, device=self.device)
+        else: # what the audit does not know as seen must not be seen
+            self.ae = train_autoencoder(replace(data, unlabelled=None), self.steps, seed=seed,
+                                        progress=progress, device=self.device)
         return super().fit(data, seed)
 
     def _arrays(self, x): return encode_all(self.ae, x, _some(x.shape[-2:]))

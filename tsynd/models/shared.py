@@ -66,6 +66,7 @@ def _key(train, data, settings):
     code = code_checksum(train.__module__)
     name = f'{code} {torch.__version__} {train.__qualname__} {sorted(settings.items())}'
     parts = [part.numpy().tobytes() for split in (data.train, data.val) for part in (split.x, split.y)]
+    if data.unlabelled is not None: parts.append(data.unlabelled.x.numpy().tobytes())
     return hashlib.sha256(b''.join([name.encode(), *parts])).hexdigest()
 
 # %% ../../nbs/models/06_shared.ipynb #a1c0de07

@@ -14,6 +14,7 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from ..core.seeds import seeded
 from ..core.settings import limited, number
+from ..data.images import to_float
 
 # %% ../../nbs/pool/00_augmentation.ipynb #c34f9d8e
 @limited(shift=number(0, .5))
@@ -42,7 +43,7 @@ def views(x:Tensor,         # (B,ch,H,W) in [0,1]
           mirror:bool=True  # left and right, in half of the images?
          )->Tensor:         # (B,ch,H,W) in [0,1]
     "A random part of each image at full size, with another brightness and contrast"
-    g = torch.Generator().manual_seed(seed)
+    x,g = to_float(x),torch.Generator().manual_seed(seed)
     draw = lambda lo, hi, *shape: lo + (hi-lo)*torch.rand(len(x), *shape, generator=g)
     side = draw(least, 1).sqrt()
     centre = (1-side)[:,None]*draw(-1, 1, 2)
@@ -68,6 +69,8 @@ def trivial_augment(x:Tensor,   # (B,ch,H,W) in [0,1]
                     p:float=1.  # share of images that are changed
                    )->Tensor:   # (B,ch,H,W) in [0,1]
     "One random operation of random strength on each image (Müller & Hutter 2021)"
+    x = to_float(x)
+    if not len(x): return x
     with seeded(seed):
         on = torch.rand(len(x)) < p
         return torch.stack([_trivial()((255*o).round().byte()).float()/255 if a else o for o,a in zip(x, on)])

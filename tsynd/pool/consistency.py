@@ -30,20 +30,19 @@ from .augmentation import weak
 # %% ../../nbs/pool/01_consistency.ipynb #86ac4774
 class PoolTraining(TrainingCallback):
     "Adds a loss on images without labels to that on the labelled batch"
-    order = -3
+    order,averages = -3,True        # is a moving average asked for its opinion?
     @takes(PoolSettings)
     def __init__(self,
                  settings,
                  pool:Split|Tensor=None # images (N,ch,H,W), bytes or in [0,1]; default: those of the data set
                 ):
         vars(self).update(vars(settings))
-        self.pool = pool
+        self.pool,self.teacher,self.notes,self.n_images = pool,None,None,0
 
     def before_batch(self):
         if self.task is None: self._begin()
-        n = max(2, round(self.per_label*len(self.learn.xb[0])))
-        g = torch.Generator().manual_seed(self._step_seed())
-        self.drawn = torch.randperm(len(self.images), generator=g)[:n]
+        self.drawn = self._draw(max(2, round(self.per_label*len(self.learn.xb[0]))))
+        self.n_images += len(self.drawn)
         self.unlabelled = to_float(self.images[self.drawn]).to(self.learn.xb[0].device)
 
     def after_loss(self):
@@ -51,9 +50,10 @@ class PoolTraining(TrainingCallback):
         if not weight: return
         each = self.losses(self.unlabelled)
         self.learn.loss_grad = self.learn.loss_grad + weight*each.mean()
-        self._note(weight*each.detach())
+        self.notes.add(self.drawn, weight*each.detach().cpu(), self.said.cpu())
 
-    def after_step(self): self.teacher.update(self.learn.model)
+    def after_step(self):
+        if self.teacher: self.teacher.update(self.learn.model)
 
 # %% ../../nbs/pool/01_consistency.ipynb #fe09e19a
 def rise(done:float, # share of the training that is done
@@ -66,23 +66,43 @@ def rise(done:float, # share of the training that is done
 @patch
 def before_fit(self:PoolTraining):
     dls = self.learn.dls
-    found = getattr(dls, 'unlabelled', None) if self.pool is None else self.pool
-    self.images = found = found.x if isinstance(found, Split) else found
-    if found is None or not len(found):
+    self.images = _pool_images(getattr(dls, 'unlabelled', None) if self.pool is None else self.pool)
+    self.norm = normalisation(dls.train, next(self.learn.model.parameters()).device)
+    self.task,self.notes,self.n_images = None,_Notes(len(self.images)),0
+
+def _pool_images(found): # (N,ch,H,W), bytes or float32
+    if found is None or isinstance(found, (Split, Tensor)) and not len(found):
         raise InputError("there is no pool of images without labels; give pool=, or a data set that has one, "
                          "such as subset(data, 100, pool=True)", 'pool')
-    if found.dtype != torch.uint8: check_pixels(found)
-    self.norm = normalisation(dls.train, next(self.learn.model.parameters()).device)
-    self.task,self.notes,self.n_images = None,_Notes(len(found)),0
+    found = found.x if isinstance(found, Split) else found
+    if not isinstance(found, Tensor) or found.ndim != 4 or len(found) < 2:
+        what = tuple(found.shape) if hasattr(found, 'shape') else type(found).__name__
+        raise InputError(f"pool is {type(found).__name__} {what}, expected a tensor (N,ch,H,W) of at least "
+                         "two images, or a `Split`", 'pool', what)
+    return found if found.dtype == torch.uint8 else check_pixels(found).float()
 
 @patch
 def _begin(self:PoolTraining): # with the first labelled batch
-    want,found = tuple(self.learn.xb[0].shape[1:]),tuple(self.images.shape[1:])
-    if found != want:
-        raise InputError(f"pool has images of shape {found}, expected {want} like the labelled ones; prepare "
-                         "both alike", 'pool', found)
+    self._check_shape(self.learn.xb[0])
     self.task = task_of(self.learn.yb[0].as_subclass(Tensor))
-    self.teacher = MovingAverage(self.learn.model, self.decay)
+    if self.averages: self.teacher = MovingAverage(self.learn.model, self.decay)
+
+@patch
+def _check_shape(self:PoolTraining, x): # labelled images
+    want,found = tuple(x.shape[1:]),tuple(self.images.shape[1:])
+    if found == want: return
+    raise InputError(f"pool has images of shape {found}, expected {want} like the labelled ones; prepare "
+                     "both alike", 'pool', found)
+
+@patch
+def _draw(self:PoolTraining, n): # the next images of the pool, each once before any comes again
+    N,start = len(self.images),self.n_images
+    n = min(n, N)
+    def order(k): return torch.randperm(N, generator=torch.Generator().manual_seed(_mixed(self.seed, k)))
+    ahead = torch.cat([order(start//N), order(start//N+1)]) if start % N + n > N else order(start//N)
+    return ahead[start % N:start % N + n]
+
+def _mixed(seed, k): return (1000003*seed + 7919*k + 29) % 2**31
 
 @patch
 def _step_seed(self:PoolTraining): return (1000003*self.seed + 7919*int(self.learn.train_iter) + 17) % 2**31
@@ -128,19 +148,16 @@ class _Notes: # on each image of a pool
         self.pull[i] += pull
 
 @patch
-def _note(self:PoolTraining, pull):
-    self.notes.add(self.drawn, pull.cpu(), self.said.cpu())
-    self.n_images += len(self.drawn)
-
-@patch
 def lessons(self:PoolTraining)->pd.DataFrame: # a row per image that was drawn, what taught most first
-    "How often each image of the pool was seen, its pull, and the teacher's opinion at first and at last"
-    n,i = self.notes,self.notes.visits.nonzero()[:,0]
-    if not len(i): raise InputError("no image of the pool was learned from; train longer", 'pool')
+    "How often each image of the pool was seen, its pull, and what was said of it at first and at last"
+    n = self.notes
+    if n is None or not n.visits.any():
+        raise InputError("pool: no image of it had a part in a loss; train first, or for longer", 'pool')
+    i = n.visits.nonzero()[:,0]
     table = pd.DataFrame(dict(pool_index=i, visits=n.visits[i], pull=n.pull[i]))
     for when,said in (('first', n.first[i]), ('last', n.last[i])):
         # of one label each of its classes, of several whether they are there
-        chance = said[:,:,1] if self.task.several else said[:,0]
+        chance = said[:,:,0] if self.task.several else said[:,0]
         for c in range(chance.shape[1]): table[f'{when}_{c}'] = chance[:,c].numpy()
     return table.sort_values('pull', ascending=False, kind='stable').reset_index(drop=True)
 
@@ -200,14 +217,22 @@ def _with_relation(self:MeanTeacher, one, other):
     apart = (resemblance(mine[-1].float())-resemblance(theirs[-1].float())).square().sum(1)
     return disagreement(said, self.said) + self.relation*apart
 
+# %% ../../nbs/pool/01_consistency.ipynb #0162a195
+@patch
+def __getstate__(self:PoolTraining):
+    left = 'pool','images','unlabelled','drawn','teacher','said','made','notes'
+    return {k: None if k in left else v for k,v in vars(self).items()}
+
 # %% ../../nbs/pool/01_consistency.ipynb #5d1e0084
 @contextmanager
 def unnoted(model:nn.Module): # any
     "A context in which no batch norm of a model takes note of what passes"
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.momentum is not None]
-    momenta = [m.momentum for m in norms]
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    kept = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
     try:
         for m in norms: m.momentum = 0.
         yield
     finally:
-        for m,momentum in zip(norms, momenta): m.momentum = momentum
+        for m,(momentum,tracked) in zip(norms, kept):
+            m.momentum = momentum
+            m.num_batches_tracked.copy_(tracked)

@@ -10,12 +10,13 @@ import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
 
+from ..core.errors import check_range
 from ..core.seeds import seeded
 from ..core.settings import limited, number, Seed, whole
 from ..data.images import to_float
 from ..models.dropout import dropout_layers
 from .augmentation import views
-from .consistency import features_of, PoolTraining
+from .consistency import features_of, PoolTraining, unnoted
 
 # %% ../../nbs/pool/03_contrastive.ipynb #6b77a842
 def contrastive_loss(a:Tensor, # (B,F) features of one view of each image
@@ -42,17 +43,18 @@ def pretrain(model:nn.Module,   # classifier with a linear layer at its end; all
              seed:int=0
             )->list:            # losses
     "Teach the trunk of a classifier to tell images apart"
-    device,dropouts = next(model.parameters()).device,[m for _,m in dropout_layers(model)]
+    device,modes = next(model.parameters()).device,{m: m.training for m in model.modules()}
     model.train()
-    for m in dropouts: m.eval()
+    for _,m in dropout_layers(model): m.eval()
     losses = []
-    with seeded(seed), features_of(model) as seen:
+    with seeded(seed), features_of(model) as seen, unnoted(model):
         learner = _Learner(model, images[:2].to(device), seen, look, lr, updates)
         for k in range(updates):
             x = to_float(images[torch.randperm(len(images))[:bs]]).to(device)
             one,other = (learner.features(views(x, seed=2*k+v+seed*updates*2, mirror=mirror)) for v in (0, 1))
             losses.append(learner.step(contrastive_loss(one, other, temperature)))
-    for m in dropouts: m.train()
+        learner.opt.zero_grad()             # or the first step of the training would begin with them
+    for m,on in modes.items(): m.training = on
     return losses
 
 # %% ../../nbs/pool/03_contrastive.ipynb #a024b1f0
@@ -79,21 +81,25 @@ class _Learner: # the projector, and the steps
 # %% ../../nbs/pool/03_contrastive.ipynb #ffa429b7
 class Contrastive(PoolTraining):
     "Before a training, teach the trunk on images without labels (Chen et al. 2020)"
-    order = 60            # after what takes note of the first weights
+    order,averages = 60,False       # after what takes note of the first weights
     def __init__(self,
                  *args,                 # for `PoolTraining`
                  pool_updates:int=300,  # of the trunk, before the training
                  temperature:float=.5,  # below 1 the nearest others count more
                  **kwargs               # for `PoolTraining`
                 ):
+        check_range('pool_updates', pool_updates, lo=1, hi=10**7, integer=True)
+        check_range('temperature', temperature, lo=.01, hi=10)
         super().__init__(*args, **kwargs)
-        self.pool_updates,self.temperature = pool_updates,temperature
+        self.pool_updates,self.temperature,self.losses = pool_updates,temperature,None
 
-    def before_fit(self):
+    def before_fit(self): # once: who trains on does not begin again
         super().before_fit()
+        if self.losses or not self.weight: return
+        self._check_shape(self.learn.dls.train.one_batch()[0])
         self.losses = pretrain(self.learn.model, self.images, self.pool_updates, temperature=self.temperature,
                                mirror=self.mirror, look=self.look, seed=self.seed)
-        self.n_images = 2*64*self.pool_updates
+        self.n_images = 2*min(64, len(self.images))*self.pool_updates
 
     def before_batch(self): pass
     def after_loss(self): pass

@@ -17,6 +17,7 @@ from .consistency import PoolTraining, unnoted
 # %% ../../nbs/pool/02_pseudo_labels.ipynb #00d35eb0
 class FixMatch(PoolTraining):
     "Learn guessed labels of strongly changed images, where the guess is sure (Sohn et al. 2020)"
+    averages = False
     def __init__(self,
                  *args,               # for `PoolTraining`
                  threshold:float=.95, # probability from which on a guess is a label
@@ -25,6 +26,8 @@ class FixMatch(PoolTraining):
         check_range('threshold', threshold, lo=.5, hi=1)
         super().__init__(*args, **kwargs)
         self.threshold,self.sure = threshold,[]
+
+    def before_fit(self): super().before_fit(); self.sure = []
 
     def losses(self, x)->Tensor: # (B,)
         seed = self._step_seed()

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..core.defaults import SynthesisSettings
 from ..core.errors import check_range, InputError
+from ..core.seeds import seeded
 from ..core.figures import show_images
 from ..core.settings import checked
-from ..models.prediction import frozen, logits_of, only_logits
+from ..models.prediction import only_logits
 from ..targeting.ascent import norms
 from ..targeting.synthesis import random_direction, Synthesizer
 from .consistency import disagreement, PoolTraining, unnoted
@@ -43,8 +44,8 @@ class TargetedConsistency(PoolTraining):
         return disagreement(mine, self.said)
 
     def _move(self, x): # `Synthetic`
-        guess = self.said.argmax(2)
-        y = guess.float() if self.task.several else guess[:,0]   # in the place of a label, which MI needs not
+        guess = self.said.argmax(2)             # of several labels: 0 for one that is there
+        y = 1.-guess if self.task.several else guess[:,0]       # in the place of a label, which MI needs not
         self.engine.task = self.task
         return self.engine(self.learn.model, x, y, seed=self._step_seed(), index=self.drawn)
 
@@ -74,6 +75,7 @@ def divergence(p:Tensor, logq:Tensor)->Tensor: # (B,L,K) both -> (B,)
 
 class VirtualAdversarial(PoolTraining):
     "Predict the same a small step away, in the direction of the fastest change (Miyato et al. 2018)"
+    averages = False
     def __init__(self,
                  *args,             # for `PoolTraining`
                  radius:float=.03,  # of the step: root mean square over pixels, images in [0,1]
@@ -84,20 +86,20 @@ class VirtualAdversarial(PoolTraining):
         self.radius = radius
 
     def losses(self, x)->Tensor: # (B,)
-        x = self._step(x)
-        with unnoted(self.learn.model): logits = only_logits(self.learn.model(self.look(x)))
-        return divergence(self.said, self.task.log_probabilities(logits))
+        with unnoted(self.learn.model): logq = self._logp(self._step(x))
+        return divergence(self.said, logq)
+
+    def _logp(self, x): # (B,L,K), with the dropout mask of this step
+        with seeded(self._step_seed()): logits = only_logits(self.learn.model(self.look(x)))
+        return self.task.log_probabilities(logits.float())
 
 # %% ../../nbs/pool/04_targeted.ipynb #dcabea6a
 @patch
 def _step(self:VirtualAdversarial, x, little=.01): # (B,ch,H,W) in [0,1]
-    model,length = self.learn.model,x[0].numel()**.5
-    d = random_direction(x, self._step_seed())*little*length
-    def logp(x): return self.task.log_probabilities(logits_of(model, self.look(x)).float())
-    with frozen(model), torch.enable_grad():
-        self.said = logp(x).exp().detach()
-        d.requires_grad_(True)
-        g, = torch.autograd.grad(divergence(self.said, logp(x+d)).sum(), d)
+    length = x[0].numel()**.5
+    d = (random_direction(x, self._step_seed())*little*length).requires_grad_(True)
+    with torch.no_grad(): self.said = self._logp(x).exp()
+    g, = torch.autograd.grad(divergence(self.said, self._logp(x+d)).sum(), d)
     return (x + self.radius*length*g/norms(g).clamp(min=1e-12)).clamp(0, 1)
 
 # %% ../../nbs/pool/04_targeted.ipynb #0d090055
@@ -110,6 +112,7 @@ def show(self:TargetedConsistency,
     i = disagreement(said, after).argsort(descending=True)[:n]
     s = self.made.pick(i)
     with torch.no_grad(): rec = self.engine.ae.decode(s.z0)
-    before,after = ([f'{v:.2f}' for v in p[i,0,-1]] for p in (said, after))
+    which = 0 if self.task.several else -1
+    before,after = ([f'{v:.2f}' for v in p[i,0,which]] for p in (said, after))
     titles = [*before, *['']*len(s), *after]        # probability of the last class, or of the first label
     return show_images(torch.cat([s.source, rec, s.x]), titles=titles, ncols=len(s))

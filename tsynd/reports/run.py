@@ -72,7 +72,8 @@ AIMS = dict(mi='mutual information', entropy='entropy', cross_entropy='cross-ent
 
 def _short_facts(run):
     c, d = run.m['config'], run.m['data']
-    return [('objective', AIMS.get(run.objective, run.objective)), ('seed', c.get('seed', '–')),
+    way = ('objective', AIMS.get(run.objective, run.objective)) if run.arm == 'tsynd' else ('arm', run.label)
+    return [way, ('seed', c.get('seed', '–')),
             ('epochs', c.get('epochs', '–')), ('classifier', c.get('model', '–')),
             ('images', _times(d.get('shape', ()))), ('test images', d.get('test') or '–')]
 

@@ -141,6 +141,7 @@ class RunArm(TypedDict, total=False):
     optimizer_steps: _Count
     images_seen: _Count
     synthetic_images: _Count
+    unlabelled_images: _Count
     lessons: Annotated[list[dict[Text, _Value]], Len(0, 1000)]|None
 
 # %% ../../nbs/reports/04_run_data.ipynb #90c27612
@@ -258,7 +259,9 @@ def synthesis_words(arm:dict # as for `kept_by_gate`
                    )->str:
     "How many images were synthesised, and the share that the gate kept"
     made, kept = arm.get('synthetic_images'), kept_by_gate(arm)
-    if 'lessons' in arm: return f'{fixed(made, 0, True)} images without labels seen, each as often as drawn'
+    if 'trace' not in arm: # another way to train
+        unlabelled = fixed(arm.get('unlabelled_images'), 0, True)
+        return f'beside the labelled images {fixed(made, 0, True)} made ones, {unlabelled} without labels'
     share = '' if kept != kept else f', {100*kept:.0f} % of them kept by the gate'
     return f'{fixed(made, 0, True)} images synthesised{share}'
 

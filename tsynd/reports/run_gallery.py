@@ -6,7 +6,7 @@
 __all__ = ['evenly_ranked', 'image_change', 'gallery_images', 'gallery_plot', 'gallery_html', 'lessons_html']
 
 # %% ../../nbs/reports/06_run_gallery.ipynb #4c8310ce
-import textwrap
+import re, textwrap
 
 import numpy as np
 from markupsafe import Markup
@@ -122,9 +122,9 @@ def lessons_html(run:RunFolder)->Markup: # empty without a pool
     rows = (run.m['arms']['tsynd'].get('lessons') or [])[:12]
     if not run.lessons: return Markup()
     from PIL import Image
-    last = max(k for k in rows[0] if k.startswith('last_'))[5:]
-    said = [f"{finite(r.get(f'first_{last}')):.2f} → {finite(r.get(f'last_{last}')):.2f}" for r in rows]
     classes = run.m['data'].get('classes', [])
-    name = classes[int(last)] if last.isdigit() and int(last) < len(classes) else last
+    last = max((int(k[5:]) for k in rows[0] if re.fullmatch(r'last_\d+', k)), default=0)
+    said = [f"{finite(r.get(f'first_{last}')):.2f} → {finite(r.get(f'last_{last}')):.2f}" for r in rows]
+    name = classes[last] if last < len(classes) else last
     return render('run_lessons.html', images=[data_uri(Image.fromarray(im)) for im in run.lessons[:12]],
                   pull=[fixed(r.get('pull'), 1) for r in rows], said=said, name=name)
