@@ -102,11 +102,7 @@ def subset(data:ImageData, # any data set
     val = data.val.select(subset_order(data.val, seed, n))
     res = replace(data, train=data.train.select(some), val=val)
     check_classes(res)
-    others = data.train.select(_others(some, len(data.train)))
-    if pool and not len(others):
-        raise InputError(f"subset is {n}, which are all training images of {data.name}, so that none is left "
-                         "for the pool; take fewer", 'subset', n)
-    return with_pool(res, others) if pool else res
+    return with_pool(res, _others(data, some)) if pool else res
 
 # %% ../../nbs/data/06_subsets.ipynb #5c632651
 def check_classes(data:ImageData): # any data set
@@ -127,10 +123,12 @@ def check_parts(data:ImageData, # any data set
                          "put some of the others aside for it", f'{words[s]} images', 0)
 
 # %% ../../nbs/data/06_subsets.ipynb #f414c893
-def _others(some, n): # positions from 0 to n-1 that are not among some
-    left = torch.ones(n, dtype=torch.bool)
+def _others(data, some): # training images that are not at these positions
+    left = torch.ones(len(data.train), dtype=torch.bool)
     left[some] = False
-    return left.nonzero()[:,0]
+    if left.any(): return data.train.select(left.nonzero()[:,0])
+    raise InputError(f"subset is {len(some)}, which are all training images of {data.name}, so that none is "
+                     "left for the pool; take fewer", 'subset', len(some))
 
 def _together(a, b): # images of both, without labels
     tables = [pd.DataFrame(index=range(len(s))) if s.table is None else s.table for s in (a, b)]
