@@ -113,7 +113,7 @@ def check_prevalence(prevalence, findings)->np.ndarray: # (F,)
     return np.array(given, float)
 
 # %% ../../nbs/data/02_findings.ipynb #e2a56e72
-_TRIES = 5000
+_TRIES = 20_000
 
 @limited(findings=whole(1, len(FINDINGS)), combinations=whole(2, 2**len(FINDINGS)),
          rarest=number(0, 1))
