@@ -81,6 +81,7 @@ def _pool_images(found): # (N,ch,H,W), bytes or float32
                          "two images, or a `Split`", 'pool', what)
     return found if found.dtype == torch.uint8 else check_pixels(found).float()
 
+# %% ../../nbs/pool/01_consistency.ipynb #ac5dacc2
 @patch
 def _begin(self:PoolTraining): # with the first labelled batch
     self._check_shape(self.learn.xb[0])
