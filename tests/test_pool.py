@@ -133,6 +133,10 @@ def test_lessons_add_up(data):
     teacher = MeanTeacher(weight=3.)
     weights(data, [teacher])
     table = teacher.lessons()
+    # with an odd number of images a batch holds the last of one turn and the first of the next
+    odd = MeanTeacher(weight=3., ramp=0., pool=data.unlabelled.x[:11])
+    weights(data, [odd])
+    assert odd.lessons().visits.sum() == odd.n_images > 11
     assert table.visits.sum() == teacher.n_images and (table.pull >= 0).all()
     assert torch.allclose(torch.tensor(table[['last_0','last_1']].sum(1).to_numpy()), torch.ones(len(table)))
 

@@ -40,7 +40,7 @@ class _Driver:
     def __init__(self, assignment, folder, executor, at_once):
         self.a,self.folder,self.executor,self.at_once = assignment,folder,executor,at_once
         self.groups,self.flying,self.tries,self.expected = {}, {}, Counter(), {}  # groups: cells to hand out
-        self.trained,self.training = ('', None),set()   # of groups: files and seconds; names under way
+        self.trained,self.training = ('', None),set()   # of groups: files; names under way
         self.found = read_records(folder)[0]
         for cell in cells(assignment.config):
             r = self.found.get(cell.id)
@@ -136,15 +136,16 @@ def _write_group(folder, cell, files):
     path = make_folder(make_folder(folder/'autoencoders')/cell.group)
     for name in sorted(files, key=_LAST.__eq__): write_whole(path/name, files[name], _ROOM)
 
-def _read_group(folder, cell): # files and seconds; None if there are none
+def _read_group(folder, cell): # its files; None if there are none
     path = folder/'autoencoders'/cell.group
     advice = f'remove {path}, and it is trained again'
     if not (path/_LAST).exists(): return None
     with system_errors(path, advice):
         parts = (p for p in path.glob('autoencoder*') if p.suffix in ('.safetensors','.json'))
         files = {p.name: p.read_bytes() for p in parts}
-    facts = [conform(read_json(path/k, advice), _Cost, path/k, advice) for k in files if k.endswith('json')]
-    return dict(files=files, seconds=sum(f['seconds'] for f in facts))
+    for k in files:
+        if k.endswith('json'): conform(read_json(path/k, advice), _Cost, path/k, advice)
+    return dict(files=files)
 
 @patch
 def _group(self:_Driver, cell): # of the last one asked for, they are remembered

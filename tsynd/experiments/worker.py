@@ -82,25 +82,24 @@ _FILE = 'autoencoder','autoencoder_pool' # of a group: of the labelled images, a
 def train_group(a:Assignment,
                 cell:Cell,     # any of the group
                 expected:str|None=None # checksum of the data; default: any
-               )->dict:        # files, seconds and data; or a reason; or changed
+               )->dict:        # files and data; or a reason; or changed
     "The autoencoder of a group, or why there is none"
     with _alone(a), tempfile.TemporaryDirectory() as tmp:
         try:
             data = source_data(a.config, cell, a.root, a.where)
             checksum = _check_data(data, cell, expected)
-            part,total = cell_data(a.config, cell, data=data)[0],0.
+            part = cell_data(a.config, cell, data=data)[0]
             for pool in (False, True)[:1+a.config.pool]:
                 ae,seconds = cell_autoencoder(a.config, cell, part, pool)
                 save_model(Path(tmp)/_FILE[pool], ae, seconds=seconds)
-                total += seconds
         except _Changed as e: return dict(changed=str(e))
         except _WRONG as e: return dict(reason=_reason(e))
-        return dict(files=_contents(tmp), seconds=total, data=checksum)
+        return dict(files=_contents(tmp), data=checksum)
 
 # %% ../../nbs/experiments/08_worker.ipynb #85b2be02
 def run_cell(a:Assignment,
              cell:Cell,
-             group:dict,       # files and seconds, as `train_group` gives them
+             group:dict,       # files, as `train_group` gives them
              expected:str|None=None # checksum of the data; default: any
             )->dict:           # record, and files to keep {name: bytes}; or changed
     "Train and measure one cell; what goes wrong is in its record"

@@ -145,8 +145,8 @@ class _Notes: # on each image of a pool
             self.last = self.first.clone()
         new = self.visits[i] == 0
         self.first[i[new]],self.last[i] = said[new],said
-        self.visits[i] += 1
-        self.pull[i] += pull
+        self.visits.index_add_(0, i, torch.ones_like(i, dtype=torch.int32)) # one may be there twice
+        self.pull.index_add_(0, i, pull)
 
 @patch
 def lessons(self:PoolTraining)->pd.DataFrame: # a row per image that was drawn, what taught most first
