@@ -1,13 +1,16 @@
 """What Sphinx does not know of nbdev: directives, the cell that defines a name, words beside a parameter."""
 import json
 import re
+from functools import cache
 from importlib import import_module
 
 from docutils import nodes
 from fastcore.docments import docments
 from nbformat.v4 import new_markdown_cell
+from sphinx.environment.adapters.toctree import global_toctree_for_doc
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.nodes import make_refnode
+from sphinx.util.osutil import relative_uri
 
 BAR = ('{{.bar}}\n{{download}}`Download this notebook <{0}>` '
        '[Open in Colab](https://colab.research.google.com/github/tsynd/tsynd/blob/main/nbs/{1}) '
@@ -16,6 +19,7 @@ TAGS = {'default_exp': 'remove-cell', 'hide': 'remove-cell',
         'echo: false': 'remove-input', 'output: false': 'remove-output'}
 DEFINES = re.compile(r'^(?:(?:class|def) (?=[^\W_]|__call__)|(?=[A-Z]\w* *[:=]))(\w+)'
                      r'(?:\((?:self|cls): ?(\w+))?', re.M)
+ENTRY = re.compile(r'<li class="toctree-l(\d)"><a class="reference internal" href="([^"]+)"')   # of a menu
 defined = {}   # 'tsynd.callback.TSynD' → '05_callback', the page whose cell defines it
 
 
@@ -123,15 +127,22 @@ def shorten(app, env):
         next(env.tocs[page].findall(nodes.reference)).children = [words]
 
 
+@cache
+def reference(env):
+    "Each public name, without its module, and where the reference has it"
+    python, known = env.domaindata['py'], {}
+    for name, entry in python['objects'].items():
+        module = max((m for m in python['modules'] if name.startswith(m + '.')), key=len, default='')
+        known[name if entry.objtype == 'module' else name.removeprefix(module + '.')] = entry
+    return known
+
+
 class Names(SphinxPostTransform):
     "`Synthesizer` in running text leads to the reference"
     default_priority = 5
 
     def run(self):
-        python, known = self.env.domaindata['py'], {}
-        for name, entry in python['objects'].items():
-            module = max((m for m in python['modules'] if name.startswith(m + '.')), key=len, default='')
-            known[name if entry.objtype == 'module' else name.removeprefix(module + '.')] = entry
+        known = reference(self.env)
         for literal in list(self.document.findall(nodes.literal)):
             name = re.sub(r'\(.*\)$', '', literal.astext())
             entry = known.get(name) or known.get(re.sub(r'^tsynd\.([a-z_]+\.)*', '', name))
@@ -140,10 +151,34 @@ class Names(SphinxPostTransform):
                 literal.replace_self(make_refnode(*at, literal.deepcopy()))
 
 
+@cache
+def menu_of(app, **how):
+    "The menu as the front page has it"
+    tree = global_toctree_for_doc(app.env, app.config.root_doc, app.builder, tags=app.tags, **how)
+    return app.builder.render_partial(tree)['fragment']
+
+
+def menu(app, page, template, context, doctree):
+    "Each page has the front page's menu, with itself marked: to make it anew takes longer than the page"
+    def toctree(**how):
+        whole, here, path, marked = menu_of(app, **how), app.builder.get_target_uri(page), {}, set()
+        for level, at in ENTRY.findall(whole):
+            path[level] = at
+            if at == here: marked = {path[k] for k in path if k <= level}
+
+        def entry(m):
+            mark = ' current' if m[2] in marked else ''
+            mine, to = ('current ', '#') if m[2] == here else ('', relative_uri(here, m[2]))
+            return f'<li class="toctree-l{m[1]}{mark}"><a class="{mine}reference internal" href="{to}"'
+        return ENTRY.sub(entry, whole)
+    context['toctree'] = toctree
+
+
 def setup(app):
     app.connect('config-inited', survey)
     app.connect('source-read', prepare)
     app.connect('env-updated', shorten)
+    app.connect('html-page-context', menu, priority=100)   # before the theme's
     app.connect('autodoc-process-docstring', describe)
     app.connect('autodoc-skip-member', fields)
     app.add_post_transform(Names)
