@@ -55,10 +55,9 @@ def test_every_arm_trains(name, data, ae):
 
 @pytest.mark.parametrize('name, settings', [
     *((a, dict(weight=0.)) for a in ARMS
-      if 'weight' in ARMS[a].settings and a not in ('mi_fgsm','mi_mixup','mi_pgd','mean_teacher_targeted')),
+      if 'weight' in ARMS[a].settings and a not in ('mi_fgsm','mi_mixup','mi_pgd','contrastive_vat')),
     ('trivialaugment', dict(p=0.)), ('mi_fgsm', dict(weight=0., attack_weight=0.)),
-    ('mi_pgd', dict(weight=0., attack_weight=0.)),
-    ('mean_teacher_targeted', dict(weight=0., targeted_weight=0.))],
+    ('mi_pgd', dict(weight=0., attack_weight=0.))],
     ids=lambda v: v if isinstance(v, str) else '')
 def test_an_arm_without_weight_is_the_baseline(name, settings, data, ae):
     "To the last bit: nothing an arm does touches the random stream or the buffers of the classifier"

@@ -325,8 +325,9 @@ def _reconstruction_consistency(ae, seed, *, weight=10.):
 def _vat(ae, seed, *, weight=A.weight, radius=.03):
     return [VirtualAdversarial(weight, radius=radius, seed=seed)]
 
-@arm('mean_teacher_targeted', 'Mean teacher and targeted consistency together', 'tsynd', pool=True)
-def _mean_teacher_targeted(ae, seed, *, weight=10., relation=A.relation, mirror=A.mirror,
-                           targeted_weight=A.targeted_weight, radius=A.radius):
-    return [*_mean_teacher(ae, seed, weight=weight, relation=relation, mirror=mirror),
-            *_targeted_consistency(ae, seed, weight=targeted_weight, radius=radius)]
+@arm('contrastive_vat', 'Contrastive pretraining, then VAT: the two together that did best alone', 'tsynd',
+     pool=True)
+def _contrastive_vat(ae, seed, *, pool_updates=A.pool_updates, temperature=A.temperature, mirror=A.mirror,
+                     weight=A.weight, radius=.03):
+    first = _contrastive(ae, seed, pool_updates=pool_updates, temperature=temperature, mirror=mirror)
+    return [*first, *_vat(ae, seed, weight=weight, radius=radius)]

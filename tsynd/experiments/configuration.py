@@ -121,6 +121,4 @@ class ArmSettings(derived(TargetingSettings, 'weight', 'radius', 'steps', 'gate'
     pool_updates: Annotated[whole(1, 10**7), 'of the trunk on the pool, before the training'] = 300
     temperature: Annotated[number(.01, 10), 'of a contrast; below 1 the nearest others count more'] = .5
     mirror: stated(PoolSettings, 'mirror') = PoolSettings.mirror
-    targeted_weight: Annotated[number(0, 1000), 'of targeted consistency, where there is another loss on the '
-                                                'pool'] = 10.
     longer: Annotated[number(1e-4, 1000), 'so many times as long as the others; in a study'] = 1
